@@ -1,0 +1,68 @@
+"""Cleaning of foreign text before it reaches a terminal, a log or a person.
+
+Foreign is whatever a guest, a script, a peer, a file name or an exception brought along. Textual
+lets raw escape sequences through, so nothing may reach it uncleaned.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_ESCAPE_SEQUENCE = re.compile(
+    r"""\x1b(?:
+        \[ [0-?]* [ -/]* [@-~]        # CSI
+      | \] [^\x07\x1b]* (?:\x07|\x1b\\)?   # OSC, ended by BEL or ST
+      | [PX^_] [^\x1b]* (?:\x1b\\)?   # DCS, SOS, PM, APC
+      | [ -/]* [0-~]                  # two-character sequences
+    )""",
+    re.VERBOSE,
+)
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def clean(text: str) -> str:
+    """One line of printable text: escape sequences dropped, control characters shown as `?`.
+
+    Tabs become four spaces; line ends become a space. Bidirectional overrides and other
+    format characters are dropped, since they can make a line read differently from what it is.
+    """
+    text = _ESCAPE_SEQUENCE.sub("", text)
+    text = text.replace("\t", "    ").replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
+    if text.isascii() and text.isprintable():
+        return text
+    out = []
+    for character in text:
+        category = unicodedata.category(character)
+        if category not in _INVISIBLE:
+            out.append(character)
+        elif category == "Cc":
+            out.append("?")
+    return "".join(out)
+
+
+def clean_bytes(raw: bytes) -> str:
+    """Like `clean`, for bytes of unknown encoding (UTF-8 assumed, the rest shown as `\\xNN`)."""
+    return clean(raw.decode("utf-8", "backslashreplace"))
+
+
+def shorten(text: str, width: int) -> str:
+    """At most `width` characters, the cut shown by an ellipsis."""
+    if width <= 0:
+        return ""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """The known word that `word` was probably meant to be, or None."""
+    import difflib
+
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def sentence_list(items: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    if len(items) < 2:
+        return "".join(items)
+    return ", ".join(items[:-1]) + " and " + items[-1]
