@@ -1,0 +1,289 @@
+"""What happened, as values. Names are in the past tense; results carry the operation number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hyperha.core.actions import Timer
+from hyperha.core.messages import PeerMessage
+from hyperha.domain import DataState, Epoch, Marker, Readiness, Role, SessionKey
+
+
+class Event:
+    """Root of all events."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stimulus:
+    """An event with what the core may not fetch for itself: id, time and random bits.
+
+    `now_ms` is CLOCK_BOOTTIME; `wall_ms` only for people; `entropy` 32 hexadecimal digits that
+    become a generation id or a nonce if one is needed.
+    """
+
+    id: str
+    now_ms: int
+    wall_ms: int
+    entropy: str
+    event: Event
+
+
+class Verb(StrEnum):
+    """The commands on a module that the core decides about."""
+
+    START = "start"
+    STOP = "stop"
+    PRIM = "prim"
+    PRIMFORCE = "primforce"
+    SECOND = "second"
+    SWAP = "swap"
+    RESTART = "restart"
+    STOPSTART = "stopstart"
+    FORCESTOP = "forcestop"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandGiven(Event):
+    """An operator's command. What the operator saw is compared with what is: else refused."""
+
+    verb: Verb
+    operation_id: str
+    by: str
+    reason: str = ""
+    expect_role: Role | None = None
+    expect_generation: str | None = None
+    confirmed: bool = False
+    full: bool = False
+    adopt: bool = False
+    automatic: bool = False
+    """Given by the daemon itself (boot, shutdown): does not reset the restart budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged(Event):
+    """An operator switched failover or boot, or suspended or resumed checkers."""
+
+    operation_id: str
+    by: str
+    failover: bool | None = None
+    boot: str | None = None
+    suspend: str | None = None
+    """Checker name, or empty for all of them."""
+    resume: str | None = None
+    reason: str = ""
+    until_wall_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """What the other node's heartbeats say about its side of the module; never a proof (P7)."""
+
+    role: Role
+    readiness: Readiness
+    data: DataState
+    epoch: int
+    generation: str
+    """First 16 hexadecimal digits of its current generation."""
+    stopping: bool
+    wanted: bool
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerHeard(Event):
+    """The peer's status is known: for the first time, again, or changed."""
+
+    status: PeerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSilent(Event):
+    """Every LAN and the session have been silent for `suspect`; the last sign came at that time."""
+
+    last_heard_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived(Event):
+    """A message of the other node's core."""
+
+    message: PeerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateReceived(Event):
+    """The peer's guardian has fenced and killed this run of this epoch (L8)."""
+
+    run: int
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class SelfStalled(Event):
+    """This node itself did not run for a while: it has observed nothing (L7)."""
+
+    gap_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired(Event):
+    """A deadline has come."""
+
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
+class PersistFailed(Event):
+    """The records could not be made durable; everything queued behind was dropped (K1)."""
+
+    text: str
+
+
+class MarkerState(StrEnum):
+    """What the folder's marker says (R12)."""
+
+    MATCHES = "matches"
+    ABSENT = "absent"
+    DIFFERS = "differs"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class AttachFacts:
+    """What was found when the folder was covered."""
+
+    marker: MarkerState
+    found: Marker | None
+    folder_empty: bool
+    candidates: int
+    """Records in the log plus dirty zones; -1 when log or map are damaged (Z6)."""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDone(Event):
+    """The result of an engine action; `text` says why when it failed."""
+
+    operation: int
+    ok: bool
+    text: str = ""
+    attach: AttachFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUp(Event):
+    """Handshake done. `candidates` is the size of the united candidate set, 0 when in sync."""
+
+    session: SessionKey
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLost(Event):
+    """The session ended without being asked to, or could not begin. `refused`: the two sides do
+    not agree (for example IN_SYNC with candidates left)."""
+
+    session: SessionKey
+    text: str
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStalled(Event):
+    """The peer made no progress for `waited_ms` while operations wait (D8'): told at suspect,
+    and again at stall_limit with `over_limit`."""
+
+    session: SessionKey
+    waited_ms: int
+    over_limit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncProgressed(Event):
+    """How far a resync is, for display."""
+
+    session: SessionKey
+    done_bytes: int
+    total_bytes: int
+    bytes_per_s: int
+    seconds_left: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncCopied(Event):
+    """Source: every candidate is equal on both sides; R11 may begin."""
+
+    session: SessionKey
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDiskFailed(Event):
+    """The folder's disk failed here: fsync error, write error, ENOSPC on apply (D10, D11)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLost(Event):
+    """The replication process died. `recovered`: a successor has taken the mount over (M4)."""
+
+    text: str
+    recovered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MountLost(Event):
+    """The mount is gone or covered by another one: an I/O failure (M6)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmDone(Event):
+    """The result of a VM action."""
+
+    operation: int
+    ok: bool
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VmExited(Event):
+    """The VM's process ended without being asked to."""
+
+    run: int
+    text: str
+
+
+class CheckerAction(StrEnum):
+    """What a checker's verdict asks for."""
+
+    RESTART = "restart"
+    STOPSTART = "stopstart"
+    STOP = "stop"
+    WAIT = "wait"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckerFailed(Event):
+    """A confirmed verdict of a checker about this run (K2)."""
+
+    checker: str
+    run: int
+    action: CheckerAction
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDone(Event):
+    """`isolated`: nothing but ourselves answers (None: cannot be told). `peer_answers`: its
+    daemon, or its host behind a filter, answered on some path (W8)."""
+
+    operation: int
+    isolated: bool | None
+    peer_answers: bool
+    text: str

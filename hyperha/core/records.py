@@ -1,0 +1,153 @@
+"""What must survive a crash: the lineage of a module's data on a node, and the operator's settings.
+
+Both are stored by the shell in one durable step (`actions.Persist`); the core alone decides what
+stands in them. What a copy is worth is derived from the lineage and never stored (G5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from hyperha.domain import NO_EPOCH, DataState, Epoch, Marker
+
+
+class DataLabel(StrEnum):
+    """What the node durably knows about its own copy."""
+
+    FRESH = "fresh"
+    """Never held the module's data: a new module, or a folder that was never replicated."""
+    UPTODATE = "uptodate"
+    OUTDATED = "outdated"
+    INCONSISTENT = "inconsistent"
+
+
+class ProofKind(StrEnum):
+    """Why a node may continue without its peer (D2)."""
+
+    PEER_SAID_SO = "peer-said-so"
+    CERTIFICATE = "certificate"
+    POWER_FENCED = "power-fenced"
+    WITNESS = "witness"
+    POLICY_PRIMARY = "policy-primary"
+    POLICY_RUN = "policy-run"
+    OPERATOR = "operator"
+
+    @property
+    def durable(self) -> bool:
+        """Whether it still proves after a crash that the peer is out (P6)."""
+        return self not in (ProofKind.POLICY_RUN, ProofKind.OPERATOR)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A proof that the peer is out, and the epoch it was obtained in."""
+
+    kind: ProofKind
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One line of data: the id decides, ordinal, reason and wall time are for people (G2)."""
+
+    id: str
+    ordinal: int
+    reason: str
+    at_wall_ms: int
+
+
+NO_GENERATION = Generation("", 0, "", 0)
+HISTORY_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The lineage record of one module on one node."""
+
+    resource: str
+    """Random id of the module: folders and records of another one are foreign (R0, R12)."""
+    node: str
+    peer: str
+    current: Generation = NO_GENERATION
+    base: str = ""
+    """Generation that the dirty map is relative to; empty while the peer is in sync (G3')."""
+    history: tuple[str, ...] = ()
+    label: DataLabel = DataLabel.FRESH
+    sync_from: str = ""
+    """Node that an INCONSISTENT copy is being made from."""
+    target_generation: str = ""
+    former_label: DataLabel = DataLabel.FRESH
+    """The label before INCONSISTENT: restored when a resync is undone (R4', R15)."""
+    intent_primary: bool = False
+    """Durable before the VM can write (P4); found at start-up it means a crashed primary (P2)."""
+    peer_out: Proof | None = None
+    epoch: Epoch = NO_EPOCH
+    """Highest epoch that this node ever held, granted or saw."""
+    released_to: Epoch | None = None
+    """The hand-over's commit: only the node of this epoch may run (H2)."""
+    marker: Marker | None = None
+    """The folder marker that this record names; `marker_before` is the value before it (R12)."""
+    marker_before: Marker | None = None
+    full_compare_owed: bool = False
+    was_primary: bool = False
+    """Whether this node was the last of the two to run the module, as far as it knows."""
+    alone_since_wall_ms: int = 0
+
+    @property
+    def data(self) -> DataState:
+        """What people are shown."""
+        match self.label:
+            case DataLabel.UPTODATE:
+                return DataState.UPTODATE
+            case DataLabel.OUTDATED:
+                return DataState.OUTDATED
+            case DataLabel.INCONSISTENT:
+                return DataState.INCONSISTENT
+            case DataLabel.FRESH:
+                return DataState.UNKNOWN
+
+    def minted(self, generation_id: str, reason: str, at_wall_ms: int) -> Lineage:
+        """A new generation: history is pushed, the base moves only when there was none (G3')."""
+        history = self.history
+        if self.current.id:
+            history = (self.current.id, *history)[:HISTORY_LENGTH]
+        return replace(
+            self,
+            current=Generation(generation_id, self.current.ordinal + 1, reason, at_wall_ms),
+            history=history,
+            base=self.base or self.current.id,
+        )
+
+    def with_marker(self) -> Lineage:
+        """The marker to be written next; the one before it stays acceptable (R12)."""
+        counter = self.marker.counter + 1 if self.marker else 1
+        marker = Marker(self.resource, self.node, self.current.id, counter)
+        return replace(self, marker=marker, marker_before=self.marker)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspension:
+    """A checker, or all of them (`checker` empty), told to give no verdict."""
+
+    checker: str
+    by: str
+    reason: str
+    until_wall_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What operators and the restart budget want remembered."""
+
+    wanted: bool = False
+    """Whether the module was last told to run here."""
+    boot: str = "on"
+    failover: bool = True
+    suspensions: tuple[Suspension, ...] = ()
+    recoveries_wall_ms: tuple[int, ...] = ()
+    """Automatic recoveries in the sliding window (restart budget)."""
+    start_failed: str = ""
+    """Why the last start_prim here failed; keeps the other node from handing over to us."""
+    certified_epoch: Epoch | None = None
+    """A certificate was sent for this epoch: no start under it before the peer answered (L8)."""
