@@ -1,0 +1,559 @@
+"""The folder's files by id: the backing tree below the held folder descriptor (Z3, M13).
+
+While a module is started the mount covers the folder's path; the plain files are reached only
+through the descriptor that was opened before. The FUSE session (primary), the applier (secondary)
+and resync (both) read and change them through `Store`. Every name is resolved one component at a
+time below that descriptor, links are never followed, no other mount is entered, and `.hyperha` and
+the attributes of hyperha do not exist for callers. Nothing here knows of peers, logs or roles.
+
+Thread-safe: descriptors are closed when their last user drops them. Errors are OSError with errno;
+ESTALE means that no inode carries the id.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from hyperha.replication import identity, syscalls
+from hyperha.replication.operations import (
+    NO_ID,
+    ROOT_ID,
+    Attributes,
+    Change,
+    FileId,
+    Target,
+)
+
+PRIVATE_NAME: Final = b".hyperha"
+"""The engine's own directory in the folder's root: never replicated, never visible."""
+
+# The method `list` hides the type inside the class.
+_Names = list[bytes]
+_Ranges = list[tuple[int, int]]
+
+_OPEN_LIMIT: Final = 256
+_BENEATH: Final = syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
+_PATH: Final = syscalls.O_PATH | _BENEATH
+
+
+class Descriptor:
+    """An open descriptor, closed when the last user lets go of it.
+
+    Whoever holds the object may use `fd`; a cache that drops it does not close it under a user. So
+    keep it in a variable while `fd` is used: `store.data(file).fd` alone names a closed descriptor.
+    """
+
+    __slots__ = ("directory", "fd", "recent", "writable")
+
+    def __init__(self, fd: int, *, writable: bool = False, directory: bool = False) -> None:
+        self.fd = fd
+        self.writable = writable
+        self.directory = directory
+        self.recent = True
+
+    def __del__(self) -> None:
+        try:
+            os.close(self.fd)
+        except OSError:
+            # The number is free already; there is nobody to tell in a finaliser.
+            pass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in a directory and its inode. `file` is NO_ID where the inode carries no id."""
+
+    name: bytes
+    file: FileId
+    attributes: Attributes
+    nlink: int
+    handle: bytes
+    """The inode's own handle, unique for its life on this node."""
+
+    @property
+    def directory(self) -> bool:
+        """Whether the inode is a directory."""
+        return stat.S_ISDIR(self.attributes.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a walk meets: an entry, the id of its directory and its path below the folder."""
+
+    parent: FileId
+    path: bytes
+    entry: Entry
+
+
+def check_name(name: bytes) -> None:
+    """Refuse what is not one plain component (M13): EINVAL, or ENAMETOOLONG above 255 bytes."""
+    if not name or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise OSError(errno.EINVAL, "not a plain file name", os.fsdecode(name))
+    if len(name) > 255:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), os.fsdecode(name))
+
+
+def attributes_of(status: os.stat_result) -> Attributes:
+    """The attributes that both copies share; a size only for regular files."""
+    regular = stat.S_ISREG(status.st_mode)
+    device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+    return Attributes(
+        mode=status.st_mode,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        size=status.st_size if regular else 0,
+        mtime_ns=status.st_mtime_ns,
+        rdev=status.st_rdev if device else 0,
+    )
+
+
+def _stale(file: FileId) -> OSError:
+    return OSError(errno.ESTALE, f"no file carries the id {file.hex()}")
+
+
+class Store:
+    """The backing tree of one folder. Owns a duplicate of `folder_fd` and its caches.
+
+    `privileged` (default: whether this process is root) decides how ids are kept: trusted
+    attributes and file handles, or user attributes and one descriptor per known inode, which is
+    good for a demo only (M14). Raises OSError EOPNOTSUPP where the file system has no handles.
+    """
+
+    def __init__(self, folder_fd: int, *, privileged: bool | None = None) -> None:
+        self.privileged = os.geteuid() == 0 if privileged is None else privileged
+        # Reopened, since a descriptor opened with O_PATH can neither list nor sync.
+        root = os.open(f"/proc/self/fd/{folder_fd}", os.O_RDONLY | syscalls.O_DIRECTORY)
+        self._root = Descriptor(root, directory=True)
+        self._root_handle, self._mount = syscalls.file_handle(root)
+        self._device = os.fstat(root).st_dev
+        self._handles: dict[FileId, bytes] = {ROOT_ID: self._root_handle}
+        self._ids: dict[bytes, FileId] = {self._root_handle: ROOT_ID}
+        self._open: dict[FileId, Descriptor] = {}
+        self._anchors: dict[bytes, Descriptor] = {}
+        self._lock = threading.Lock()
+        self._walked = False
+        self._noatime = syscalls.O_NOATIME
+        if not self.privileged:
+            _raise_descriptor_limit()
+
+    # --- identity -------------------------------------------------------------------------
+
+    def new_id(self) -> FileId:
+        """A fresh random id."""
+        return identity.new_id()
+
+    def assign_id(self, inode: int | bytes, file: FileId) -> None:
+        """Give an inode (descriptor or handle) the id; any id it had is replaced (Z3)."""
+        held = Descriptor(os.dup(inode)) if isinstance(inode, int) else self.open_inode(inode)
+        handle, _ = syscalls.file_handle(held.fd)
+        identity.write_id(held.fd, handle, file, self.privileged)
+        former = self._ids.get(handle)
+        if former is not None and former != file:
+            self._handles.pop(former, None)
+            self._open.pop(former, None)
+        self._learn(file, handle, held)
+
+    def identify(self, parent: FileId, name: bytes) -> FileId:
+        """The id of an entry; one is minted where the inode can carry it and has none."""
+        entry = self.find(parent, name)
+        if entry.file != NO_ID or not self.can_carry_id(entry.attributes.mode):
+            return entry.file
+        file = identity.new_id()
+        self.assign_id(entry.handle, file)
+        return file
+
+    def can_carry_id(self, mode: int) -> bool:
+        """Whether an inode of this type can carry an id: as root any, else files and folders."""
+        return self.privileged or stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+    def known(self, file: FileId) -> bool:
+        """Whether the id leads to an inode now; walks the folder once if need be."""
+        try:
+            self._path_descriptor(file)
+        except OSError:
+            return False
+        return True
+
+    def bind(self, file: FileId, parent: FileId, name: bytes) -> bool:
+        """Learn where an id lives. False when the inode there does not carry that id."""
+        try:
+            return self.find(parent, name).file == file
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                return False
+            raise
+
+    def handle(self, file: FileId) -> bytes:
+        """The local file handle of an id, for log records; ESTALE when unknown."""
+        handle = self._handles.get(file)
+        if handle is None and not self._walked:
+            self._walk_once()
+            handle = self._handles.get(file)
+        if handle is None:
+            raise _stale(file)
+        return handle
+
+    def bind_handle(self, file: FileId, handle: bytes) -> bool:
+        """Learn an id from a log record. False when the inode is gone or carries another id."""
+        if file == ROOT_ID:
+            return handle == self._root_handle
+        try:
+            held = self.open_inode(handle)
+            if identity.read_id(held.fd, b"", handle, self.privileged) != file:
+                return False
+        except OSError as error:
+            if error.errno in (errno.ESTALE, errno.ENOENT, errno.EINVAL):
+                return False
+            raise
+        self._learn(file, handle, held)
+        return True
+
+    def forget(self, file: FileId) -> None:
+        """Drop what is kept for an id whose inode lost its last name."""
+        handle = self._handles.pop(file, None)
+        self._open.pop(file, None)
+        if handle is not None:
+            self._ids.pop(handle, None)
+            self._anchors.pop(handle, None)
+
+    def forget_handle(self, handle: bytes) -> None:
+        """`forget` for an inode named by its handle, with or without an id."""
+        file = self._ids.get(handle)
+        if file is not None:
+            self.forget(file)
+        self._anchors.pop(handle, None)
+
+    def _learn(self, file: FileId, handle: bytes, held: Descriptor | None = None) -> None:
+        self._handles[file] = handle
+        self._ids[handle] = file
+        if not self.privileged and held is not None and handle not in self._anchors:
+            self._anchors[handle] = held
+
+    # --- descriptors ----------------------------------------------------------------------
+
+    def open_inode(self, handle: bytes) -> Descriptor:
+        """An O_PATH descriptor of the inode with this handle; ESTALE when it is gone."""
+        if handle == self._root_handle:
+            return self._root
+        if self.privileged:
+            return Descriptor(syscalls.open_handle(self._root.fd, handle, _PATH))
+        anchor = self._anchors.get(handle)
+        if anchor is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return anchor
+
+    def reopen(self, held: Descriptor, flags: int) -> int:
+        """Open for data what an O_PATH descriptor names; the caller closes the result."""
+        path = f"/proc/self/fd/{held.fd}"
+        flags |= syscalls.O_CLOEXEC
+        if self._noatime:
+            try:
+                return os.open(path, flags | self._noatime)
+            except PermissionError:
+                # O_NOATIME is for the owner or root only (Z9 asks for it where allowed).
+                if self.privileged:
+                    raise
+        return os.open(path, flags)
+
+    def inode(self, target: Target) -> Descriptor:
+        """A descriptor (possibly O_PATH) of an inode, by its id or its directory entry."""
+        if target.file != NO_ID:
+            return self._path_descriptor(target.file)
+        directory = self.directory(target.parent)
+        self.check_visible(target.parent, target.name)
+        held = Descriptor(os.open(target.name, _PATH, dir_fd=directory.fd))
+        _, mount = syscalls.file_handle(held.fd)
+        self._check_mount(mount, target.name)
+        return held
+
+    def directory(self, file: FileId) -> Descriptor:
+        """A readable descriptor of a directory; ENOTDIR for anything else."""
+        if file == ROOT_ID:
+            return self._root
+        held = self._open.get(file)
+        if held is None:
+            held = self.data(file)
+        held.recent = True
+        if not held.directory:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return held
+
+    def data(self, file: FileId) -> Descriptor:
+        """The cached descriptor for reading and writing a regular file, or a directory."""
+        held = self._open.get(file)
+        if held is not None:
+            held.recent = True
+            return held
+        if file == ROOT_ID:
+            return self._root
+        held = self._open_data(self._path_descriptor(file))
+        self.keep_open(file, held)
+        return held
+
+    def keep_open(self, file: FileId, held: Descriptor) -> None:
+        """Put a descriptor opened for reading and writing into the cache under its id."""
+        with self._lock:
+            while len(self._open) >= _OPEN_LIMIT:
+                self._evict_one()
+            self._open[file] = held
+
+    def _evict_one(self) -> None:
+        # Second chance: a dict keeps insertion order, and what was used lately goes to its end.
+        for file in list(self._open):
+            held = self._open.pop(file, None)
+            if held is None:
+                continue
+            if not held.recent:
+                return
+            held.recent = False
+            self._open[file] = held
+
+    def _open_data(self, path: Descriptor) -> Descriptor:
+        mode = os.fstat(path.fd).st_mode
+        if stat.S_ISDIR(mode):
+            return Descriptor(self.reopen(path, os.O_RDONLY), directory=True)
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "only regular files and directories hold data")
+        try:
+            return Descriptor(self.reopen(path, os.O_RDWR), writable=True)
+        except OSError as error:
+            # Immutable, or not ours to write without rights: reading may still be allowed.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return Descriptor(self.reopen(path, os.O_RDONLY))
+
+    def _path_descriptor(self, file: FileId) -> Descriptor:
+        if file == ROOT_ID:
+            return self._root
+        held = self._open.get(file)
+        if held is not None:
+            return held
+        return self.open_inode(self.handle(file))
+
+    def private_directory(self) -> int:
+        """A new descriptor of `.hyperha`, created (0700) where missing; the caller closes it."""
+        try:
+            os.mkdir(PRIVATE_NAME, 0o700, dir_fd=self._root.fd)
+        except FileExistsError:
+            pass
+        flags = os.O_RDONLY | syscalls.O_DIRECTORY | _BENEATH
+        return os.open(PRIVATE_NAME, flags, dir_fd=self._root.fd)
+
+    # --- names ----------------------------------------------------------------------------
+
+    def find(self, parent: FileId, name: bytes) -> Entry:
+        """The entry `name` of a directory; ENOENT when there is none, EXDEV on another mount."""
+        check_name(name)
+        self.check_visible(parent, name)
+        return self._entry(self.directory(parent), name)
+
+    def list(self, directory: FileId) -> list[Entry]:
+        """All entries of a directory in no order, without `.hyperha`."""
+        held = self.directory(directory)
+        entries = []
+        for name in self.names(directory):
+            try:
+                entries.append(self._entry(held, name))
+            except FileNotFoundError:
+                # Removed between the listing and the look at it.
+                continue
+        return entries
+
+    def names(self, directory: FileId) -> _Names:
+        """The names in a directory, without `.hyperha`."""
+        held = self.directory(directory)
+        found = [os.fsencode(name) for name in os.listdir(held.fd)]
+        if directory == ROOT_ID:
+            found = [name for name in found if name != PRIVATE_NAME]
+        return found
+
+    def _entry(self, directory: Descriptor, name: bytes) -> Entry:
+        handle, mount = syscalls.file_handle(directory.fd, name)
+        self._check_mount(mount, name)
+        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        file = self._ids.get(handle)
+        if file is None:
+            file = identity.read_id(directory.fd, name, handle, self.privileged)
+            held = None
+            if not self.privileged:
+                held = Descriptor(os.open(name, _PATH, dir_fd=directory.fd))
+                self._anchors.setdefault(handle, held)
+            if file != NO_ID:
+                self._learn(file, handle, held)
+        return Entry(name, file, attributes_of(status), status.st_nlink, handle)
+
+    def check_visible(self, parent: FileId, name: bytes) -> None:
+        """ENOENT for the engine's own directory: it does not exist for callers."""
+        if parent == ROOT_ID and name == PRIVATE_NAME:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), os.fsdecode(name))
+
+    def _check_mount(self, mount: int, name: bytes) -> None:
+        if mount != self._mount:
+            raise OSError(errno.EXDEV, "another file system is mounted here", os.fsdecode(name))
+
+    def walk(self) -> Iterator[Found]:
+        """Every entry of the folder, a directory before what is in it.
+
+        A directory that carries no id is reported and not entered; `identify` gives it one.
+        """
+        pending: list[tuple[FileId, bytes]] = [(ROOT_ID, b"")]
+        while pending:
+            parent, prefix = pending.pop()
+            try:
+                entries = self.list(parent)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESTALE):
+                    continue
+                raise
+            for entry in entries:
+                path = prefix + entry.name
+                yield Found(parent, path, entry)
+                # Asked again: the caller may have given the directory its id just now.
+                file = self._ids.get(entry.handle, entry.file)
+                if entry.directory and file != NO_ID:
+                    pending.append((file, path + b"/"))
+
+    def _walk_once(self) -> None:
+        """Learn every id of the folder: after a start ids arrive that nobody has looked up yet."""
+        self._walked = True
+        for _ in self.walk():
+            pass
+
+    def path_of(self, file: FileId) -> bytes | None:
+        """The path below the folder for a message, as far as the kernel knows it; else None."""
+        try:
+            root = os.readlink(b"/proc/self/fd/%d" % self._root.fd)
+            held = self._path_descriptor(file)
+            path = os.readlink(b"/proc/self/fd/%d" % held.fd)
+        except OSError:
+            return None
+        return path[len(root) + 1 :] if path.startswith(root + b"/") else None
+
+    # --- reading --------------------------------------------------------------------------
+
+    def attributes(self, target: Target) -> Attributes:
+        """The shared attributes of an inode."""
+        return attributes_of(self.status(target))
+
+    def status(self, target: Target) -> os.stat_result:
+        """Everything that stat(2) says about an inode."""
+        held = self.inode(target)
+        return os.fstat(held.fd)
+
+    def read(self, file: FileId, offset: int, length: int) -> bytes:
+        """Up to `length` bytes; fewer only at the end of the file."""
+        held = self.data(file)
+        data = os.pread(held.fd, length, offset)
+        while 0 < len(data) < length:
+            more = os.pread(held.fd, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def data_ranges(self, file: FileId, start: int, end: int) -> _Ranges:
+        """The (offset, length) of data between holes in [start, end), below the end of the file."""
+        held = self.data(file)
+        ranges: _Ranges = []
+        position = start
+        while position < end:
+            try:
+                data = os.lseek(held.fd, position, os.SEEK_DATA)
+                hole = os.lseek(held.fd, data, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    break
+                raise
+            if data >= end:
+                break
+            ranges.append((data, min(hole, end) - data))
+            position = hole
+        return ranges
+
+    def xattrs(self, target: Target) -> dict[bytes, bytes]:
+        """The extended attributes of an inode, without those of hyperha."""
+        held = self.inode(target)
+        path = b"/proc/self/fd/%d" % held.fd
+        found: dict[bytes, bytes] = {}
+        try:
+            names = [os.fsencode(name) for name in os.listxattr(path)]
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return found
+            raise
+        for name in names:
+            if identity.is_hidden_xattr(name):
+                continue
+            try:
+                found[name] = os.getxattr(path, name)
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EPERM, errno.EACCES):
+                    raise
+        return found
+
+    def symlink_target(self, target: Target) -> bytes:
+        """The text of a symbolic link; EINVAL for anything else."""
+        held = self.inode(target)
+        if not stat.S_ISLNK(os.fstat(held.fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return os.readlink(b"", dir_fd=held.fd)
+
+    def statfs(self) -> os.statvfs_result:
+        """Room and limits of the backing file system."""
+        return os.fstatvfs(self._root.fd)
+
+    # --- writing --------------------------------------------------------------------------
+
+    def write(self, file: FileId, offset: int, data: bytes | memoryview) -> int:
+        """Write at an offset; the number of bytes written, which is short only when disks fill."""
+        held = self.data(file)
+        if not held.writable:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return os.pwrite(held.fd, data, offset)
+
+    def sync(self, file: FileId, data_only: bool) -> None:
+        """fsync or fdatasync of a file or directory."""
+        held = self.data(file)
+        if data_only:
+            os.fdatasync(held.fd)
+        else:
+            os.fsync(held.fd)
+
+    def sync_all(self) -> None:
+        """syncfs of the backing file system (never sync(2), M9)."""
+        syscalls.sync_file_system(self._root.fd)
+
+    def start_writeback(self, file: FileId, offset: int, length: int) -> None:
+        """Begin write-back of a range without waiting, so that barriers stay short (D8')."""
+        held = self.data(file)
+        syscalls.start_writeback(held.fd, offset, length)
+
+    def apply(self, change: Change, *, again: bool = False) -> None:
+        """Perform a change from the primary, with the ids, attributes and mtimes it carries.
+
+        `again` accepts a change that may have been applied before (a stream replayed after a
+        reconnect or by a successor, T4, N1): what is in effect already is not an error.
+        """
+        # Imported here because that module works on this class.
+        from hyperha.replication import changes
+
+        changes.apply(self, change, again=again)
+
+    def close(self) -> None:
+        """Let go of every cached descriptor; the store is not to be used afterwards."""
+        self._open.clear()
+        self._anchors.clear()
+
+
+def _raise_descriptor_limit() -> None:
+    """Without handles each known inode needs a descriptor: take what the hard limit allows."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
