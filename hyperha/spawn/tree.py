@@ -1,0 +1,212 @@
+"""All processes of one run: finding them, killing them, knowing that they are gone.
+
+A run has its own cgroup v2 where that can be made; else its processes are found by session, by
+parentage and by a marker in their environment, which also those keep that called setsid.
+Standard library only: the guardian uses this when the daemon is dead. Never waits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+MARKER = "HYPERHA_RUN"
+"""The environment variable that every process of a run carries, with the run's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessTree:
+    """Names the processes of one run so that they can be ended, also by another process.
+
+    `cgroup` is the path of the run's cgroup directory or empty; `session` the session id of the
+    main process or 0.
+    """
+
+    marker: str
+    cgroup: str = ""
+    session: int = 0
+
+    def members(self) -> list[int]:
+        """The living processes of the run; zombies do not count, they hold nothing any more."""
+        if self.cgroup:
+            found = _cgroup_members(self.cgroup)
+            if found:
+                return found
+        return self._stray()
+
+    def kill(self) -> None:
+        """One round of SIGKILL to everything; call again while `members` says something."""
+        if self.cgroup:
+            try:
+                _write(os.path.join(self.cgroup, "cgroup.kill"), "1")
+            except OSError:  # Before Linux 5.14, or already removed.
+                _signal_all(_cgroup_members(self.cgroup))
+        _signal_all(self._stray())
+
+    def remove(self) -> bool:
+        """Remove the empty cgroup with what the run made below it; False while it is in use."""
+        if not self.cgroup:
+            return True
+        for directory, _, _ in os.walk(self.cgroup, topdown=False):
+            try:
+                os.rmdir(directory)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return False
+        return True
+
+    def _stray(self) -> list[int]:
+        """By /proc: who carries the marker, is of the session, or descends from one of those."""
+        wanted = f"{MARKER}={self.marker}".encode()
+        parents: dict[int, int] = {}
+        found: set[int] = set()
+        own = os.getpid()
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) == own:
+                continue
+            process = int(name)
+            facts = _facts(process)
+            if facts is None:
+                continue
+            parents[process], session = facts
+            if (self.session and session == self.session) or _carries(process, wanted):
+                found.add(process)
+        grown = True
+        while grown:
+            more = {p for p, parent in parents.items() if parent in found and p not in found}
+            grown = bool(more)
+            found |= more
+        return sorted(found)
+
+
+def _facts(process: int) -> tuple[int, int] | None:
+    """Parent and session of a living process, None for a zombie or a gone one."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[1]), int(fields[3])
+
+
+def _carries(process: int, wanted: bytes) -> bool:
+    try:
+        with open(f"/proc/{process}/environ", "rb") as file:
+            return wanted in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def _cgroup_members(path: str) -> list[int]:
+    found = []
+    for directory, _, _ in os.walk(path):
+        try:
+            with open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+                found += [int(line) for line in file]
+        except OSError:
+            continue
+    return [process for process in found if process and _facts(process) is not None]
+
+
+def _signal_all(processes: list[int]) -> None:
+    for process in processes:
+        try:
+            os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+        except OSError:
+            continue
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode("ascii"))
+    finally:
+        os.close(descriptor)
+
+
+class RunPlace:
+    """Where the cgroups of one node's runs are made: a subtree of the daemon's own cgroup.
+
+    `limit` is empty, or the sentence that says why runs get no cgroup of their own here.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.limit = ""
+        self._root: str = ""
+        try:
+            base = _own_cgroup()
+            if base is None:
+                self.limit = "no cgroup v2 is mounted: runs are ended by process group and marker"
+                return
+            root = os.path.join(base, f"hyperha-{name}")
+            os.makedirs(root, exist_ok=True)
+            if not os.access(os.path.join(root, "cgroup.procs"), os.W_OK):
+                raise PermissionError(13, "not writable")
+            self._root = root
+        except OSError as problem:
+            self.limit = (
+                f"no cgroup may be made here ({problem.strerror}): runs are ended by process "
+                "group and marker"
+            )
+
+    @classmethod
+    def for_home(cls, node: str, run_directory: Path) -> RunPlace:
+        """The place of a node's daemon: the same after a restart, another for another home."""
+        digest = hashlib.sha256(str(run_directory).encode()).hexdigest()[:8]
+        return cls(f"{node}-{digest}")
+
+    def make(self, run_id: str) -> str:
+        """Make the cgroup of a run and return its path, empty where cgroups are not possible."""
+        if not self._root:
+            return ""
+        path = os.path.join(self._root, run_id)
+        os.makedirs(path, exist_ok=True)
+        return path
+
+    def leftovers(self) -> list[ProcessTree]:
+        """Runs whose cgroups are still there from a daemon that is dead."""
+        if not self._root or not os.path.isdir(self._root):
+            return []
+        names = [entry.name for entry in os.scandir(self._root) if entry.is_dir()]
+        return [ProcessTree(name, os.path.join(self._root, name)) for name in sorted(names)]
+
+    def close(self) -> None:
+        """Remove the subtree when no run is left in it."""
+        for tree in self.leftovers():
+            if not tree.members():
+                tree.remove()
+        if self._root:
+            try:
+                os.rmdir(self._root)
+            except OSError:
+                pass  # A run is still there, or another daemon of this home removed it.
+
+
+def _own_cgroup() -> str | None:
+    """The directory of this process in the cgroup v2 hierarchy, also in the hybrid layout."""
+    if sys.platform == "win32":
+        return None
+    mount = ""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            if after.startswith("cgroup2 "):
+                mount = before.split()[4]
+                break
+    if not mount:
+        return None
+    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            if line.startswith("0::/"):
+                inside = line.rstrip("\n")[len("0::/") :]
+                path = os.path.join(mount, inside) if inside else mount
+                return path if os.path.isdir(path) else mount
+    return None
