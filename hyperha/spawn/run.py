@@ -283,12 +283,18 @@ async def start(
     tree = ProcessTree(run_id, cgroup, process.pid)
     run = Run(process, tree, name=name, on_line=output, keep_tree=keep_tree)
     run.follow(time_limit_s)
+    await _confirm(run, told, cwd)
+    return run
+
+
+async def _confirm(run: Run, told: int, cwd: str) -> None:
+    """Return when the launcher has become the command; else end the run and say what failed."""
     try:
         refusal = await _launched(told)
     except TimeoutError:
         await run.kill()
         raise TimedOutError(
-            f"{name}: was not running {LAUNCH_LIMIT_S:.0f} s after its start",
+            f"{run.name}: was not running {LAUNCH_LIMIT_S:.0f} s after its start",
             f"Does {cwd or 'its directory'} answer?",
         ) from None
     except asyncio.CancelledError:
@@ -296,8 +302,7 @@ async def start(
         raise
     if refusal is not None:
         await run.wait()
-        raise FailedError(f"{name}: {refusal['step']}: {clean(refusal['reason'])}")
-    return run
+        raise FailedError(f"{run.name}: {refusal['step']}: {clean(refusal['reason'])}")
 
 
 def _fork(
