@@ -1,0 +1,483 @@
+"""The intent log and dirty map of one copy: what a resync must look at after any crash (Z1-Z6).
+
+One file of fixed slots in the folder's private directory, fully written at creation and overwritten
+in place (S2). A record is durable before its operation is applied or sent (Z2); it is retired only
+behind a barrier that both nodes completed. While nothing may be retired (the node is alone, or a
+resync has not been confirmed) the same records are the dirty map (Z1), in the header's `retained`.
+Anything unreadable means that everything is a candidate, never nothing (Z6). The log knows nothing
+of sessions and peers: who calls `retire` and `clear` answers for the barrier.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import xxhash
+
+from hyperha.errors import ReplicationError
+from hyperha.replication.operations import NO_ID, FileId, Record, RecordKind
+
+NAME: Final = "intent"
+HEADER_BYTES: Final = 4096
+RECORD_BYTES: Final = 128
+SLOTS: Final = 8192
+"""Slots at creation: 8 GiB of scattered hot zones in 1 MiB."""
+SLOTS_LIMIT: Final = 65536
+"""The log doubles up to here; beyond, zones of a file coarsen into the whole file (Z5)."""
+
+_MAGIC: Final = b"hyperha intent\0\1"
+_HEADER: Final = struct.Struct("<16sQQBB6x64s64s")
+_HEADER_AT: Final = (0, 2048)
+_RECORD: Final = struct.Struct("<BBH4x16sQ80s")
+_HANDLE_LIMIT: Final = 80
+_FREE_BODY: Final = _RECORD.pack(0, 0, 0, b"", 0, b"")
+
+Key = tuple[int, FileId, int]
+
+
+class Entry:
+    """One record in use. `last` is the number of the last operation that needed it."""
+
+    __slots__ = ("handle", "key", "last", "slot")
+
+    def __init__(self, key: Key, slot: int, last: int, handle: bytes) -> None:
+        self.key = key
+        self.slot = slot
+        self.last = last
+        self.handle = handle
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    sequence: int
+    slots: int
+    retained: bool
+    everything: bool
+    resource: str
+    base: str
+
+
+def _seal(body: bytes, slot: int, seed: int) -> bytes:
+    return xxhash.xxh3_128_digest(body + slot.to_bytes(8, "little"), seed) + body
+
+
+class IntentLog:
+    """The log of one copy. `activate` is called by one thread; the rest by any.
+
+    `lock` guards `active` and the numbers in it; it is never held across a system call, so that
+    the hot path may take it: look the key up, store the operation's number in `Entry.last`.
+    """
+
+    def __init__(
+        self,
+        directory_fd: int,
+        resource: str,
+        handle_of: Callable[[FileId], bytes],
+        *,
+        fresh: bool,
+        slots: int = SLOTS,
+        slots_limit: int = SLOTS_LIMIT,
+    ) -> None:
+        """Open or create the log in a directory.
+
+        `fresh`: a missing log is an empty one; otherwise a log that is missing, damaged or of
+        another resource means that everything is a candidate (Z6, N6).
+        """
+        self.lock = threading.Lock()
+        self.active: dict[Key, Entry] = {}
+        self._directory = os.dup(directory_fd)
+        self._resource = resource
+        self._seed = xxhash.xxh3_64_intdigest(resource.encode())
+        self._handle_of = handle_of
+        self._limit = slots_limit
+        self._per_file: dict[FileId, int] = {}
+        self._free: list[int] = []
+        self._retaining = False
+        self._unrecorded = 0
+        self.damage = ""
+        """Why everything is a candidate, for people; empty when nothing was damaged."""
+        self._header = _Header(0, slots, False, False, resource, "")
+        self._durable_fd = self._plain_fd = -1
+        try:
+            self._open(fresh)
+        except BaseException:
+            self.close()
+            raise
+
+    # --- what callers ask -----------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Slots that the file has now."""
+        return self._header.slots
+
+    @property
+    def used(self) -> int:
+        """Records in use."""
+        return self._header.slots - len(self._free)
+
+    @property
+    def base(self) -> str:
+        """The generation that the dirty map is relative to; empty when there is no map."""
+        return self._header.base
+
+    @property
+    def everything(self) -> bool:
+        """Whether every file is a candidate."""
+        return self._header.everything
+
+    @property
+    def retaining(self) -> bool:
+        """Whether records are kept until a finished resync (Z1)."""
+        return self._retaining
+
+    def candidates(self) -> list[Record] | None:
+        """What a resync must look at; None: everything."""
+        if self._header.everything:
+            return None
+        with self.lock:
+            keys = list(self.active)
+        return [Record(RecordKind(kind), file, zone) for kind, file, zone in keys]
+
+    def candidate_count(self) -> int:
+        """How many records are candidates; -1: everything."""
+        return -1 if self._header.everything else len(self.active)
+
+    def handles(self) -> dict[FileId, bytes]:
+        """Local file handles of the recorded files, as far as they were known."""
+        with self.lock:
+            entries = list(self.active.values())
+        return {entry.key[1]: entry.handle for entry in entries if entry.handle}
+
+    # --- recording ------------------------------------------------------------------------
+
+    def activate(self, records: Iterable[Record], number: int) -> None:
+        """Make the records durable for operation `number`; returns at once for warm ones (Z2)."""
+        cold: list[Key] = []
+        with self.lock:
+            for record in records:
+                key = (int(record.kind), record.file, record.zone)
+                if record.file == NO_ID:
+                    # Named by its directory's entry; that record stands beside this one.
+                    continue
+                entry = self.active.get(key) or self._coarser(key)
+                if entry is not None:
+                    entry.last = max(entry.last, number)
+                elif key not in cold:
+                    cold.append(key)
+        if cold:
+            self._record(cold, number)
+
+    def _coarser(self, key: Key) -> Entry | None:
+        if key[0] == RecordKind.ZONE:
+            return self.active.get((int(RecordKind.WHOLE_FILE), key[1], 0))
+        return None
+
+    def _record(self, keys: list[Key], number: int) -> None:
+        while len(keys) > len(self._free) and self._header.slots < self._limit:
+            self._grow()
+        while len(keys) > len(self._free):
+            if self._header.everything or not self._coarsen():
+                if not self._header.everything:
+                    self._write_header(everything=True)
+                self._retaining = True
+                self._unrecorded = number
+                return
+            keys = [key for key in keys if not self._covered_by_file(key, number)]
+        if not keys:
+            return
+        with self.lock:
+            slots = sorted(self._free.pop() for _ in keys)
+        entries = [
+            Entry(key, slot, number, self._handle(key[1]))
+            for key, slot in zip(keys, slots, strict=True)
+        ]
+        self._write_runs(entries)
+        with self.lock:
+            for entry in entries:
+                self.active[entry.key] = entry
+                if entry.key[0] == RecordKind.ZONE:
+                    self._per_file[entry.key[1]] = self._per_file.get(entry.key[1], 0) + 1
+
+    def _covered_by_file(self, key: Key, number: int) -> bool:
+        with self.lock:
+            coarse = self._coarser(key)
+            if coarse is not None:
+                coarse.last = max(coarse.last, number)
+        return coarse is not None
+
+    def _handle(self, file: FileId) -> bytes:
+        try:
+            handle = self._handle_of(file)
+        except OSError:
+            # A file that is about to be created has none yet; the id is enough to find it.
+            return b""
+        return handle if len(handle) <= _HANDLE_LIMIT else b""
+
+    def _image(self, entry: Entry) -> bytes:
+        kind, file, zone = entry.key
+        body = _RECORD.pack(kind, len(entry.handle), 0, file, zone, entry.handle)
+        return _seal(body, entry.slot, self._seed)
+
+    def _write_runs(self, entries: list[Entry]) -> None:
+        """One durable write for each run of neighbouring slots."""
+        start = 0
+        for i in range(1, len(entries) + 1):
+            if i < len(entries) and entries[i].slot == entries[i - 1].slot + 1:
+                continue
+            image = b"".join(map(self._image, entries[start:i]))
+            self._pwrite(self._durable_fd, image, entries[start].slot)
+            start = i
+
+    def _pwrite(self, descriptor: int, image: bytes, slot: int) -> None:
+        written = os.pwrite(descriptor, image, HEADER_BYTES + slot * RECORD_BYTES)
+        if written != len(image):
+            raise ReplicationError(f"the intent log took {written} of {len(image)} bytes")
+
+    # --- room -----------------------------------------------------------------------------
+
+    def _grow(self) -> None:
+        first = self._header.slots
+        last = min(first * 2, self._limit)
+        self._write_free(self._durable_fd, range(first, last))
+        self._write_header(slots=last)
+        with self.lock:
+            self._free[:0] = range(last - 1, first - 1, -1)
+
+    def _coarsen(self) -> bool:
+        """Let one record stand for all zones of the file that has most of them (Z5)."""
+        with self.lock:
+            if not self._per_file:
+                return False
+            file = max(self._per_file, key=lambda one: self._per_file[one])
+            zones = [one for one in self.active.values() if one.key[:2] == (RecordKind.ZONE, file)]
+        if len(zones) < 2:
+            return False
+        last = max(one.last for one in zones)
+        whole = Entry((int(RecordKind.WHOLE_FILE), file, 0), zones[0].slot, last, zones[0].handle)
+        self._write_runs([whole])
+        with self.lock:
+            for one in zones:
+                self.active.pop(one.key, None)
+            self._per_file.pop(file, None)
+            former = self.active.get(whole.key)
+            if former is not None:
+                whole.last = max(former.last, last)
+                zones.append(former)
+            self.active[whole.key] = whole
+        self._release(zones[1:])
+        return True
+
+    def _release(self, entries: list[Entry]) -> None:
+        """Free slots. Not durable by itself: a record too many after a crash is harmless."""
+        if not entries:
+            return
+        ordered = sorted(entries, key=lambda one: one.slot)
+        start = 0
+        for i in range(1, len(ordered) + 1):
+            if i < len(ordered) and ordered[i].slot == ordered[i - 1].slot + 1:
+                continue
+            self._write_free(self._plain_fd, range(ordered[start].slot, ordered[i - 1].slot + 1))
+            start = i
+        with self.lock:
+            self._free.extend(one.slot for one in reversed(ordered))
+
+    def _write_free(self, descriptor: int, slots: range) -> None:
+        image = b"".join([_seal(_FREE_BODY, slot, self._seed) for slot in slots])
+        self._pwrite(descriptor, image, slots.start)
+
+    # --- forgetting -----------------------------------------------------------------------
+
+    def retire(self, covered: int) -> int:
+        """Forget records whose last operation is not behind `covered`; how many were forgotten.
+
+        The caller answers for Z2: both nodes' fsyncs of a barrier began after operation `covered`
+        was complete on both. Does nothing while records are retained (Z1).
+        """
+        if self._retaining:
+            return 0
+        return self._forget(covered)
+
+    def _forget(self, covered: int) -> int:
+        with self.lock:
+            gone = [entry for entry in self.active.values() if entry.last <= covered]
+            for entry in gone:
+                del self.active[entry.key]
+                kind, file, _ = entry.key
+                if kind == RecordKind.ZONE:
+                    left = self._per_file[file] - 1
+                    if left:
+                        self._per_file[file] = left
+                    else:
+                        del self._per_file[file]
+        self._release(gone)
+        return len(gone)
+
+    def retain(self) -> None:
+        """From here on nothing is retired before `clear`: a resync has begun (R3, R4).
+
+        Needs no disk: after a crash every record found is retained anyway.
+        """
+        self._retaining = True
+
+    def enter_alone(self, base: str) -> None:
+        """Z1: every record becomes dirty, relative to `base`, in one durable step.
+
+        A base that is already there stays (G3').
+        """
+        self._retaining = True
+        self._write_header(retained=True, base=self._header.base or base)
+
+    def clear(self, covered: int) -> bool:
+        """R11, F10: forget the map. Records of operations after `covered` stay, as active ones.
+
+        False: an operation after `covered` found no slot, so the map stays; to be called again
+        behind a later barrier.
+        """
+        if self._unrecorded > covered:
+            return False
+        self._forget(covered)
+        os.fdatasync(self._plain_fd)
+        self._retaining = False
+        self._unrecorded = 0
+        self.damage = ""
+        self._write_header(retained=False, everything=False, base="")
+        return True
+
+    def close(self) -> None:
+        """Close the descriptors; the file stays as it is."""
+        for name in ("_durable_fd", "_plain_fd", "_directory"):
+            descriptor = getattr(self, name, -1)
+            if descriptor >= 0:
+                os.close(descriptor)
+            setattr(self, name, -1)
+
+    # --- the file -------------------------------------------------------------------------
+
+    def _open(self, fresh: bool) -> None:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        problem = ""
+        try:
+            self._plain_fd = os.open(NAME, flags, dir_fd=self._directory)
+        except FileNotFoundError:
+            problem = "" if fresh else "the intent log is missing"
+            self._create(everything=not fresh)
+        else:
+            problem = self._load()
+            if problem:
+                os.close(self._plain_fd)
+                self._create(everything=True)
+        self._durable_fd = os.open(NAME, flags | os.O_DSYNC, dir_fd=self._directory)
+        self.damage = problem
+        self._retaining = bool(self._header.retained or self._header.everything or self.active)
+
+    def _create(self, *, everything: bool) -> None:
+        """Write every byte of a new file before it gets the name (S2)."""
+        self.active.clear()
+        self._per_file.clear()
+        slots = min(self._header.slots, self._limit)
+        self._header = _Header(1, slots, False, everything, self._resource, "")
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        temporary = f"{NAME}.new"
+        self._plain_fd = os.open(temporary, flags, 0o600, dir_fd=self._directory)
+        os.pwrite(self._plain_fd, b"\0" * HEADER_BYTES, 0)
+        for at in _HEADER_AT:
+            os.pwrite(self._plain_fd, self._header_image(self._header), at)
+        self._write_free(self._plain_fd, range(slots))
+        os.fsync(self._plain_fd)
+        directory = self._directory
+        os.rename(temporary, NAME, src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
+        self._free = list(range(slots - 1, -1, -1))
+
+    def _load(self) -> str:
+        """Read the file; what is wrong with it, or nothing."""
+        raw = os.pread(self._plain_fd, HEADER_BYTES, 0)
+        headers = [one for one in (self._read_header(raw[at:]) for at in _HEADER_AT) if one]
+        if len(headers) < len(_HEADER_AT):
+            # A sector is written whole or not at all: this one was damaged, and which of the two
+            # is the newer cannot be told.
+            return "the header of the intent log is unreadable"
+        header = max(headers, key=lambda one: one.sequence)
+        if header.resource != self._resource:
+            return f"the intent log belongs to the module with id {header.resource}"
+        size = header.slots * RECORD_BYTES
+        content = bytearray()
+        while len(content) < size:
+            piece = os.pread(self._plain_fd, size - len(content), HEADER_BYTES + len(content))
+            if not piece:
+                return "the intent log is shorter than its header says"
+            content += piece
+        self._header = header
+        free = []
+        for slot in range(header.slots):
+            at = slot * RECORD_BYTES
+            image = bytes(content[at : at + RECORD_BYTES])
+            if image != _seal(image[16:], slot, self._seed):
+                return f"record {slot} of the intent log is unreadable"
+            if not self._adopt(image[16:], slot):
+                free.append(slot)
+        self._free = free[::-1]
+        return ""
+
+    def _adopt(self, body: bytes, slot: int) -> bool:
+        kind, handle_length, _, file, zone, handle = _RECORD.unpack(body)
+        if kind == 0:
+            return False
+        key = (kind, FileId(file), zone)
+        if key in self.active:
+            # Retired and recorded anew elsewhere, and the crash kept both: one of them is enough.
+            self._write_free(self._plain_fd, range(slot, slot + 1))
+            return False
+        self.active[key] = Entry(key, slot, 0, handle[:handle_length])
+        if kind == RecordKind.ZONE:
+            self._per_file[key[1]] = self._per_file.get(key[1], 0) + 1
+        return True
+
+    def _header_image(self, header: _Header) -> bytes:
+        body = _HEADER.pack(
+            _MAGIC,
+            header.sequence,
+            header.slots,
+            header.retained,
+            header.everything,
+            header.resource.encode(),
+            header.base.encode(),
+        )
+        return xxhash.xxh3_128_digest(body) + body
+
+    def _read_header(self, raw: bytes) -> _Header | None:
+        checksum, body = raw[:16], raw[16 : 16 + _HEADER.size]
+        if xxhash.xxh3_128_digest(body) != checksum:
+            return None
+        magic, sequence, slots, retained, everything, resource, base = _HEADER.unpack(body)
+        if magic != _MAGIC:
+            return None
+        texts = [one.rstrip(b"\0").decode("utf-8", "replace") for one in (resource, base)]
+        return _Header(sequence, slots, bool(retained), bool(everything), texts[0], texts[1])
+
+    def _write_header(
+        self,
+        *,
+        slots: int | None = None,
+        retained: bool | None = None,
+        everything: bool | None = None,
+        base: str | None = None,
+    ) -> None:
+        """Overwrite the older of the two header slots, durably; the other one stays readable."""
+        old = self._header
+        header = _Header(
+            old.sequence + 1,
+            old.slots if slots is None else slots,
+            old.retained if retained is None else retained,
+            old.everything if everything is None else everything,
+            old.resource,
+            old.base if base is None else base,
+        )
+        os.pwrite(self._durable_fd, self._header_image(header), _HEADER_AT[header.sequence % 2])
+        self._header = header

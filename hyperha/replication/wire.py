@@ -1,0 +1,328 @@
+"""The frames of a replication session: kinds, framing, strict limits. Pure: no sockets, no files.
+
+Every frame carries its session's tag (T3) and a number. Numbers of the primary's frames grow by
+one; what the secondary says refers to them. A frame that is not exactly what it should be ends the
+session with one ReplicationError and nothing of it is applied. Changes are in `wire_changes`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import xxhash
+
+from hyperha.domain import SessionKey
+from hyperha.errors import ReplicationError
+from hyperha.replication.operations import FileId, Record, RecordKind
+
+ZONE_BYTES: Final = 1 << 20
+"""One zone of the intent log."""
+BLOCK_BYTES: Final = 1 << 16
+"""What a resync compares and moves."""
+BLOCKS_PER_ZONE: Final = ZONE_BYTES // BLOCK_BYTES
+DATA_LIMIT: Final = 1 << 20
+FRAME_LIMIT: Final = DATA_LIMIT + 4096
+RECORDS_PER_FRAME: Final = 16384
+
+HEAD: Final = struct.Struct("<IBBHIQ")
+"""Bytes behind the head, kind, flags, zero, session tag, number."""
+WRITE_HEAD: Final = struct.Struct("<IBBHIQIQ")
+"""A head followed by file index and offset, packed at once on the hot path."""
+_WRITE: Final = struct.Struct("<IQ")
+_BIND: Final = struct.Struct("<I16s")
+_RECORD: Final = struct.Struct("<B16sQ")
+_DIGESTS: Final = struct.Struct("<16sQHH")
+_BLOCK: Final = struct.Struct("<16sQ")
+_PROGRESS: Final = struct.Struct("<QQB")
+
+FLAG_BARRIER: Final = 1
+"""On a write: answered when it is on stable storage on both nodes (M1)."""
+FLAG_DATA_ONLY: Final = 1
+"""On a flush: fdatasync is enough."""
+FLAG_LAST: Final = 2
+"""On listings and candidate lists: nothing follows."""
+FLAG_CLEAN: Final = 1
+"""On the answer to a mark: nothing was left unsettled since the last one."""
+_ALL_FLAGS: Final = 3
+
+
+class Kind(IntEnum):
+    """What a frame is. Up to 31 the primary says, from 32 the secondary."""
+
+    HELLO = 1
+    BIND = 2
+    WRITE = 3
+    CHANGE = 4
+    FLUSH = 5
+    SYNC = 6
+    RETIRE = 7
+    GOODBYE = 8
+    LISTING = 9
+    INODE = 10
+    DIGESTS = 11
+    BLOCK = 12
+    MARK = 13
+    WELCOME = 32
+    REFUSED = 33
+    CANDIDATES = 34
+    ACKNOWLEDGED = 35
+    FLUSHED = 36
+    PROGRESS = 37
+    UNSETTLED = 38
+    RECONCILED = 39
+    DIFFERENT = 40
+    MARKED = 41
+    FAILED = 42
+
+
+_KINDS: Final = {int(kind): kind for kind in Kind}
+# Named here because attribute access on an enumeration is slow in a loop over frames.
+WRITE: Final = int(Kind.WRITE)
+ACKNOWLEDGED: Final = int(Kind.ACKNOWLEDGED)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One received frame; `payload` belongs to the frame."""
+
+    kind: Kind
+    flags: int
+    number: int
+    payload: bytes
+
+
+def session_tag(session: SessionKey) -> int:
+    """32 bits that stand for the session in every frame, never 0."""
+    epoch = session.epoch
+    text = f"{session.generation}/{epoch.counter}/{epoch.node}/{session.number}"
+    return xxhash.xxh3_64_intdigest(text.encode()) & 0xFFFFFFFF or 1
+
+
+def frame(kind: Kind, tag: int, number: int = 0, payload: bytes = b"", flags: int = 0) -> bytes:
+    """The bytes of any frame."""
+    if len(payload) > FRAME_LIMIT:
+        raise ReplicationError(f"a {kind.name} frame of {len(payload)} bytes is too large")
+    return HEAD.pack(len(payload), kind, flags, 0, tag, number) + payload
+
+
+def write_head(length: int, tag: int, number: int, index: int, offset: int, barrier: bool) -> bytes:
+    """The head of a write; `length` bytes of data follow it on the wire."""
+    return WRITE_HEAD.pack(length + _WRITE.size, WRITE, barrier, 0, tag, number, index, offset)
+
+
+class Parser:
+    """Cuts a received byte stream into frames of one session; knows nothing of their meaning."""
+
+    __slots__ = ("_held", "_lowest", "_tag")
+
+    def __init__(self, tag: int, *, from_primary: bool) -> None:
+        self._tag = tag
+        self._held = bytearray()
+        self._lowest = 1 if from_primary else 32
+
+    @property
+    def partial(self) -> bool:
+        """Whether the stream stands inside a frame: its end there is a truncation."""
+        return bool(self._held)
+
+    def feed(self, data: bytes | memoryview) -> Iterator[Frame]:
+        """The frames completed by `data`. Raises ReplicationError; then the stream is dead."""
+        held = self._held
+        held += data
+        position, size = 0, len(held)
+        head_size = HEAD.size
+        try:
+            while size - position >= head_size:
+                length, number_of_kind, flags, zero, tag, number = HEAD.unpack_from(held, position)
+                kind = _KINDS.get(number_of_kind)
+                if (
+                    length > FRAME_LIMIT
+                    or kind is None
+                    or zero
+                    or flags > _ALL_FLAGS
+                    or tag != self._tag
+                    or (kind >= 32) != (self._lowest == 32)
+                ):
+                    self._refuse(length, number_of_kind, flags, zero, tag)
+                end = position + head_size + length
+                if end > size:
+                    break
+                assert kind is not None
+                payload = bytes(memoryview(held)[position + head_size : end])
+                position = end
+                yield Frame(kind, flags, number, payload)
+        finally:
+            del held[:position]
+
+    def _refuse(self, length: int, kind: int, flags: int, zero: int, tag: int) -> None:
+        if tag != self._tag:
+            text = f"a frame of another session (tag {tag:#x}, expected {self._tag:#x}, T3)"
+        elif length > FRAME_LIMIT:
+            text = f"a frame of {length} bytes, more than the {FRAME_LIMIT} allowed"
+        else:
+            text = f"a malformed frame (kind {kind}, flags {flags}, {zero})"
+        raise ReplicationError(f"the replication stream carries {text}")
+
+
+class Cursor:
+    """Reads a payload piece by piece; anything missing or left over is an error."""
+
+    __slots__ = ("_data", "_position", "_what")
+
+    def __init__(self, data: bytes, what: str) -> None:
+        self._data = data
+        self._position = 0
+        self._what = what
+
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes."""
+        end = self._position + size
+        if end > len(self._data):
+            raise ReplicationError(f"a {self._what} frame is truncated")
+        piece = self._data[self._position : end]
+        self._position = end
+        return piece
+
+    def fields(self, layout: struct.Struct) -> tuple[int, ...]:
+        """Numbers (and byte strings) of a fixed layout."""
+        return layout.unpack(self.take(layout.size))
+
+    def short(self) -> bytes:
+        """A byte string of at most 64 KiB with its length before it."""
+        return self.take(int.from_bytes(self.take(2), "little"))
+
+    def long(self) -> bytes:
+        """A byte string with a 32-bit length before it."""
+        return self.take(int.from_bytes(self.take(4), "little"))
+
+    def more(self) -> bool:
+        """Whether anything is left."""
+        return self._position < len(self._data)
+
+    def end(self) -> None:
+        """Refuse what is left over."""
+        if self.more():
+            raise ReplicationError(f"a {self._what} frame is longer than what it says")
+
+
+def decode_write(payload: bytes) -> tuple[int, int, memoryview]:
+    """File index, offset, data."""
+    if len(payload) < _WRITE.size:
+        raise ReplicationError("a write frame is truncated")
+    index, offset = _WRITE.unpack_from(payload)
+    if offset > 1 << 62:
+        raise ReplicationError(f"a write frame has the impossible offset {offset}")
+    return index, offset, memoryview(payload)[_WRITE.size :]
+
+
+def encode_bind(index: int, file: FileId) -> bytes:
+    """Payload that lets `index` stand for a file in this session's writes."""
+    return _BIND.pack(index, file)
+
+
+def decode_bind(payload: bytes) -> tuple[int, FileId]:
+    """Index and file id."""
+    if len(payload) != _BIND.size:
+        raise ReplicationError(f"a bind frame of {len(payload)} bytes")
+    index, file = _BIND.unpack(payload)
+    return index, FileId(file)
+
+
+def decode_id(payload: bytes, what: str) -> FileId:
+    """A payload that is one file id."""
+    if len(payload) != 16:
+        raise ReplicationError(f"a {what} frame of {len(payload)} bytes")
+    return FileId(payload)
+
+
+def encode_records(records: list[Record] | tuple[Record, ...]) -> bytes:
+    """Payload of candidate lists and of what the target found unsettled."""
+    return b"".join([_RECORD.pack(one.kind, one.file, one.zone) for one in records])
+
+
+def decode_records(payload: bytes, what: str) -> list[Record]:
+    """The records of a payload."""
+    if len(payload) % _RECORD.size:
+        raise ReplicationError(f"a {what} frame of {len(payload)} bytes")
+    try:
+        return [
+            Record(RecordKind(kind), FileId(file), zone)
+            for kind, file, zone in _RECORD.iter_unpack(payload)
+        ]
+    except ValueError as problem:
+        raise ReplicationError(f"a {what} frame is malformed ({problem})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneDigests:
+    """The source's digests of `len(digests)` blocks from `offset`; None: a hole there."""
+
+    file: FileId
+    offset: int
+    digests: tuple[bytes | None, ...]
+
+
+_HOLE: Final = b"\0" * 16
+
+
+def encode_digests(zone: ZoneDigests) -> bytes:
+    """Payload of a digest comparison; a bit per block says hole, digests of the others follow."""
+    holes = sum(1 << i for i, one in enumerate(zone.digests) if one is None)
+    head = _DIGESTS.pack(zone.file, zone.offset, len(zone.digests), holes)
+    return head + b"".join([one for one in zone.digests if one is not None])
+
+
+def decode_digests(payload: bytes) -> ZoneDigests:
+    """The digests of a payload."""
+    cursor = Cursor(payload, "digest")
+    file, offset, count, holes = _DIGESTS.unpack(cursor.take(_DIGESTS.size))
+    if count > BLOCKS_PER_ZONE or holes >> count or offset % BLOCK_BYTES or offset > 1 << 62:
+        raise ReplicationError(f"a digest frame for {count} blocks at {offset} is malformed")
+    digests = tuple(None if holes >> i & 1 else cursor.take(16) for i in range(count))
+    cursor.end()
+    return ZoneDigests(FileId(file), offset, digests)
+
+
+def encode_different(blocks: list[int]) -> bytes:
+    """Payload of the answer: the numbers of blocks that differ."""
+    return sum(1 << i for i in blocks).to_bytes(2, "little")
+
+
+def decode_different(payload: bytes) -> list[int]:
+    """The numbers of the blocks that differ."""
+    if len(payload) != 2:
+        raise ReplicationError(f"an answer to digests of {len(payload)} bytes")
+    bits = int.from_bytes(payload, "little")
+    return [i for i in range(BLOCKS_PER_ZONE) if bits >> i & 1]
+
+
+def encode_block_head(file: FileId, offset: int) -> bytes:
+    """What comes before the data of a resync block."""
+    return _BLOCK.pack(file, offset)
+
+
+def decode_block(payload: bytes) -> tuple[FileId, int, memoryview]:
+    """File id, offset, data."""
+    if len(payload) < _BLOCK.size:
+        raise ReplicationError("a block frame is truncated")
+    file, offset = _BLOCK.unpack_from(payload)
+    if offset > 1 << 62 or len(payload) - _BLOCK.size > ZONE_BYTES:
+        raise ReplicationError(f"a block of {len(payload)} bytes at {offset} is malformed")
+    return FileId(file), offset, memoryview(payload)[_BLOCK.size :]
+
+
+def encode_progress(applied: int, waiting_bytes: int, syncing: bool) -> bytes:
+    """Payload of the sign of life: frames applied, bytes received and not yet applied (D8')."""
+    return _PROGRESS.pack(applied, waiting_bytes, syncing)
+
+
+def decode_progress(payload: bytes) -> tuple[int, int, bool]:
+    """Applied, waiting bytes, whether an fsync runs."""
+    if len(payload) != _PROGRESS.size:
+        raise ReplicationError(f"a progress frame of {len(payload)} bytes")
+    applied, waiting, syncing = _PROGRESS.unpack(payload)
+    return applied, waiting, bool(syncing)

@@ -1,0 +1,242 @@
+"""The intent log: durable before use, nothing forgotten too early, never too few candidates."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from hyperha.replication import intent_log
+from hyperha.replication.intent_log import HEADER_BYTES, RECORD_BYTES, IntentLog
+from hyperha.replication.operations import FileId, Record, RecordKind
+
+SECTOR = 512
+
+
+def file_id(number: int) -> FileId:
+    return FileId(number.to_bytes(16, "big"))
+
+
+def zone(file: int, number: int) -> Record:
+    return Record(RecordKind.ZONE, file_id(file), number)
+
+
+def open_log(
+    folder: Path, *, fresh: bool = False, slots: int = 64, limit: int = 128, resource: str = "r1"
+) -> IntentLog:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return IntentLog(
+            descriptor,
+            resource,
+            lambda file: b"handle" + file[-2:],
+            fresh=fresh,
+            slots=slots,
+            slots_limit=limit,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def found(folder: Path) -> set[Record] | None:
+    log = open_log(folder)
+    try:
+        candidates = log.candidates()
+        return None if candidates is None else set(candidates)
+    finally:
+        log.close()
+
+
+def test_a_record_is_on_disk_when_activate_returns(tmp_path: Path) -> None:
+    log = open_log(tmp_path, fresh=True)
+    records = [zone(2, 7), Record(RecordKind.INODE, file_id(2)), zone(2, 8)]
+    log.activate(records, 1)
+    assert found(tmp_path) == set(records)
+    log.activate(records, 2)
+    assert log.used == 3
+    assert log.handles() == {file_id(2): b"handle\0\2"}
+    log.close()
+
+
+def test_a_missing_log_is_empty_only_for_a_fresh_folder(tmp_path: Path) -> None:
+    log = open_log(tmp_path, fresh=False)
+    assert log.candidates() is None
+    assert log.candidate_count() == -1
+    assert "missing" in log.damage
+    log.close()
+    # It stays so until a resync was confirmed (Z6).
+    assert found(tmp_path) is None
+    log = open_log(tmp_path)
+    assert log.clear(0)
+    log.close()
+    assert found(tmp_path) == set()
+
+
+def test_a_log_of_another_module_makes_everything_a_candidate(tmp_path: Path) -> None:
+    open_log(tmp_path, fresh=True, resource="other").close()
+    assert found(tmp_path) is None
+
+
+def test_retire_forgets_only_what_the_barrier_covered(tmp_path: Path) -> None:
+    log = open_log(tmp_path, fresh=True)
+    log.activate([zone(2, 0)], 5)
+    log.activate([zone(2, 1)], 6)
+    log.activate([zone(2, 0)], 7)
+    assert log.retire(6) == 1
+    assert log.candidates() == [zone(2, 0)]
+    log.close()
+    assert found(tmp_path) == {zone(2, 0)}
+
+
+def test_alone_nothing_is_retired_and_a_crash_keeps_the_map(tmp_path: Path) -> None:
+    log = open_log(tmp_path, fresh=True)
+    log.activate([zone(2, 0)], 5)
+    log.enter_alone("g17")
+    log.activate([zone(2, 1)], 6)
+    assert log.retire(100) == 0
+    log.enter_alone("g18")
+    assert log.base == "g17", "G3': the base stays until the resync"
+    log.close()
+    log = open_log(tmp_path)
+    assert log.retaining
+    assert log.base == "g17"
+    assert log.retire(100) == 0
+    log.retain()
+    log.activate([zone(2, 9)], 42)
+    assert log.clear(41)
+    assert log.candidates() == [zone(2, 9)], "what came after the last barrier stays active"
+    assert log.base == ""
+    log.close()
+    assert found(tmp_path) == {zone(2, 9)}
+
+
+def test_records_found_after_a_crash_are_kept_until_a_resync_ends(tmp_path: Path) -> None:
+    log = open_log(tmp_path, fresh=True)
+    log.activate([zone(2, 0)], 5)
+    log.close()
+    log = open_log(tmp_path)
+    # Touched again and covered by a barrier: still owed to the peer (Z1).
+    log.activate([zone(2, 0)], 1)
+    assert log.retire(10) == 0
+    assert log.candidates() == [zone(2, 0)]
+    log.close()
+
+
+def test_a_full_log_grows_then_coarsens_then_takes_everything(tmp_path: Path) -> None:
+    log = open_log(tmp_path, fresh=True, slots=32, limit=64)
+    for number in range(64):
+        log.activate([zone(2, number)], number + 1)
+    assert log.capacity == 64
+    log.activate([zone(2, 64)], 65)
+    assert log.candidates() == [Record(RecordKind.WHOLE_FILE, file_id(2))]
+    log.activate([zone(2, 5)], 66)
+    assert log.used == 1
+    assert log.retire(65) == 0, "the whole file was needed by operation 66"
+    for number in range(63):
+        log.activate([Record(RecordKind.INODE, file_id(100 + number))], 100 + number)
+    log.activate([Record(RecordKind.INODE, file_id(99))], 200)
+    assert log.candidates() is None
+    log.close()
+    assert found(tmp_path) is None
+    log = open_log(tmp_path, slots=32, limit=64)
+    log.activate([Record(RecordKind.INODE, file_id(999))], 300)
+    assert not log.clear(299), "an operation without a record is not behind the barrier"
+    assert log.clear(300)
+    assert log.candidates() == []
+    log.close()
+
+
+def test_every_damaged_sector_makes_everything_a_candidate(tmp_path: Path) -> None:
+    log = open_log(tmp_path, fresh=True, slots=16, limit=16)
+    log.activate([zone(2, n) for n in range(16)], 1)
+    log.close()
+    good = (tmp_path / intent_log.NAME).read_bytes()
+    meaningful = {0, 4, *range(HEADER_BYTES // SECTOR, len(good) // SECTOR)}
+    for sector in range(len(good) // SECTOR):
+        at = sector * SECTOR
+        raw = good[:at] + os.urandom(SECTOR) + good[at + SECTOR :]
+        (tmp_path / intent_log.NAME).write_bytes(raw)
+        expected = None if sector in meaningful else {zone(2, n) for n in range(16)}
+        assert found(tmp_path) == expected, f"sector {sector}"
+    for length in (0, 100, HEADER_BYTES, len(good) - 1):
+        (tmp_path / intent_log.NAME).write_bytes(good[:length])
+        assert found(tmp_path) is None, f"cut to {length}"
+
+
+def test_any_mix_of_old_and_new_sectors_has_what_was_promised(tmp_path: Path) -> None:
+    """Crash states: each changed sector of the steps since the last promise is old or new."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    folder = tmp_path / "log"
+    folder.mkdir()
+    crash = tmp_path / "crash"
+    crash.mkdir()
+    log = open_log(folder, fresh=True, slots=32, limit=64)
+    promised: set[Record] = set()
+    number = 0
+    for _ in range(120):
+        before = (folder / intent_log.NAME).read_bytes()
+        number += 1
+        step = chance.random()
+        new = {zone(chance.randrange(2, 5), chance.randrange(40)) for _ in range(3)}
+        if step < 0.8:
+            log.activate(new, number)
+        elif step < 0.95:
+            log.retire(number - chance.randrange(10))
+        else:
+            log.enter_alone("g1") if chance.random() < 0.5 else log.clear(number)
+        after = (folder / intent_log.NAME).read_bytes()
+        now = log.candidates()
+        assert now is not None
+        still = set(now)
+        # What must be found: what was promised before the step and is still held after it.
+        whole_after = {one.file for one in still if one.kind == RecordKind.WHOLE_FILE}
+        must = {one for one in promised if one in still or one.file in whole_after}
+        padded = before.ljust(len(after), b"\0")
+        changed = [
+            at
+            for at in range(0, len(after), SECTOR)
+            if padded[at : at + SECTOR] != after[at : at + SECTOR]
+        ]
+        for _ in range(6):
+            mix = bytearray(padded)
+            for at in changed:
+                if chance.random() < 0.5:
+                    mix[at : at + SECTOR] = after[at : at + SECTOR]
+            (crash / intent_log.NAME).write_bytes(mix)
+            got = found(crash)
+            if got is None:
+                continue
+            whole = {one.file for one in got if one.kind == RecordKind.WHOLE_FILE}
+            lost = {one for one in must if one not in got and one.file not in whole}
+            assert not lost, f"seed {seed}: lost {lost}"
+        promised = still
+    log.close()
+
+
+def test_records_without_an_id_are_left_to_their_directory(tmp_path: Path) -> None:
+    log = open_log(tmp_path, fresh=True)
+    log.activate([Record(RecordKind.INODE, FileId(b"\0" * 16))], 1)
+    assert log.used == 0
+    log.close()
+
+
+def test_file_has_fixed_size_and_slots_are_reused(tmp_path: Path) -> None:
+    log = open_log(tmp_path, fresh=True)
+    size = (tmp_path / intent_log.NAME).stat().st_size
+    assert size == HEADER_BYTES + 64 * RECORD_BYTES
+    for number in range(500):
+        log.activate([zone(2, number)], number)
+        log.retire(number - 3)
+    assert (tmp_path / intent_log.NAME).stat().st_size == size
+    assert log.used == 3
+    log.close()
+
+
+@pytest.mark.parametrize("resource", ["", "x" * 64])
+def test_resource_ids_of_any_length_are_recognised(tmp_path: Path, resource: str) -> None:
+    open_log(tmp_path, fresh=True, resource=resource).close()
+    log = open_log(tmp_path, resource=resource)
+    assert log.candidates() == []
+    log.close()
