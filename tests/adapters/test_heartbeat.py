@@ -1,0 +1,417 @@
+"""Heartbeats: codec, who is believed, which LANs are up, two real links on loopback (L7, L9)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperha.domain import DataState, Epoch, Readiness, Role
+from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings, PeerView
+from hyperha.heartbeat.message import (
+    DATAGRAM_LIMIT,
+    MESSAGE_LIMIT,
+    Acknowledgement,
+    Body,
+    Certificate,
+    FrameError,
+    Header,
+    Heartbeat,
+    Message,
+    ModuleStatus,
+    decode,
+    encode,
+)
+from hyperha.heartbeat.outbox import Inbox, Outbox
+from hyperha.heartbeat.seal import (
+    NotAuthenticError,
+    PeerGate,
+    ReplayWindow,
+    Sealer,
+    Verdict,
+)
+from hyperha.heartbeat.tracker import LanChanged, PeerFound, PeerLost, Tracker
+
+KEY = b"k" * 32
+statuses = st.builds(
+    ModuleStatus,
+    number=st.integers(1, 32),
+    role=st.sampled_from(Role),
+    readiness=st.sampled_from(Readiness),
+    data=st.sampled_from(DataState),
+    epoch=st.integers(0, 2**32 - 1),
+    generation=st.sampled_from(["", "0123456789abcdef", "ff00000000000001"]),
+    stopping=st.booleans(),
+    wanted=st.booleans(),
+)
+counters = st.integers(0, 2**63)
+bodies = st.one_of(
+    st.builds(
+        Heartbeat,
+        boot_id=st.binary(min_size=16, max_size=16),
+        clock_ms=counters,
+        echo_instance=st.binary(min_size=16, max_size=16),
+        echo_counter=counters,
+        config_version=st.integers(0, 2**32 - 1),
+        modules=st.lists(statuses, max_size=32).map(tuple),
+    ),
+    st.builds(Message, counters, st.integers(1, 32), st.binary(max_size=MESSAGE_LIMIT)),
+    st.builds(Acknowledgement, st.lists(counters, max_size=64).map(tuple)),
+    st.builds(
+        Certificate,
+        st.binary(min_size=16, max_size=16),
+        st.integers(1, 32),
+        counters,
+        st.builds(Epoch, counters, st.sampled_from(["", "node1", "n" * 32])),
+    ),
+)
+
+
+def _header(instance: int = 1, counter: int = 1, **more: object) -> Header:
+    header = Header(b"tag!", 1, bytes([instance]) * 16, counter)
+    return replace(header, **more)  # type: ignore[arg-type]
+
+
+@given(bodies, counters)
+def test_every_frame_survives_the_wire(body: Body, counter: int) -> None:
+    header = _header(counter=counter, nonce=b"12345678", echoed_nonce=b"abcdefgh")
+    sealer = Sealer(KEY, "c")
+    datagram = sealer.seal(encode(header, body))
+    assert len(datagram) <= DATAGRAM_LIMIT
+    assert decode(sealer.open(datagram)) == (header, body)
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_refused(raw: bytes) -> None:
+    with pytest.raises(NotAuthenticError):
+        Sealer(KEY, "c").open(raw)
+    with pytest.raises(FrameError):
+        decode(raw)
+
+
+@given(bodies, st.data())
+def test_malformed_bodies_never_crash(body: Body, data: st.DataObject) -> None:
+    raw = bytearray(encode(_header(), body))
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] ^= data.draw(st.integers(1, 255))
+    cut = data.draw(st.integers(0, len(raw)))
+    for candidate in (bytes(raw), bytes(raw[:cut])):
+        try:
+            decode(candidate)
+        except FrameError:
+            continue
+
+
+def test_too_large_a_message_is_refused() -> None:
+    with pytest.raises(FrameError, match="1101"):
+        encode(_header(), Message(1, 1, b"x" * 1101))
+
+
+@pytest.mark.parametrize(("key", "cluster"), [(b"o" * 32, "c"), (KEY, "d")])
+def test_another_key_or_cluster_is_not_believed(key: bytes, cluster: str) -> None:
+    datagram = Sealer(key, cluster).seal(b"frame")
+    with pytest.raises(NotAuthenticError):
+        Sealer(KEY, "c").open(datagram)
+
+
+@given(st.lists(st.integers(0, 3000), max_size=200))
+def test_no_counter_passes_twice(offered: list[int]) -> None:
+    window = ReplayWindow()
+    passed = [counter for counter in offered if window.accept(counter)]
+    assert len(passed) == len(set(passed))
+    assert not offered or max(offered) in passed
+
+
+def test_a_process_is_believed_only_after_it_echoed_our_challenge() -> None:
+    gate = PeerGate(0, random.Random(1).randbytes)
+    first = gate.nonce
+    assert gate.admit(_header(1, 5, nonce=b"peer-one")) is Verdict.UNPROVEN
+    assert gate.peer_nonce == b"peer-one", "so that the peer can believe us"
+    recorded = _header(1, 6, echoed_nonce=first)
+    assert gate.admit(recorded) is Verdict.NEW_INSTANCE
+    assert gate.admit(recorded) is Verdict.REPLAYED
+    assert gate.admit(_header(1, 7)) is Verdict.ACCEPTED
+    # The peer restarts; its former process, recorded, is never believed again (A21).
+    assert gate.admit(_header(2, 1, echoed_nonce=first)) is Verdict.UNPROVEN, "an old challenge"
+    assert gate.admit(_header(2, 2, echoed_nonce=gate.nonce)) is Verdict.NEW_INSTANCE
+    assert gate.admit(_header(1, 99, echoed_nonce=gate.nonce)) is Verdict.REPLAYED
+    assert gate.admit(_header(3, 1, sender=0)) is Verdict.OURSELVES
+
+
+def test_a_restarted_receiver_believes_no_recording() -> None:
+    before = PeerGate(0, random.Random(1).randbytes)
+    recorded = _header(1, 1, echoed_nonce=before.nonce)
+    assert before.admit(recorded) is Verdict.NEW_INSTANCE
+    after = PeerGate(0, random.Random(2).randbytes)
+    assert after.admit(recorded) is Verdict.UNPROVEN
+
+
+def _tracker(*lans: str) -> Tracker:
+    return Tracker(lans or ("a", "b"), heartbeat_ms=100, suspect_ms=300, started_ms=1000)
+
+
+def test_a_lan_is_up_only_while_our_own_counter_comes_back() -> None:
+    tracker = _tracker("a")
+    tracker.sent(1, 1000)
+    assert tracker.received("a", None, 1010) == [], "heard, but are we heard?"
+    assert tracker.received("a", 1, 1020) == [LanChanged("a", True), PeerFound()]
+    changes = []
+    for now in range(1100, 1700, 50):  # The peer still sends, our own counters do not come back.
+        tracker.sent(now, now)
+        changes += tracker.received("a", 1, now)
+    assert changes[0] == LanChanged("a", False)
+    assert isinstance(changes[1], PeerLost)
+    assert changes[1].last_heard_ms < 1000 + tracker.echo_limit_ms
+
+
+def test_the_peer_is_lost_only_when_every_path_is_silent() -> None:
+    tracker = _tracker()
+    tracker.sent(1, 1000)
+    tracker.received("a", 1, 1001)
+    tracker.sent(2, 1200)
+    tracker.received("b", 2, 1201)
+    assert tracker.tick(1400) == [LanChanged("a", False)]
+    tracker.session_alive(1490)
+    assert tracker.tick(1502) == [LanChanged("b", False)], "the session counts as a LAN"
+    assert tracker.tick(1789) == []
+    assert tracker.tick(1790) == [PeerLost(1490)]
+    assert tracker.tick(9000) == [], "told once"
+
+
+def test_a_peer_that_was_never_heard_is_told_after_a_full_window() -> None:
+    tracker = _tracker()
+    assert tracker.tick(1299) == []
+    assert tracker.tick(1300) == [PeerLost(1000)]
+
+
+def test_a_node_that_stalled_has_observed_nothing() -> None:
+    tracker = _tracker("a")
+    tracker.sent(1, 1000)
+    tracker.received("a", 1, 1001)
+    tracker.observe_gap(6000)
+    assert tracker.tick(6000) == []
+    assert tracker.tick(6299) == [], "a full window first (L7)"
+    assert tracker.tick(6300) == [LanChanged("a", False), PeerLost(1001)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.sampled_from("sreg")), max_size=60))
+def test_lost_and_found_alternate(steps: list[tuple[int, str]]) -> None:
+    tracker, now, told = _tracker("a"), 1000, []
+    for number, (wait, what) in enumerate(steps, 1):
+        now += wait
+        if what == "s":
+            tracker.sent(number, now)
+        elif what == "r":
+            told += tracker.received("a", None, now)
+        elif what == "e":
+            told += tracker.received("a", number - 1, now)
+        else:
+            tracker.observe_gap(now)
+        told += tracker.tick(now)
+    kinds = [type(change) for change in told if not isinstance(change, LanChanged)]
+    assert all(one is not other for one, other in itertools.pairwise(kinds))
+
+
+def test_a_message_is_sent_again_until_acknowledged_or_too_old() -> None:
+    outbox = Outbox(retry_ms=50)
+    outbox.add(1, b"x", 0, 200)
+    outbox.add(2, b"y", 0, 200)
+    assert [m.payload for m in outbox.due(0)] == [b"x", b"y"]
+    assert outbox.due(10) == []
+    assert outbox.next_due_ms() == 50
+    outbox.acknowledged((1,))
+    assert [m.payload for m in outbox.due(50)] == [b"y"]
+    assert outbox.due(200) == []
+    assert outbox.next_due_ms() is None
+
+
+def test_a_message_is_handed_on_once_per_process_of_the_peer() -> None:
+    inbox = Inbox()
+    assert inbox.first_time(Message(1, 1, b""))
+    assert not inbox.first_time(Message(1, 1, b""))
+    inbox.restart()
+    assert inbox.first_time(Message(1, 1, b""))
+
+
+class Recorder:
+    """Writes down what the links tell, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self._news = asyncio.Event()
+
+    def _note(self, *what: object) -> None:
+        self.told.append(what)
+        self._news.set()
+
+    def lan_changed(self, lan: str, up: bool) -> None:
+        self._note("lan", lan, up)
+
+    def peer_heard(self, view: PeerView, again: bool) -> None:
+        self._note("heard", view, again)
+
+    def peer_silent(self, last_heard_ms: int) -> None:
+        self._note("silent", last_heard_ms)
+
+    def message_received(self, module: int, payload: bytes) -> None:
+        self._note("message", module, payload)
+
+    def certificate_received(self, certificate: Certificate) -> None:
+        self._note("certificate", certificate)
+
+    def stalled(self, gap_ms: int) -> None:
+        self._note("stalled", gap_ms)
+
+    def refused(self, text: str) -> None:
+        self._note("refused", text)
+
+    def of(self, kind: str) -> list[tuple[object, ...]]:
+        return [what for what in self.told if what[0] == kind]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _settings(node: int, port: int, key: bytes = KEY) -> LinkSettings:
+    own, other = (("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1"))[node]
+    own2, other2 = (("127.0.0.3", "127.0.0.4"), ("127.0.0.4", "127.0.0.3"))[node]
+    return LinkSettings(
+        key=key,
+        cluster_id="c",
+        own_index=node,
+        lans=(LanPath("prod", own, other), LanPath("repl", own2, other2)),
+        port=port,
+        heartbeat_ms=100,
+        suspect_ms=600,
+    )
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[HeartbeatLinks, Recorder, HeartbeatLinks, Recorder, int]]:
+    port = _free_port()
+    one, two = Recorder(), Recorder()
+    first = HeartbeatLinks(_settings(0, port), one)
+    second = HeartbeatLinks(_settings(1, port), two)
+    first.start()
+    second.start()
+    try:
+        yield first, one, second, two, port
+    finally:
+        first.stop()
+        second.stop()
+
+
+PRIM = ModuleStatus(1, Role.PRIM, Readiness.READY, DataState.UPTODATE, 7, "0123456789abcdef")
+
+
+@pytest.mark.anyio
+async def test_two_nodes_hear_each_other(
+    pair: tuple[HeartbeatLinks, Recorder, HeartbeatLinks, Recorder, int],
+) -> None:
+    first, one, second, two, _ = pair
+    await one.until(lambda: one.of("heard") and len(one.of("lan")) == 2)
+    await two.until(lambda: two.of("heard") and len(two.of("lan")) == 2)
+    first.set_status((PRIM,), config_version=3)
+    await two.until(lambda: two.of("heard")[-1][1].modules == (PRIM,))  # type: ignore[attr-defined]
+    view = two.of("heard")[-1][1]
+    assert isinstance(view, PeerView)
+    assert (view.config_version, view.instance) == (3, first.instance)
+    for number in range(20):
+        second.send_message(1, f"message {number}".encode(), timeout_ms=5000)
+    await one.until(lambda: len(one.of("message")) >= 20)
+    payloads = [what[2] for what in one.of("message")]
+    assert sorted(payloads) == sorted(f"message {n}".encode() for n in range(20)), "each once"
+
+
+@pytest.mark.anyio
+async def test_silence_and_restart(
+    pair: tuple[HeartbeatLinks, Recorder, HeartbeatLinks, Recorder, int],
+) -> None:
+    first, one, second, two, port = pair
+    await one.until(lambda: one.of("heard"))
+    await two.until(lambda: two.of("heard"))
+    second.stop()
+    await one.until(lambda: one.of("silent"))
+    again = HeartbeatLinks(_settings(1, port), two)
+    again.start()
+    try:
+        await one.until(lambda: len([w for w in one.of("heard") if w[2]]) == 2)
+        assert one.of("heard")[-1][1].instance == again.instance  # type: ignore[attr-defined]
+        again.send_message(4, b"hello", timeout_ms=5000)
+        await one.until(lambda: one.of("message"))
+    finally:
+        again.stop()
+    assert first.instance
+
+
+@pytest.mark.anyio
+async def test_a_wrong_key_is_refused_and_said_once() -> None:
+    port = _free_port()
+    one, two = Recorder(), Recorder()
+    first = HeartbeatLinks(_settings(0, port), one)
+    second = HeartbeatLinks(_settings(1, port, key=b"o" * 32), two)
+    first.start()
+    second.start()
+    try:
+        await one.until(lambda: one.of("silent") and len(one.of("refused")) == 2)
+    finally:
+        first.stop()
+        second.stop()
+    assert one.of("heard") == []
+    assert ("refused", "packets from 127.0.0.2 do not carry this cluster's key") in one.told
+
+
+@pytest.mark.anyio
+async def test_a_certificate_comes_from_outside_the_daemon() -> None:
+    port = _free_port()
+    one = Recorder()
+    first = HeartbeatLinks(_settings(0, port), one)
+    first.start()
+    sealer = Sealer(KEY, "c")
+    certificate = Certificate(b"g" * 16, 1, 7, Epoch(3, "node2"))
+    header = Header(sealer.cluster_tag, 1, b"g" * 16, 1)
+    ours = replace(header, sender=0)
+    try:
+        await one.until(lambda: one.of("silent"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as guardian:
+            for sent in (ours, header):
+                guardian.sendto(sealer.seal(encode(sent, certificate)), ("127.0.0.1", port))
+        await one.until(lambda: one.of("certificate"))
+    finally:
+        first.stop()
+    assert one.of("certificate") == [("certificate", certificate)]
+
+
+@pytest.mark.anyio
+async def test_an_address_that_is_not_ours_is_told_and_the_other_lan_works() -> None:
+    port = _free_port()
+    one, two = Recorder(), Recorder()
+    settings = _settings(0, port)
+    lost = LanPath("prod", "192.0.2.1", "127.0.0.2")
+    first = HeartbeatLinks(replace(settings, lans=(lost, settings.lans[1])), one)
+    second = HeartbeatLinks(_settings(1, port), two)
+    first.start()
+    second.start()
+    try:
+        await one.until(lambda: one.of("heard") and one.of("refused"))
+    finally:
+        first.stop()
+        second.stop()
+    assert one.of("lan") == [("lan", "repl", True)], one.told
+    assert "192.0.2.1" in str(one.of("refused")[0][1])
