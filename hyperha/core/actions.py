@@ -255,6 +255,8 @@ class Timer(StrEnum):
 
     RETRY = "retry"
     """Say it again: the last unanswered message to the peer."""
+    PROOF = "proof"
+    """Ask again for the proof that the peer is out (D2)."""
     RELEASE = "release"
     """stall_limit after the peer's last sign of life: the primary may continue at the earliest."""
     TAKEOVER = "takeover"

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from hyperha.core.actions import Timer
 from hyperha.core.messages import PeerMessage
+from hyperha.core.records import Lineage, Settings
 from hyperha.domain import DataState, Epoch, Marker, Readiness, Role, SessionKey
 
 
@@ -137,9 +138,14 @@ class TimerFired(Event):
 
 @dataclass(frozen=True, slots=True)
 class PersistFailed(Event):
-    """The records could not be made durable; everything queued behind was dropped (K1)."""
+    """The records could not be made durable; everything queued behind was dropped (K1).
+
+    The records are the last durable ones: the core goes on from there.
+    """
 
     text: str
+    lineage: Lineage
+    settings: Settings
 
 
 class MarkerState(StrEnum):

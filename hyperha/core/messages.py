@@ -121,6 +121,8 @@ class JoinRequest(PeerMessage):
 
     summary: Summary
     attempt: int
+    session_number: int
+    """The highest session number this node has seen: the next one must be higher (T3)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,11 +84,16 @@ class Lineage:
     peer_out: Proof | None = None
     epoch: Epoch = NO_EPOCH
     """Highest epoch that this node ever held, granted or saw."""
+    held: Epoch = NO_EPOCH
+    """The epoch under which this node ran last; its runs and sessions carry it (L1)."""
     released_to: Epoch | None = None
     """The hand-over's commit: only the node of this epoch may run (H2)."""
     marker: Marker | None = None
-    """The folder marker that this record names; `marker_before` is the value before it (R12)."""
-    marker_before: Marker | None = None
+    """The folder marker that was last ordered to be written (R12)."""
+    marker_written: bool = False
+    """Whether the engine has confirmed that the folder carries it."""
+    markers_before: tuple[Marker, ...] = ()
+    """Values that the folder may still carry, because a crash came between record and folder."""
     full_compare_owed: bool = False
     was_primary: bool = False
     """Whether this node was the last of the two to run the module, as far as it knows."""
@@ -120,10 +125,21 @@ class Lineage:
         )
 
     def with_marker(self) -> Lineage:
-        """The marker to be written next; the one before it stays acceptable (R12)."""
+        """The marker to be written next; what may be on the disk stays acceptable (R12)."""
         counter = self.marker.counter + 1 if self.marker else 1
         marker = Marker(self.resource, self.node, self.current.id, counter)
-        return replace(self, marker=marker, marker_before=self.marker)
+        return replace(
+            self, marker=marker, marker_written=False, markers_before=self.acceptable_markers
+        )
+
+    @property
+    def acceptable_markers(self) -> tuple[Marker, ...]:
+        """What the folder may carry if it is the one this record speaks of (R12)."""
+        if self.marker is None:
+            return ()
+        if self.marker_written:
+            return (self.marker,)
+        return (self.marker, *self.markers_before)[:8]
 
 
 @dataclass(frozen=True, slots=True)

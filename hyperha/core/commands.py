@@ -1,0 +1,267 @@
+"""Operators' commands: what each one means in each role, and why it is refused.
+
+`problem` is asked twice: by the edge, to answer at once, and by the step itself, because the state
+may have changed in between. It is the only copy of these rules; API and console ask it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hyperha.core import leaving, waiting
+from hyperha.core.actions import Finish, Level, Timer
+from hyperha.core.events import CommandGiven, SettingsChanged, Verb
+from hyperha.core.messages import HandoverKind
+from hyperha.core.records import DataLabel, Suspension
+from hyperha.core.state import Command, Goal, Link, ModuleState, Phase, Why
+from hyperha.core.turn import Turn
+from hyperha.domain import Role
+
+_STEADY = (Phase.IDLE, Phase.WAITING, Phase.FOLLOWING, Phase.RUNNING, Phase.RESYNCING)
+_PLANNED = (Phase.ASKING, Phase.STOPPING, Phase.FLUSHING, Phase.HANDING_OVER, Phase.KILLING)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a command is refused. Codes: stale-view, busy, loss, refused."""
+
+    code: str
+    text: str
+
+
+def problem(state: ModuleState, event: CommandGiven) -> Problem | None:
+    """None when the command can be begun now."""
+    if event.expect_role is not None and event.expect_role is not state.role:
+        return Problem(
+            "stale-view", f"{state.config.node} is {state.role} now, not {event.expect_role}"
+        )
+    if event.expect_generation is not None and (
+        event.expect_generation != state.lineage.current.id
+    ):
+        return Problem("stale-view", "the generation of the data has changed since it was shown")
+    text = refusal(state, event.verb)
+    if text:
+        busy = state.phase not in _STEADY
+        return Problem("busy" if busy else "refused", text)
+    if event.verb in (Verb.PRIM, Verb.PRIMFORCE) and not event.confirmed:
+        loss = stated_loss(state, event.verb)
+        if loss:
+            return Problem("loss", loss)
+    return None
+
+
+def refusal(state: ModuleState, verb: Verb) -> str:
+    """Why the verb is not allowed now; empty when it is."""
+    node = state.config.node
+    if verb is Verb.FORCESTOP:
+        return f"{node} is stopped" if state.phase is Phase.IDLE else ""
+    if state.phase in (Phase.DETACHING, Phase.KILLING, Phase.ATTACHING):
+        return f"{node} is busy: {state.phase}"
+    match verb:
+        case Verb.START | Verb.SECOND:
+            if state.role is Role.STOP or _blocked(state):
+                return ""
+            return f"{node} is started already ({state.role})"
+        case Verb.PRIM | Verb.PRIMFORCE:
+            return _prim_refusal(state, verb)
+        case Verb.STOP:
+            return f"{node} is stopping already" if state.phase in _PLANNED else ""
+        case Verb.SWAP:
+            return _swap_refusal(state)
+        case Verb.RESTART | Verb.STOPSTART:
+            if state.role.runs_vm and state.phase is Phase.RUNNING and not state.frozen:
+                return ""
+            if verb is Verb.STOPSTART and state.phase is Phase.FOLLOWING:
+                return ""
+            return f"{node} does not run the VM steadily ({state.role}, {state.phase})"
+
+
+def _blocked(state: ModuleState) -> bool:
+    return state.role is Role.WAIT and state.phase in (Phase.WAITING, Phase.JOINING)
+
+
+def _prim_refusal(state: ModuleState, verb: Verb) -> str:
+    node, peer = state.config.node, state.config.peer
+    if state.role.runs_vm or state.role is Role.SECOND:
+        return f"{node} is {state.role}" + (
+            ": use swap" if state.role is Role.SECOND else " already"
+        )
+    if state.peer_heard and state.peer is not None and state.peer.role.runs_vm:
+        return f"{peer} runs the VM: stop it there, or use swap"
+    if state.phase not in (Phase.IDLE, Phase.WAITING, Phase.CLAIMING, Phase.JOINING):
+        return f"{node} is busy: {state.phase}"
+    if verb is Verb.PRIM and state.lineage.label is DataLabel.INCONSISTENT:
+        return f"the copy on {node} is half made: only primforce could start it"
+    if state.unknown_data:
+        return f"unknown data: {state.unknown_data}"
+    return ""
+
+
+def _swap_refusal(state: ModuleState) -> str:
+    node, peer = state.config.node, state.config.peer
+    if state.role is Role.SECOND:
+        return f"{peer} runs the VM: command swap there"
+    if state.role is not Role.PRIM or state.link is not Link.IN_SYNC:
+        return f"{peer} has no equal copy"
+    if state.phase is not Phase.RUNNING:
+        return f"{node} is busy: {state.phase}"
+    return ""
+
+
+def stated_loss(state: ModuleState, verb: Verb) -> str:
+    """What a `prim` would give up, in one sentence; empty when nothing can be lost."""
+    lineage = state.lineage
+    peer = state.config.peer
+    if verb is Verb.PRIMFORCE and lineage.label is DataLabel.INCONSISTENT:
+        return f"the copy is half made (from {lineage.sync_from}): the VM may find damaged files"
+    if lineage.label is DataLabel.OUTDATED:
+        if state.peer_heard:
+            return f"{peer} holds newer data: what it has since this copy was left is given up"
+        return f"unknown: {peer} does not answer; it went on without this copy"
+    if lineage.label is DataLabel.UPTODATE and not state.peer_heard:
+        proof = lineage.peer_out
+        if proof is None or not proof.kind.durable:
+            return f"unknown: {peer} does not answer and may run the VM or hold newer data"
+    holder = state.peer if state.peer_heard else None
+    if lineage.label is DataLabel.FRESH and holder is not None and holder.generation:
+        return f"{peer} holds the data, {state.config.node} never did"
+    return ""
+
+
+def given(turn: Turn, event: CommandGiven) -> None:
+    """Begin a command, or refuse it with the reason."""
+    trouble = problem(turn.state, event)
+    if trouble is not None:
+        turn.refuse(event.operation_id, trouble.text)
+        return
+    verb = event.verb
+    reason = f": {event.reason}" if event.reason else ""
+    turn.tell(Level.INFO, "command", f"{verb} by {event.by}{reason}")
+    turn.begin(
+        Command(
+            event.operation_id,
+            verb,
+            event.by,
+            confirmed=event.confirmed,
+            full=event.full,
+            adopt=event.adopt,
+        )
+    )
+    if not event.automatic:
+        settings = replace(turn.state.settings, recoveries_wall_ms=(), start_failed="")
+        turn.persist(settings=settings)
+    _perform(turn, verb, event.by)
+
+
+_GOALS = {
+    Verb.START: Goal.RUN,
+    Verb.SECOND: Goal.SECONDARY,
+    Verb.PRIM: Goal.PRIMARY,
+    Verb.PRIMFORCE: Goal.FORCE,
+}
+
+
+def _perform(turn: Turn, verb: Verb, by: str) -> None:
+    state = turn.state
+    match verb:
+        case Verb.START | Verb.SECOND | Verb.PRIM | Verb.PRIMFORCE:
+            _start(turn, _GOALS[verb])
+        case Verb.STOP:
+            _stop(turn, Goal.STOP, Why("", f"stopped by {by}"))
+        case Verb.STOPSTART:
+            _stop(turn, Goal.RESTART, Why("", f"stopstart by {by}"))
+        case Verb.FORCESTOP:
+            leaving.force_stop(turn)
+        case Verb.SWAP:
+            leaving.ask_handover(turn, HandoverKind.SWAP)
+        case Verb.RESTART:
+            turn.set(end=Why("", f"restart by {by}"))
+            leaving.stop_vm(turn, force=False)
+            turn.enter(state.role, Phase.RESTARTING, Why("", f"restart by {by}"))
+
+
+def _start(turn: Turn, goal: Goal) -> None:
+    if turn.state.role is Role.STOP:
+        waiting.attach(turn, goal)
+        return
+    # In WAIT the folder is covered already: only the goal is new.
+    turn.cancel(Timer.RETRY, Timer.PATIENCE)
+    turn.set(goal=goal, hold_until_ms=0, claim=None)
+    command = turn.state.command
+    if command is not None and command.adopt and turn.state.unknown_data:
+        turn.set(goal=Goal.RESTART)
+        waiting.detach(turn)
+        return
+    turn.enter(Role.WAIT, Phase.WAITING)
+
+
+def _stop(turn: Turn, goal: Goal, why: Why) -> None:
+    state = turn.state
+    if state.role is Role.STOP:
+        turn.finish(True, "stopped")
+    elif state.role.runs_vm:
+        leaving.begin(turn, goal, why)
+    elif state.role is Role.SECOND:
+        leaving.leave_second(turn, goal, why)
+    else:
+        turn.set(goal=goal, end=why)
+        waiting.detach(turn)
+
+
+def shut_down(turn: Turn, why: Why) -> None:
+    """The module leaves this node by a decision of its own (failed checks, failed start)."""
+    if turn.state.role.runs_vm:
+        leaving.begin(turn, Goal.STOP, why)
+    else:
+        _stop(turn, Goal.STOP, why)
+
+
+def settings_changed(turn: Turn, event: SettingsChanged) -> None:
+    """failover, boot, suspend and resume: durable, allowed in every role."""
+    settings = turn.state.settings
+    if event.failover is not None:
+        settings = replace(settings, failover=event.failover)
+        turn.tell(Level.INFO, "command", f"failover {_on(event.failover)} by {event.by}")
+    if event.boot is not None:
+        settings = replace(settings, boot=event.boot)
+    others = settings.suspensions
+    if event.suspend is not None:
+        others = tuple(s for s in others if s.checker != event.suspend)
+        added = Suspension(event.suspend, event.by, event.reason, event.until_wall_ms)
+        settings = replace(settings, suspensions=(*others, added))
+        what = event.suspend or "all checkers"
+        turn.tell(Level.WARNING, "command", f"{what} suspended by {event.by}: {event.reason}")
+    if event.resume is not None:
+        kept = tuple(s for s in others if event.resume and s.checker != event.resume)
+        settings = replace(settings, suspensions=kept)
+        what = event.resume or "all checkers"
+        turn.tell(Level.INFO, "command", f"{what} resumed by {event.by}")
+    turn.persist(settings=settings)
+    _arm_suspension(turn)
+    turn.do(Finish(event.operation_id, True, "done"))
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"
+
+
+def _arm_suspension(turn: Turn) -> None:
+    ends = [s.until_wall_ms for s in turn.state.settings.suspensions if s.until_wall_ms is not None]
+    if ends:
+        turn.arm(Timer.SUSPENSION, min(ends) - turn.stimulus.wall_ms)
+    else:
+        turn.cancel(Timer.SUSPENSION)
+
+
+def suspension_ended(turn: Turn) -> None:
+    """Its time is over: the checker is watched again, with its grace."""
+    now = turn.stimulus.wall_ms
+    settings = turn.state.settings
+    kept = tuple(
+        s for s in settings.suspensions if s.until_wall_ms is None or s.until_wall_ms > now
+    )
+    for ended in (s for s in settings.suspensions if s not in kept):
+        turn.tell(Level.INFO, "command", f"suspension of {ended.checker or 'all checkers'} ended")
+    if kept != settings.suspensions:
+        turn.persist(settings=replace(settings, suspensions=kept))
+    _arm_suspension(turn)

@@ -1,0 +1,87 @@
+"""What people are told: readiness, the sentence, which commands are allowed and why others are not.
+
+API and console show what stands here and hold no copy of the rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyperha.core.commands import refusal, stated_loss
+from hyperha.core.events import Verb
+from hyperha.core.state import Goal, Link, ModuleState, Phase, Vm
+from hyperha.domain import DataState, Readiness, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One node's side of a module, for people."""
+
+    role: Role
+    readiness: Readiness
+    data: DataState
+    rule: str
+    text: str
+    allowed: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+    """Verb and reason."""
+    losses: tuple[tuple[str, str], ...]
+    """Verb and the loss that must be confirmed."""
+
+
+def readiness(state: ModuleState) -> Readiness:
+    """Red, orange or green."""
+    match state.role:
+        case Role.STOP:
+            return Readiness.NOT_READY
+        case Role.WAIT:
+            blocked = state.phase is Phase.WAITING and not state.listening
+            stuck = blocked or state.goal is Goal.BLOCKED or bool(state.unknown_data)
+            return Readiness.NOT_READY if stuck else Readiness.TRANSIENT
+        case Role.SECOND:
+            ready = state.phase is Phase.FOLLOWING and state.link is Link.IN_SYNC
+            return Readiness.READY if ready else Readiness.TRANSIENT
+        case Role.ALONE | Role.PRIM:
+            ready = state.phase is Phase.RUNNING and state.vm is Vm.RUNNING and not state.frozen
+            return Readiness.READY if ready else Readiness.TRANSIENT
+
+
+def data_state(state: ModuleState) -> DataState:
+    """What the copy is worth (G5); a folder that cannot be trusted is unknown (R12)."""
+    return DataState.UNKNOWN if state.unknown_data else state.lineage.data
+
+
+def explain(state: ModuleState) -> Explanation:
+    """Everything that is shown about this node's side of the module."""
+    allowed = []
+    refused = []
+    losses = []
+    for verb in Verb:
+        reason = refusal(state, verb)
+        if reason:
+            refused.append((verb.value, reason))
+            continue
+        allowed.append(verb.value)
+        if verb in (Verb.PRIM, Verb.PRIMFORCE):
+            loss = stated_loss(state, verb)
+            if loss:
+                losses.append((verb.value, loss))
+    return Explanation(
+        role=state.role,
+        readiness=readiness(state),
+        data=data_state(state),
+        rule=state.why.rule,
+        text=_sentence(state),
+        allowed=tuple(allowed),
+        refused=tuple(refused),
+        losses=tuple(losses),
+    )
+
+
+def _sentence(state: ModuleState) -> str:
+    peer = state.config.peer
+    if state.role is Role.PRIM and state.phase is Phase.RUNNING and not state.frozen:
+        return f"runs the VM; {peer} has an equal copy"
+    if state.role is Role.ALONE and state.phase is Phase.RUNNING and state.resync is not None:
+        return f"runs the VM; {peer} is being made equal and cannot take over yet"
+    return state.why.text

@@ -1,0 +1,168 @@
+"""What a failed VM, a failed checker or a failed part of this node leads to.
+
+Automatic recoveries are counted in a sliding window; when the budget is used up the module stops
+here and the peer takes over. A freeze is never held against the VM (K3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hyperha.core import commands, leaving, source, waiting
+from hyperha.core.actions import Level
+from hyperha.core.events import (
+    CheckerAction,
+    CheckerFailed,
+    EngineLost,
+    LocalDiskFailed,
+    PersistFailed,
+    VmExited,
+)
+from hyperha.core.records import DataLabel
+from hyperha.core.state import Goal, Link, ModuleState, Phase, Vm, Why
+from hyperha.core.turn import Turn
+from hyperha.domain import Role
+
+ENGINE_FAILURES = 3
+
+
+def suspended(state: ModuleState, checker: str) -> bool:
+    """Whether an operator told this checker, or all of them, to give no verdict."""
+    return any(s.checker in ("", checker) for s in state.settings.suspensions)
+
+
+def recoveries_used(state: ModuleState, wall_ms: int) -> int:
+    """Automatic recoveries inside the sliding window."""
+    since = wall_ms - state.config.restart_window_ms
+    return sum(1 for at in state.settings.recoveries_wall_ms if at > since)
+
+
+def vm_exited(turn: Turn, event: VmExited) -> None:
+    """The VM's process has ended by itself."""
+    state = turn.state
+    if event.run != state.run or state.vm is not Vm.RUNNING:
+        return
+    turn.set(vm=Vm.ABSENT)
+    turn.tell(Level.ERROR, "checker", f"the VM ended by itself: {event.text}")
+    if suspended(state, state.config.vm_checker):
+        turn.explain(Why("checker", "the VM ended by itself; its checker is suspended"))
+        return
+    if state.phase is Phase.RUNNING and not state.frozen:
+        react(turn, state.config.exit_action, f"the VM ended by itself: {event.text}")
+
+
+def checker_failed(turn: Turn, event: CheckerFailed) -> None:
+    """A confirmed verdict; late ones and those about a frozen VM do not count (K2, K3)."""
+    state = turn.state
+    if event.run != state.run or state.phase is not Phase.RUNNING or state.frozen:
+        return
+    if suspended(state, event.checker):
+        return
+    turn.tell(Level.ERROR, "checker", f"{event.checker}: {event.text}")
+    react(turn, event.action, f"checker {event.checker}: {event.text}")
+
+
+def react(turn: Turn, action: CheckerAction, text: str) -> None:
+    """Carry out what the checker asks for, within the budget."""
+    why = Why("checker", text)
+    match action:
+        case CheckerAction.NONE:
+            turn.explain(why)
+        case CheckerAction.STOP:
+            commands.shut_down(turn, why)
+        case CheckerAction.RESTART | CheckerAction.STOPSTART | CheckerAction.WAIT:
+            if not _within_budget(turn):
+                used = turn.state.config.restarts
+                spent = Why("checker", f"{used} recoveries are used up: {text}")
+                turn.tell(Level.ERROR, "checker", spent.text)
+                commands.shut_down(turn, spent)
+            elif action is CheckerAction.RESTART:
+                turn.set(end=why)
+                leaving.stop_vm(turn, force=True)
+                turn.enter(turn.state.role, Phase.RESTARTING, why)
+            else:
+                leaving.begin(turn, Goal.RESTART, why)
+
+
+def _within_budget(turn: Turn) -> bool:
+    state = turn.state
+    wall_ms = turn.stimulus.wall_ms
+    if recoveries_used(state, wall_ms) >= state.config.restarts:
+        return False
+    since = wall_ms - state.config.restart_window_ms
+    kept = tuple(at for at in state.settings.recoveries_wall_ms if at > since)
+    turn.persist(settings=replace(state.settings, recoveries_wall_ms=(*kept, wall_ms)))
+    return True
+
+
+def disk_failed(turn: Turn, event: LocalDiskFailed) -> None:
+    """D10 on the primary with an equal peer; otherwise this copy is out, loudly."""
+    state = turn.state
+    turn.tell(Level.ERROR, "D10", f"the disk failed: {event.text}")
+    if state.role.runs_vm:
+        redundant = state.role is Role.PRIM and state.link is Link.IN_SYNC
+        turn.set(goal=Goal.STOP)
+        rule = "D10" if redundant else "D11"
+        source.kill(turn, Why(rule, f"the disk failed: {event.text}"))
+    elif state.role is Role.SECOND:
+        turn.set(goal=Goal.STOP, end=Why("D10", f"the disk failed: {event.text}"))
+        lineage = state.lineage
+        if lineage.label is DataLabel.UPTODATE:
+            lineage = replace(lineage, label=DataLabel.OUTDATED, full_compare_owed=True)
+        turn.persist(lineage=lineage)
+        leaving.close_and_go(turn)
+
+
+def engine_lost(turn: Turn, event: EngineLost) -> None:
+    """The replication process died: a successor carries on (M4), or everything starts anew."""
+    state = turn.state
+    turn.tell(Level.ERROR, "M4", f"replication process lost: {event.text}")
+    if state.phase in (Phase.IDLE, Phase.DETACHING):
+        return
+    if event.recovered:
+        turn.tell(Level.INFO, "M4", "a successor has taken the mount over")
+        if state.role.runs_vm and state.link in (Link.IN_SYNC, Link.ENDING):
+            source.freeze(turn, "the replication process was replaced")
+        elif state.role.runs_vm:
+            turn.set(link=Link.NONE, session=None, resync=None)
+        return
+    start_anew(turn, Why("M4", f"replication lost: {event.text}"))
+
+
+def start_anew(turn: Turn, why: Why) -> None:
+    """Fence what runs, uncover, and start again by the rules; outside the restart budget."""
+    state = turn.state
+    if state.phase in (Phase.KILLING, Phase.DETACHING):
+        return
+    failures = state.engine_failures + 1
+    turn.set(engine_failures=failures)
+    goal = Goal.RESTART if failures <= ENGINE_FAILURES else Goal.STOP
+    turn.set(goal=goal)
+    if state.role.runs_vm:
+        source.kill(turn, why)
+        return
+    turn.set(end=why, link=Link.NONE, session=None)
+    waiting.detach(turn)
+
+
+def persist_failed(turn: Turn, event: PersistFailed) -> None:
+    """K1: go on from the last durable state; a node that cannot remember must not run."""
+    phase = turn.state.phase
+    turn.set(lineage=event.lineage, settings=event.settings)
+    why = Why("K1", f"the state cannot be stored: {event.text}")
+    turn.tell(Level.ERROR, "K1", why.text)
+    if phase is Phase.IDLE:
+        turn.explain(why)
+        turn.finish(False, why.text)
+    elif phase is Phase.DETACHING:
+        waiting.uncover(turn)
+    elif phase is Phase.KILLING:
+        turn.set(goal=Goal.STOP)
+        waiting.uncover(turn)
+    elif turn.state.role.runs_vm:
+        turn.set(goal=Goal.STOP)
+        source.kill(turn, why)
+    else:
+        turn.set(goal=Goal.STOP, end=why)
+        turn.enter(turn.state.role, Phase.DETACHING)
+        waiting.uncover(turn)

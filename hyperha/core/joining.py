@@ -1,0 +1,198 @@
+"""The target's side of a session: asking to follow, agreeing on the verdict, R11's last step.
+
+The label INCONSISTENT is durable before the first byte arrives (F8); UPTODATE is written only
+when a barrier is on both nodes (F9, R11).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hyperha.core.actions import (
+    ClearMap,
+    CloseSession,
+    ExpectSession,
+    Level,
+    SessionStart,
+    Timer,
+)
+from hyperha.core.events import EngineDone, SessionLost, SessionUp
+from hyperha.core.lineage import Direction, Verdict, decide
+from hyperha.core.messages import (
+    JoinAccept,
+    JoinOffer,
+    JoinRefusal,
+    JoinRequest,
+    ResyncConfirmed,
+    ResyncDone,
+)
+from hyperha.core.records import DataLabel, Generation, Lineage
+from hyperha.core.state import Link, Phase, Resync, Step, Why
+from hyperha.core.turn import Turn
+from hyperha.domain import Role
+
+
+def join(turn: Turn) -> None:
+    """Ask the node that runs, or is about to, for a session."""
+    turn.set(attempt=turn.state.attempt + 1, link=Link.NONE, session=None)
+    turn.enter(Role.WAIT, Phase.JOINING, Why("R5", f"asks {turn.state.config.peer} to follow it"))
+    send_join(turn)
+    turn.arm(Timer.PATIENCE, turn.state.config.timing.patience_ms)
+
+
+def send_join(turn: Turn) -> None:
+    """The request, again until an offer comes."""
+    turn.send(JoinRequest(turn.summary(), turn.state.attempt, turn.state.session_number))
+    turn.retry()
+
+
+def offered(turn: Turn, message: JoinOffer) -> None:
+    """The source's verdict: both must agree before the first byte (R0-R10)."""
+    state = turn.state
+    if state.phase is not Phase.JOINING or message.attempt != state.attempt:
+        return
+    if state.session == message.session:
+        if state.link is Link.OFFERED and not state.awaits(Step.EXPECT):
+            turn.send(JoinAccept(message.session))
+        return
+    verdict = decide(turn.summary(), message.summary, running=state.config.peer)
+    follows = verdict.direction in (Direction.TARGET, Direction.EQUAL)
+    if not follows or verdict.mirrored().rule not in (message.rule, _mirror(message.rule)):
+        reason = f"{state.config.node} finds {verdict.rule} ({verdict.text})"
+        turn.send(JoinRefusal(message.attempt, reason))
+        turn.block("R0", f"the nodes do not agree on the copies: {verdict.text}")
+        return
+    _accept(turn, message, verdict)
+
+
+def _mirror(rule: str) -> str:
+    return {"R6": "R7", "R7": "R6"}.get(rule, rule)
+
+
+def _accept(turn: Turn, message: JoinOffer, verdict: Verdict) -> None:
+    lineage = replace(
+        turn.state.lineage,
+        epoch=max(turn.state.lineage.epoch, message.session.epoch),
+        released_to=None,
+    )
+    if verdict.direction is not Direction.EQUAL:
+        lineage = _inconsistent(lineage, message)
+    turn.persist(lineage=lineage)
+    turn.set(
+        session=message.session,
+        session_start=verdict.start,
+        session_number=message.session.number,
+        link=Link.OFFERED,
+        resync=Resync(verdict.rule),
+    )
+    turn.tell(Level.INFO, verdict.rule, f"{verdict.text} ({verdict.start})")
+    turn.order(ExpectSession, Step.EXPECT, session=message.session, start=verdict.start)
+
+
+def _inconsistent(lineage: Lineage, message: JoinOffer) -> Lineage:
+    former = lineage.label
+    return replace(
+        lineage,
+        label=DataLabel.INCONSISTENT,
+        former_label=lineage.former_label if former is DataLabel.INCONSISTENT else former,
+        sync_from=message.summary.node,
+        target_generation=message.session.generation,
+        intent_primary=False,
+    )
+
+
+def expected(turn: Turn, event: EngineDone) -> None:
+    """The engine waits for the source: say so."""
+    session = turn.state.session
+    if not event.ok or session is None:
+        turn.enter(Role.WAIT, Phase.WAITING, Why("T3", f"no session: {event.text}"))
+        rejoin_later(turn)
+        return
+    turn.send(JoinAccept(session))
+    turn.arm(Timer.PATIENCE, turn.state.config.timing.patience_ms)
+
+
+def rejoin_later(turn: Turn) -> None:
+    """Not again at once: a failing session must not become a busy loop."""
+    delay_ms = turn.state.config.timing.suspect_ms // 2
+    turn.set(hold_until_ms=turn.now_ms + delay_ms, link=Link.NONE, session=None, resync=None)
+    turn.cancel(Timer.RETRY, Timer.PATIENCE)
+    turn.arm(Timer.REJOIN, delay_ms)
+
+
+def session_up(turn: Turn, event: SessionUp) -> None:
+    """The source has connected."""
+    state = turn.state
+    if event.session != state.session or state.phase is not Phase.JOINING:
+        return
+    turn.cancel(Timer.RETRY, Timer.PATIENCE)
+    peer = state.config.peer
+    if state.session_start is SessionStart.IN_SYNC:
+        turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0)
+        turn.enter(Role.SECOND, Phase.FOLLOWING, Why("R5", f"follows {peer}, equal copy"))
+        turn.finish(True, f"SECOND on {state.config.node}")
+    else:
+        turn.set(link=Link.COPYING)
+        rule = state.resync.rule if state.resync else "R6"
+        turn.enter(Role.SECOND, Phase.RESYNCING, Why(rule, f"is being made equal to {peer}"))
+
+
+def session_lost(turn: Turn, event: SessionLost) -> None:
+    """Before the copy was equal: try again; the label stays (R3 goes on where it ended)."""
+    state = turn.state
+    if event.session != state.session:
+        return
+    turn.tell(Level.WARNING, "T3", f"session with {state.config.peer} ended: {event.text}")
+    turn.order(CloseSession, Step.CLOSE)
+    turn.enter(Role.WAIT, Phase.WAITING, Why("T3", f"session ended: {event.text}"))
+    rejoin_later(turn)
+
+
+def refused(turn: Turn, message: JoinRefusal) -> None:
+    """The node that runs cannot serve us: show its reason, ask again later."""
+    if turn.state.phase is not Phase.JOINING or message.attempt != turn.state.attempt:
+        return
+    turn.enter(Role.WAIT, Phase.WAITING)
+    text = f"{turn.state.config.peer} refuses: {message.reason}"
+    if turn.state.told != text:
+        turn.set(told=text)
+        turn.tell(Level.WARNING, "R0", text)
+    turn.explain(Why("R0", text))
+    rejoin_later(turn)
+    turn.set(hold_until_ms=turn.now_ms + turn.state.config.timing.takeover_wait_ms)
+
+
+def resync_done(turn: Turn, message: ResyncDone) -> None:
+    """R11: the barrier is on both; UPTODATE becomes durable, then the source is told."""
+    state = turn.state
+    if message.session != state.session:
+        return
+    if state.phase is Phase.FOLLOWING:
+        turn.send(ResyncConfirmed(message.session))
+        return
+    if state.phase is not Phase.RESYNCING:
+        return
+    lineage = replace(
+        state.lineage,
+        current=Generation(
+            message.session.generation, message.ordinal, message.reason, message.at_wall_ms
+        ),
+        history=message.history,
+        base="",
+        label=DataLabel.UPTODATE,
+        sync_from="",
+        target_generation="",
+        intent_primary=False,
+        peer_out=None,
+        released_to=None,
+        full_compare_owed=False,
+        was_primary=False,
+    )
+    turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0)
+    turn.persist_with_marker(lineage)
+    turn.order(ClearMap, Step.CLEAR)
+    turn.send(ResyncConfirmed(message.session))
+    peer = state.config.peer
+    turn.enter(Role.SECOND, Phase.FOLLOWING, Why("R11", f"follows {peer}, equal copy"))
+    turn.tell(Level.INFO, "R11", f"resync from {peer} complete: this node can take over")
+    turn.finish(True, f"SECOND on {state.config.node}")

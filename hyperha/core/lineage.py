@@ -1,0 +1,203 @@
+"""Which copy is the source: the rules R0-R10, computed by both nodes independently.
+
+Both sides call `decide` with the same two summaries and must reach the same verdict before the
+first byte moves; disagreement stops everything. A running primary is never the target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hyperha.core.actions import SessionStart
+from hyperha.core.messages import Summary
+from hyperha.core.records import DataLabel
+
+
+class Direction(StrEnum):
+    """Who gives and who takes, seen from the node that asks."""
+
+    SOURCE = "source"
+    TARGET = "target"
+    EQUAL = "equal"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The rule that matched, what it says, and the sentence for people."""
+
+    rule: str
+    direction: Direction
+    start: SessionStart
+    text: str
+
+    def mirrored(self) -> Verdict:
+        """The same verdict seen from the other node."""
+        swap = {Direction.SOURCE: Direction.TARGET, Direction.TARGET: Direction.SOURCE}
+        return Verdict(self.rule, swap.get(self.direction, self.direction), self.start, self.text)
+
+
+def decide(mine: Summary, theirs: Summary, running: str = "") -> Verdict:
+    """The verdict for `mine`; `running` is the node whose VM runs, which is never the target."""
+    if mine.resource != theirs.resource:
+        return Verdict(
+            "R0",
+            Direction.CONFLICT,
+            SessionStart.FULL,
+            f"{mine.node} and {theirs.node} hold different modules under this name",
+        )
+    verdict = _by_lineage(mine, theirs, running)
+    wrong = (verdict.direction is Direction.TARGET and running == mine.node) or (
+        verdict.direction is Direction.SOURCE and running == theirs.node
+    )
+    if wrong:
+        return Verdict(
+            verdict.rule,
+            Direction.CONFLICT,
+            verdict.start,
+            f"{running} runs the VM but its copy is the older one ({verdict.text})",
+        )
+    return _full_if_owed(verdict, mine, theirs)
+
+
+def _full_if_owed(verdict: Verdict, mine: Summary, theirs: Summary) -> Verdict:
+    damaged = mine.candidates < 0 or theirs.candidates < 0
+    asked = mine.full or theirs.full
+    if verdict.direction in (Direction.SOURCE, Direction.TARGET) and (damaged or asked):
+        reason = "a log is damaged (Z6)" if damaged else "a full compare was asked for"
+        return Verdict(
+            verdict.rule, verdict.direction, SessionStart.FULL, f"{verdict.text}; {reason}"
+        )
+    return verdict
+
+
+def _by_lineage(mine: Summary, theirs: Summary, running: str) -> Verdict:
+    if not mine.current or not theirs.current:
+        return _one_is_fresh(mine, theirs)
+    if mine.current == theirs.current:
+        return _same_generation(mine, theirs, running)
+    return _different_generations(mine, theirs)
+
+
+def _one_is_fresh(mine: Summary, theirs: Summary) -> Verdict:
+    if not mine.current and not theirs.current:
+        return Verdict(
+            "R1",
+            Direction.CONFLICT,
+            SessionStart.FULL,
+            "neither node has held the data yet: command prim on the one that has it",
+        )
+    fresh = mine if not mine.current else theirs
+    direction = Direction.TARGET if fresh is mine else Direction.SOURCE
+    if fresh.folder_empty or fresh.adopt or fresh.label is DataLabel.INCONSISTENT:
+        return Verdict(
+            "R2", direction, SessionStart.FULL, f"{fresh.node} has no copy yet: full copy"
+        )
+    return Verdict(
+        "R2",
+        Direction.CONFLICT,
+        SessionStart.FULL,
+        f"the folder on {fresh.node} is not empty and was never part of this module: "
+        "empty it, or command second --adopt there",
+    )
+
+
+def _same_generation(mine: Summary, theirs: Summary, running: str) -> Verdict:
+    for one, other, direction in (
+        (mine, theirs, Direction.TARGET),
+        (theirs, mine, Direction.SOURCE),
+    ):
+        half = one.label is DataLabel.INCONSISTENT
+        if half and other.label is not DataLabel.INCONSISTENT:
+            return Verdict(
+                "R3",
+                direction,
+                SessionStart.CANDIDATES if one.target_generation else SessionStart.FULL,
+                f"{one.node} is half copied: the copy goes on",
+            )
+    if mine.label is DataLabel.INCONSISTENT:
+        return Verdict("R3", Direction.CONFLICT, SessionStart.FULL, "both copies are half copied")
+    if mine.candidates == 0 and theirs.candidates == 0:
+        return Verdict("R5", Direction.EQUAL, SessionStart.IN_SYNC, "both copies are equal")
+    source = _r4_source(mine, theirs, running)
+    return Verdict(
+        "R4",
+        Direction.SOURCE if source is mine else Direction.TARGET,
+        SessionStart.CANDIDATES,
+        f"same generation, zones to compare: from {source.node}",
+    )
+
+
+def _r4_source(mine: Summary, theirs: Summary, running: str) -> Summary:
+    """The running side; else the crashed primary of the highest epoch (R4'); else by name."""
+    for one in (mine, theirs):
+        if running == one.node:
+            return one
+    return min(
+        (mine, theirs),
+        key=lambda one: (
+            not one.intent_primary,
+            -one.epoch.counter,
+            one.label is not DataLabel.UPTODATE,
+            not one.was_primary,
+            one.node,
+        ),
+    )
+
+
+def _different_generations(mine: Summary, theirs: Summary) -> Verdict:
+    start = SessionStart.CANDIDATES
+    for one, other, direction in (
+        (mine, theirs, Direction.TARGET),
+        (theirs, mine, Direction.SOURCE),
+    ):
+        # A half copied node was being made equal to its target generation: its own line is gone.
+        if one.label is DataLabel.INCONSISTENT and other.label is not DataLabel.INCONSISTENT:
+            follows = one.target_generation in (other.current, other.base)
+            return Verdict(
+                "R3",
+                direction,
+                start if follows else SessionStart.FULL,
+                f"{one.node} is half copied: the copy goes on",
+            )
+        if other.base and one.current == other.base:
+            return Verdict(
+                "R6" if one is mine else "R7",
+                direction,
+                start,
+                f"{other.node} went on without {one.node}",
+            )
+    for one, other, direction in (
+        (mine, theirs, Direction.TARGET),
+        (theirs, mine, Direction.SOURCE),
+    ):
+        if one.current in other.history:
+            return Verdict(
+                "R8",
+                direction,
+                SessionStart.FULL,
+                f"{other.node} is several generations ahead of {one.node}",
+            )
+    return _split(mine, theirs)
+
+
+def _split(mine: Summary, theirs: Summary) -> Verdict:
+    ours = {mine.base, *mine.history} - {""}
+    common = ours & ({theirs.base, *theirs.history} - {""})
+    if mine.base and mine.base == theirs.base:
+        rule, text = "R9", "both nodes went on from the same generation: split brain"
+    elif common:
+        rule, text = "R10", "both nodes went on separately: split brain"
+    else:
+        rule, text = "R0", "the two copies have nothing in common"
+    if mine.adopt != theirs.adopt:
+        # An operator has said on that node that what its copy has since the fork may go.
+        giver = mine if mine.adopt else theirs
+        return Verdict(
+            rule,
+            Direction.TARGET if giver is mine else Direction.SOURCE,
+            SessionStart.FULL,
+            f"{text}; {giver.node} gives way by an operator's command",
+        )
+    return Verdict(rule, Direction.CONFLICT, SessionStart.FULL, text)

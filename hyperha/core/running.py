@@ -1,0 +1,151 @@
+"""Continuing alone, and starting the VM: the steps that every way into ALONE and PRIM shares.
+
+Order of D3 and of a start: dirty map durable (Z1), lineage with proof and intent durable (F4, F6,
+P4), only then is anything answered and the VM started.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hyperha.core.actions import (
+    Acknowledge,
+    EnterAlone,
+    Level,
+    Promote,
+    Release,
+    StartVm,
+    Timer,
+)
+from hyperha.core.events import EngineDone, VmDone
+from hyperha.core.records import DataLabel, Proof, ProofKind
+from hyperha.core.state import Goal, Link, Phase, Step, Vm, Why
+from hyperha.core.turn import Turn
+from hyperha.domain import Role
+
+PROOF_TEXT = {
+    ProofKind.PEER_SAID_SO: "it said that its copy is out",
+    ProofKind.CERTIFICATE: "its guardian certified that the VM is stopped there",
+    ProofKind.POWER_FENCED: "it was powered off",
+    ProofKind.WITNESS: "the witness agreed",
+    ProofKind.POLICY_PRIMARY: "the primary continues by policy (isolation = primary)",
+    ProofKind.POLICY_RUN: "both nodes could run now (isolation = run)",
+    ProofKind.OPERATOR: "an operator said so",
+}
+
+
+def enter_alone(turn: Turn, kind: ProofKind) -> None:
+    """The peer is out by this proof: make the map durable, then `entered` goes on."""
+    state = turn.state
+    proof = Proof(kind, state.lineage.held if state.role.runs_vm else state.lineage.epoch)
+    turn.set(lineage=replace(state.lineage, peer_out=proof))
+    if not state.role.runs_vm:
+        turn.enter(Role.WAIT, Phase.ENTERING, Why("D3", f"continuing alone: {PROOF_TEXT[kind]}"))
+    turn.cancel(Timer.RETRY, Timer.PROOF, Timer.RELEASE, Timer.TAKEOVER, Timer.PATIENCE)
+    base = state.lineage.base or state.lineage.current.id
+    turn.order(EnterAlone, Step.ENTER, base=base)
+
+
+def entered(turn: Turn, event: EngineDone) -> None:
+    """The map is durable: mint the generation and go on (D3, G3')."""
+    if not event.ok:
+        turn.block("Z1", f"the dirty map cannot be written: {event.text}")
+        return
+    state = turn.state
+    proof = state.lineage.peer_out
+    assert proof is not None, "a node continues alone only with a proof (D2)"
+    reason = proof.kind.value
+    lineage = replace(
+        state.lineage.minted(turn.stimulus.entropy, reason, turn.stimulus.wall_ms),
+        label=DataLabel.UPTODATE,
+        sync_from="",
+        target_generation="",
+        intent_primary=True,
+        was_primary=True,
+        held=state.lineage.held if state.role.runs_vm else state.lineage.epoch,
+        released_to=None,
+        alone_since_wall_ms=turn.stimulus.wall_ms,
+    )
+    turn.persist_with_marker(lineage)
+    level = Level.INFO if proof.kind.durable else Level.WARNING
+    turn.tell(
+        level,
+        "D3",
+        f"continues without {state.config.peer}: {PROOF_TEXT[proof.kind]}; "
+        f"generation {lineage.current.ordinal}",
+    )
+    release(turn)
+
+
+def release(turn: Turn) -> None:
+    """Answer what waits and go on alone, or make the standby folder writable and start the VM."""
+    state = turn.state
+    turn.set(acknowledge=Acknowledge.LOCAL, link=Link.NONE, session=None, resync=None)
+    if state.writable:
+        turn.set(frozen_since_ms=None, paused=False)
+        turn.cancel(Timer.PAUSE)
+        turn.order(Release, Step.RELEASE)
+        turn.enter(Role.ALONE, state.phase, alone_why(turn))
+        return
+    promote(turn, Acknowledge.LOCAL)
+
+
+def alone_why(turn: Turn) -> Why:
+    """The sentence of a node that runs without the other one."""
+    proof = turn.state.lineage.peer_out
+    peer = turn.state.config.peer
+    text = PROOF_TEXT[proof.kind] if proof else "no proof"
+    return Why("D3", f"runs without {peer}: {text}")
+
+
+def promote(turn: Turn, acknowledge: Acknowledge) -> None:
+    """Accept changes from here on (M2)."""
+    role = Role.PRIM if acknowledge is Acknowledge.BOTH else Role.ALONE
+    why = Why("P1", "both copies are equal") if role is Role.PRIM else alone_why(turn)
+    turn.set(acknowledge=acknowledge, goal=Goal.RUN)
+    turn.enter(role, Phase.STARTING, why)
+    turn.order(Promote, Step.PROMOTE, epoch=turn.state.lineage.held, acknowledge=acknowledge)
+
+
+def continue_line(turn: Turn) -> None:
+    """P6: a line that was alone by a durable proof goes on alone, minting nothing (G3')."""
+    lineage = turn.state.lineage
+    lineage = replace(lineage, intent_primary=True, was_primary=True, held=lineage.epoch)
+    turn.persist(lineage=lineage)
+    turn.tell(Level.INFO, "P6", "continues its own line alone, as before")
+    promote(turn, Acknowledge.LOCAL)
+
+
+def promoted(turn: Turn, event: EngineDone) -> None:
+    """The folder accepts changes: start the VM."""
+    if not event.ok:
+        turn.enter(Role.WAIT, Phase.WAITING)
+        turn.block("M2", f"the folder cannot be made writable: {event.text}")
+        return
+    turn.set(writable=True)
+    start_vm(turn)
+
+
+def start_vm(turn: Turn) -> None:
+    """start_prim, as a new run (K2)."""
+    run = turn.state.run + 1
+    turn.set(run=run, vm=Vm.STARTING)
+    turn.enter(turn.state.role, Phase.STARTING)
+    turn.order(StartVm, Step.START_VM, run=run, epoch=turn.state.lineage.held)
+
+
+def vm_started(turn: Turn, event: VmDone) -> bool:
+    """start_prim has ended; False when it failed and the module must leave."""
+    if not event.ok:
+        turn.set(vm=Vm.STOPPING)
+        settings = replace(turn.state.settings, start_failed=event.text or "start_prim failed")
+        turn.persist(settings=settings)
+        turn.tell(Level.ERROR, "B09", f"start_prim failed: {event.text}")
+        return False
+    turn.set(vm=Vm.RUNNING, engine_failures=0)
+    turn.enter(turn.state.role, Phase.RUNNING)
+    if turn.state.settings.start_failed:
+        turn.persist(settings=replace(turn.state.settings, start_failed=""))
+    turn.tell(Level.INFO, "P1", f"the VM runs here ({turn.state.role})")
+    turn.finish(True, f"{turn.state.role} on {turn.state.config.node}")
+    return True

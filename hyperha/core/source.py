@@ -1,0 +1,372 @@
+"""The primary's side of a session: offers, the end of a resync (R11), and losing the peer (D1-D3).
+
+Everything here holds in every phase of a node that runs the VM, also while it is being started or
+stopped: what the link does and what the VM does are two facts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hyperha.core import running
+from hyperha.core.actions import (
+    Acknowledge,
+    Barrier,
+    ClearMap,
+    CloseSession,
+    EndParked,
+    EndResync,
+    Fence,
+    Freeze,
+    KillVm,
+    Level,
+    OpenSession,
+    SessionStart,
+    Timer,
+)
+from hyperha.core.events import EngineDone, ResyncCopied, SessionLost, SessionStalled, SessionUp
+from hyperha.core.lineage import Direction, decide
+from hyperha.core.messages import (
+    Goodbye,
+    JoinAccept,
+    JoinOffer,
+    JoinRefusal,
+    JoinRequest,
+    OutdateAnswer,
+    OutdateRequest,
+    ResyncConfirmed,
+    ResyncDone,
+)
+from hyperha.core.records import DataLabel, ProofKind
+from hyperha.core.state import Isolation, Link, Phase, Resync, Step, Vm, Why
+from hyperha.core.turn import Turn
+from hyperha.domain import Role, SessionKey
+
+SERVING = (Phase.OPENING, Phase.STARTING, Phase.RUNNING, Phase.RESTARTING)
+
+
+def join_requested(turn: Turn, message: JoinRequest) -> None:
+    """A node wants to follow: reach a verdict and offer a session."""
+    state = turn.state
+    if not (state.role.runs_vm or state.phase is Phase.OPENING):
+        return
+    if state.link is Link.LOST:
+        # It is back before the proof was found: what it says durably may be the proof (D2a).
+        if message.summary.label in (DataLabel.OUTDATED, DataLabel.INCONSISTENT):
+            _found_proof(turn, ProofKind.PEER_SAID_SO)
+        return
+    if state.phase not in SERVING or state.link in (Link.COPYING, Link.ENDING, Link.IN_SYNC):
+        # A session that we still believe in has ended over there.
+        if state.link is Link.COPYING and message.attempt > state.attempt:
+            _drop_copying(turn)
+        return
+    if state.link in (Link.OFFERED, Link.OPENING) and message.attempt == state.attempt:
+        if state.link is Link.OFFERED and state.session is not None:
+            turn.send(_offer(turn, state.session))
+        return
+    verdict = decide(turn.summary(), message.summary, running=state.config.node)
+    if verdict.direction not in (Direction.SOURCE, Direction.EQUAL):
+        turn.send(JoinRefusal(message.attempt, verdict.text))
+        return
+    if state.phase is Phase.OPENING and verdict.direction is not Direction.EQUAL:
+        request_outdate(turn)
+        return
+    _make_offer(turn, message, verdict.rule, verdict.start)
+
+
+def _make_offer(turn: Turn, message: JoinRequest, rule: str, start: SessionStart) -> None:
+    state = turn.state
+    number = max(state.session_number, message.session_number) + 1
+    epoch = state.lineage.held if state.role.runs_vm else state.lineage.epoch
+    session = SessionKey(state.lineage.current.id, epoch, number)
+    turn.set(
+        session=session,
+        session_number=number,
+        session_start=start,
+        link=Link.OFFERED,
+        attempt=message.attempt,
+        resync=Resync(rule),
+    )
+    turn.send(_offer(turn, session))
+
+
+def _offer(turn: Turn, session: SessionKey) -> JoinOffer:
+    rule = turn.state.resync.rule if turn.state.resync else "R5"
+    return JoinOffer(turn.state.attempt, turn.summary(), rule, session)
+
+
+def _drop_copying(turn: Turn) -> None:
+    turn.order(CloseSession, Step.CLOSE)
+    turn.set(link=Link.NONE, session=None, resync=None)
+
+
+def join_refused(turn: Turn, message: JoinRefusal) -> None:
+    """The target does not agree: nothing is moved."""
+    if turn.state.link is Link.OFFERED and message.attempt == turn.state.attempt:
+        turn.set(link=Link.NONE, session=None, resync=None)
+        turn.tell(Level.ERROR, "R0", f"no resync: {message.reason}")
+
+
+def accepted(turn: Turn, message: JoinAccept) -> None:
+    """The target is ready: connect."""
+    state = turn.state
+    if state.link is not Link.OFFERED or message.session != state.session:
+        return
+    turn.set(link=Link.OPENING)
+    turn.order(OpenSession, Step.OPEN, session=message.session, start=state.session_start)
+
+
+def session_up(turn: Turn, event: SessionUp) -> None:
+    """Connected: start the VM in sync, or let the copying begin."""
+    state = turn.state
+    if event.session != state.session or state.link is not Link.OPENING:
+        return
+    if state.session_start is SessionStart.IN_SYNC:
+        turn.set(link=Link.IN_SYNC, resync=None)
+        turn.cancel(Timer.PATIENCE)
+        if state.phase is Phase.OPENING:
+            lineage = replace(
+                state.lineage,
+                intent_primary=True,
+                was_primary=True,
+                held=state.lineage.epoch,
+                label=DataLabel.UPTODATE,
+                peer_out=None,
+                base="",
+                released_to=None,
+            )
+            turn.persist(lineage=lineage)
+            running.promote(turn, Acknowledge.BOTH)
+        return
+    turn.set(link=Link.COPYING)
+    rule = state.resync.rule if state.resync else "R6"
+    turn.tell(Level.INFO, rule, f"{state.config.peer} is being made equal ({state.session_start})")
+
+
+def session_lost(turn: Turn, event: SessionLost) -> None:
+    """Harmless while the peer was not needed; otherwise the guest's writes are held (D1)."""
+    state = turn.state
+    if event.session != state.session:
+        return
+    turn.tell(Level.WARNING, "D1", f"session with {state.config.peer} lost: {event.text}")
+    if state.phase is Phase.OPENING:
+        turn.set(link=Link.NONE, session=None, resync=None)
+        if event.refused:
+            request_outdate(turn)
+        return
+    if state.link in (Link.OFFERED, Link.OPENING, Link.COPYING):
+        turn.set(link=Link.NONE, session=None, resync=None)
+        return
+    if state.link in (Link.ENDING, Link.IN_SYNC):
+        freeze(turn, "the replication session was lost")
+
+
+def stalled(turn: Turn, event: SessionStalled) -> None:
+    """The peer makes no progress (D8'): ask early, drop it at stall_limit."""
+    state = turn.state
+    if event.session != state.session or state.link not in (Link.ENDING, Link.IN_SYNC):
+        return
+    if event.over_limit:
+        freeze(turn, f"{state.config.peer} made no progress for {event.waited_ms} ms")
+        if state.peer_heard:
+            return
+        turn.arm(Timer.RELEASE, 0)
+
+
+def freeze(turn: Turn, text: str) -> None:
+    """D1: nothing is acknowledged any more until there is a proof (D2)."""
+    state = turn.state
+    turn.order(Freeze, Step.FREEZE)
+    turn.order(CloseSession, Step.CLOSE)
+    turn.forget(Step.END_RESYNC, Step.RESYNC_BARRIER)
+    turn.set(
+        link=Link.LOST,
+        session=None,
+        resync=None,
+        acknowledge=Acknowledge.NONE,
+        frozen_since_ms=turn.now_ms,
+    )
+    turn.enter(state.role, state.phase, Why("D1", f"writes are held: {text}"))
+    turn.tell(Level.WARNING, "D1", f"writes are held: {text}")
+    turn.arm(Timer.PAUSE, state.config.timing.pause_after_ms)
+    turn.arm(Timer.RELEASE, state.config.timing.stall_limit_ms)
+    request_outdate(turn)
+
+
+def request_outdate(turn: Turn) -> None:
+    """D2a, D9: ask the peer to write OUTDATED; it refuses when it is primary."""
+    turn.set(nonce=turn.stimulus.entropy)
+    if not turn.state.role.runs_vm:
+        why = Why("D2", f"asks {turn.state.config.peer} to write that its copy is out")
+        turn.enter(Role.WAIT, Phase.PROVING, why)
+    send_outdate(turn)
+
+
+def send_outdate(turn: Turn) -> None:
+    """The request, again until it is answered."""
+    state = turn.state
+    turn.send(
+        OutdateRequest(
+            state.lineage.current.id, state.lineage.held, state.session_number, state.nonce
+        )
+    )
+    turn.arm(Timer.PROOF, state.config.timing.retry_ms)
+
+
+def proof_due(turn: Turn) -> None:
+    """Ask again while nothing was found."""
+    if seeks_proof(turn):
+        send_outdate(turn)
+
+
+def seeks_proof(turn: Turn) -> bool:
+    """Whether a proof that the peer is out is being waited for."""
+    state = turn.state
+    busy = state.awaits(Step.ENTER) or state.awaits(Step.RELEASE)
+    return (state.link is Link.LOST or state.phase is Phase.PROVING) and not busy
+
+
+def _found_proof(turn: Turn, kind: ProofKind) -> None:
+    if seeks_proof(turn):
+        running.enter_alone(turn, kind)
+
+
+def outdate_answered(turn: Turn, message: OutdateAnswer) -> None:
+    """The peer's word, for exactly this request (D9)."""
+    state = turn.state
+    if message.nonce != state.nonce or not seeks_proof(turn):
+        return
+    if message.outdated:
+        _found_proof(turn, ProofKind.PEER_SAID_SO)
+        return
+    turn.tell(Level.WARNING, "D9", f"{state.config.peer} does not step back: {message.reason}")
+    if message.epoch > state.lineage.held and turn.peer_runs:
+        superseded(turn)
+
+
+def goodbye(turn: Turn, message: Goodbye) -> None:
+    """The secondary has left (D7)."""
+    state = turn.state
+    if not state.role.runs_vm or message.session != state.session_number:
+        return
+    if state.link in (Link.IN_SYNC, Link.ENDING):
+        freeze(turn, f"{state.config.peer} has left")
+    if message.outdated:
+        turn.tell(Level.INFO, "D7", f"{state.config.peer} has left cleanly")
+        _found_proof(turn, ProofKind.PEER_SAID_SO)
+
+
+def release_due(turn: Turn) -> None:
+    """stall_limit has passed since the peer's last sign of life (L3', W6')."""
+    state = turn.state
+    if not seeks_proof(turn):
+        return
+    if state.peer_heard:
+        # It lives but does not answer for this module: keep asking, until it is silent.
+        turn.arm(Timer.RELEASE, state.config.timing.retry_ms)
+        return
+    if state.phase is Phase.PROVING:
+        turn.enter(Role.WAIT, Phase.WAITING)
+        return
+    if state.listening:
+        turn.arm(Timer.RELEASE, state.config.timing.retry_ms)
+        return
+    match state.config.isolation:
+        case Isolation.PRIMARY:
+            _found_proof(turn, ProofKind.POLICY_PRIMARY)
+        case Isolation.RUN:
+            _found_proof(turn, ProofKind.POLICY_RUN)
+        case Isolation.HOLD:
+            text = f"{state.config.peer} is silent: writes are held until it is back (hold)"
+            if state.why.text != text:
+                turn.tell(Level.ERROR, "W6", text)
+            turn.explain(Why("W6", text))
+
+
+def pause_due(turn: Turn) -> None:
+    """M7: the guest is paused rather than left to time out."""
+    if turn.state.frozen and not turn.state.paused:
+        turn.set(paused=True)
+        turn.tell(Level.WARNING, "M7", "the freeze lasts: pending writes end with an error")
+        turn.order(EndParked, Step.END_PARKED)
+
+
+def superseded(turn: Turn) -> None:
+    """The other node runs under a higher epoch: fence, kill, follow it (L5', C02)."""
+    state = turn.state
+    text = f"{state.config.peer} runs under a higher epoch: this node gives way"
+    turn.tell(Level.ERROR, "L1", text)
+    kill(turn, Why("L1", text))
+
+
+def kill(turn: Turn, why: Why) -> None:
+    """Fence first, then the VM; `leaving.killed` goes on when every process is gone (L5')."""
+    turn.forget()
+    turn.cancel(*Timer)
+    turn.set(end=why, vm=Vm.STOPPING, acknowledge=Acknowledge.NONE, link=Link.NONE, handover=None)
+    turn.enter(turn.state.role, Phase.KILLING, why)
+    turn.order(Fence, Step.FENCE)
+    turn.order(KillVm, Step.KILL, run=turn.state.run)
+
+
+def copied(turn: Turn, event: ResyncCopied) -> None:
+    """R11, first step: acknowledgements by both from here on."""
+    state = turn.state
+    if event.session != state.session or state.link is not Link.COPYING:
+        return
+    turn.set(link=Link.ENDING, acknowledge=Acknowledge.BOTH)
+    turn.order(EndResync, Step.END_RESYNC, session=event.session)
+
+
+def resync_ended(turn: Turn, event: EngineDone) -> None:
+    """Everything earlier is acknowledged: void the proof, move the base, then the barrier."""
+    if turn.state.link is not Link.ENDING:
+        return
+    if not event.ok:
+        freeze(turn, event.text or "the resync could not be ended")
+        return
+    lineage = turn.state.lineage
+    turn.persist(lineage=replace(lineage, peer_out=None, base=lineage.current.id))
+    turn.order(Barrier, Step.RESYNC_BARRIER)
+
+
+def resync_barrier(turn: Turn, event: EngineDone) -> None:
+    """Both have everything on stable storage: the target may write UPTODATE."""
+    if turn.state.link is not Link.ENDING:
+        return
+    if not event.ok:
+        freeze(turn, event.text or "the barrier failed")
+        return
+    send_resync_done(turn)
+
+
+def send_resync_done(turn: Turn) -> None:
+    """R11's message, again until it is confirmed."""
+    state = turn.state
+    if state.session is None:
+        return
+    current = state.lineage.current
+    turn.send(
+        ResyncDone(
+            state.session,
+            state.lineage.history,
+            current.ordinal,
+            current.reason,
+            current.at_wall_ms,
+        )
+    )
+    turn.retry()
+
+
+def confirmed(turn: Turn, message: ResyncConfirmed) -> None:
+    """The target is UPTODATE on its disk: forget the map (F10), PRIM."""
+    state = turn.state
+    if state.link is not Link.ENDING or message.session != state.session:
+        return
+    turn.cancel(Timer.RETRY)
+    turn.persist(lineage=replace(state.lineage, base="", full_compare_owed=False))
+    turn.order(ClearMap, Step.CLEAR)
+    turn.set(link=Link.IN_SYNC, resync=None)
+    peer = state.config.peer
+    turn.enter(Role.PRIM, turn.state.phase, Why("R11", f"runs the VM, {peer} has an equal copy"))
+    turn.tell(Level.INFO, "R11", f"{peer} is up to date: the module is redundant again")

@@ -1,0 +1,266 @@
+"""The state of one module on one node, as a frozen value; and what the core needs of its settings.
+
+Old states stay usable: logs, tests and `explain` compare them. Nothing here decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hyperha.core.actions import Acknowledge, SessionStart
+from hyperha.core.events import AttachFacts, CheckerAction, PeerStatus, Verb
+from hyperha.core.messages import HandoverKind
+from hyperha.core.records import Lineage, Settings
+from hyperha.domain import Epoch, Role, SessionKey
+
+
+class Isolation(StrEnum):
+    """What happens when the peer is silent on every path and there is no witness (W6')."""
+
+    PRIMARY = "primary"
+    RUN = "run"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Durations in milliseconds; checked at load by L3'."""
+
+    suspect_ms: int = 1500
+    stall_limit_ms: int = 3000
+    takeover_wait_ms: int = 3500
+    pause_after_ms: int = 5000
+    retry_ms: int = 250
+
+    @property
+    def patience_ms(self) -> int:
+        """How long a planned step waits for an answer of a peer that is heard."""
+        return 4 * self.stall_limit_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the core needs to know of a module's configuration."""
+
+    module: str
+    number: int
+    node: str
+    peer: str
+    isolation: Isolation = Isolation.RUN
+    timing: Timing = Timing()
+    restarts: int = 3
+    restart_window_ms: int = 24 * 3600 * 1000
+    exit_action: CheckerAction = CheckerAction.RESTART
+    """What the end of the VM's process asks for: the action of the module's vm checker."""
+    vm_checker: str = ""
+    first_node: str = ""
+    """Settles claims when nothing else does (P7)."""
+
+
+class Phase(StrEnum):
+    """What a node is in the middle of; together with the role it selects what events mean."""
+
+    IDLE = "idle"
+    ATTACHING = "attaching"
+    WAITING = "waiting"
+    CLAIMING = "claiming"
+    PROVING = "proving"
+    OPENING = "opening"
+    JOINING = "joining"
+    RESYNCING = "resyncing"
+    FOLLOWING = "following"
+    LEAVING = "leaving"
+    DRAINING = "draining"
+    ENTERING = "entering"
+    STARTING = "starting"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    ASKING = "asking"
+    STOPPING = "stopping"
+    FLUSHING = "flushing"
+    HANDING_OVER = "handing-over"
+    KILLING = "killing"
+    DETACHING = "detaching"
+
+
+class Link(StrEnum):
+    """How the replication session stands."""
+
+    NONE = "none"
+    OFFERED = "offered"
+    OPENING = "opening"
+    COPYING = "copying"
+    ENDING = "ending"
+    IN_SYNC = "in-sync"
+    LOST = "lost"
+    """Lost while acknowledgements needed the peer: frozen until proof (D1, D2)."""
+
+
+class Vm(StrEnum):
+    """What this daemon knows about the VM it started."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class Step(StrEnum):
+    """What an outstanding operation was for; its result goes to the handler of that step (K2)."""
+
+    ATTACH = "attach"
+    DETACH = "detach"
+    MARK = "mark"
+    EXPECT = "expect"
+    OPEN = "open"
+    CLOSE = "close"
+    DRAIN = "drain"
+    OUTDATE = "outdate"
+    LEAVE = "leave"
+    TAKE = "take"
+    ENTER = "enter"
+    RELEASE = "release"
+    PROMOTE = "promote"
+    DEMOTE = "demote"
+    FREEZE = "freeze"
+    END_PARKED = "end-parked"
+    FINAL_BARRIER = "final-barrier"
+    END_RESYNC = "end-resync"
+    RESYNC_BARRIER = "resync-barrier"
+    CLEAR = "clear"
+    START_VM = "start-vm"
+    STOP_VM = "stop-vm"
+    FENCE = "fence"
+    KILL = "kill"
+    PREFLIGHT = "preflight"
+    PROBE = "probe"
+
+
+class Goal(StrEnum):
+    """What a node wants next, or wants after what it is doing now."""
+
+    RUN = "run"
+    """`start`: whatever role the rules give."""
+    PRIMARY = "primary"
+    """`prim`: an operator wants this node to run the VM."""
+    FORCE = "force"
+    """`primforce`: also on a copy that is not consistent."""
+    SECONDARY = "secondary"
+    STOP = "stop"
+    RESTART = "restart"
+    """stopstart: STOP, then RUN."""
+    BLOCKED = "blocked"
+    """Stay in WAIT with the reason until an operator commands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """The sentence for the operator, and the rule it follows from."""
+
+    rule: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The operator's command that is being carried out."""
+
+    operation_id: str
+    verb: Verb
+    by: str
+    confirmed: bool = False
+    full: bool = False
+    adopt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """A planned move of the primary role, on either side."""
+
+    epoch: Epoch
+    kind: HandoverKind
+    ready: bool = False
+    taking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """Progress for display."""
+
+    rule: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+    bytes_per_s: int = 0
+    seconds_left: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleState:
+    """Everything the decisions rest on."""
+
+    config: Config
+    lineage: Lineage
+    settings: Settings
+    role: Role = Role.STOP
+    phase: Phase = Phase.IDLE
+    goal: Goal = Goal.STOP
+    why: Why = Why("", "stopped")
+    since_wall_ms: int = 0
+
+    peer: PeerStatus | None = None
+    peer_heard: bool = False
+    last_heard_ms: int = 0
+    listening: bool = True
+    """A full window has not passed since the start or since this node itself stalled (L7)."""
+
+    facts: AttachFacts | None = None
+    """What was found when the folder was covered; None while it is not covered."""
+    unknown_data: str = ""
+    """Why the folder's content cannot be trusted (R12); empty when it can."""
+    writable: bool = False
+    acknowledge: Acknowledge = Acknowledge.NONE
+
+    link: Link = Link.NONE
+    session: SessionKey | None = None
+    session_start: SessionStart = SessionStart.IN_SYNC
+    session_number: int = 0
+    attempt: int = 0
+    resync: Resync | None = None
+    nonce: str = ""
+    hold_until_ms: int = 0
+    """Not before this time is the peer asked again after a refusal."""
+    frozen_since_ms: int | None = None
+    paused: bool = False
+    """The freeze was ended towards the hypervisor (M7)."""
+
+    vm: Vm = Vm.ABSENT
+    run: int = 0
+    claim: Epoch | None = None
+    handover: Handover | None = None
+    last_man: bool = False
+    peer_leaving: bool = False
+    told: str = ""
+    """The last reason for waiting that was logged: said once, not at every retry."""
+    yielded: bool = False
+    """The peer is about to run by our own grant or release: follow it, do not claim."""
+    command: Command | None = None
+    operation: int = 0
+    awaiting: tuple[tuple[int, Step], ...] = ()
+    engine_failures: int = 0
+    end: Why | None = None
+    """Why the module is being stopped or killed: becomes `why` when that is done."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether the folder is covered."""
+        return self.facts is not None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the guest's writes are held."""
+        return self.frozen_since_ms is not None
+
+    def awaits(self, step: Step) -> bool:
+        """Whether an operation of that step is outstanding."""
+        return any(waiting is step for _, waiting in self.awaiting)

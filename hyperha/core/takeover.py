@@ -1,0 +1,322 @@
+"""The secondary's side of a failure: taking over, stepping back, taking what was released.
+
+Order of a takeover (P8): fence the stream and drain what was acknowledged, persist the epoch, only
+then ask who may run; an error in the drain makes this copy outdated and cancels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hyperha.core import running, waiting
+from hyperha.core.actions import CloseSession, Level, Preflight, Probe, Timer
+from hyperha.core.events import (
+    CertificateReceived,
+    EngineDone,
+    PeerStatus,
+    ProbeDone,
+    SessionLost,
+    VmDone,
+)
+from hyperha.core.messages import (
+    Abdicated,
+    HandoverKind,
+    HandoverReady,
+    HandoverRefused,
+    HandoverRequest,
+    OutdateAnswer,
+    OutdateRequest,
+    Released,
+    Taken,
+)
+from hyperha.core.records import DataLabel, Proof, ProofKind
+from hyperha.core.state import Goal, Handover, Isolation, Link, Phase, Step, Why
+from hyperha.core.turn import Turn
+from hyperha.domain import Epoch, Role
+
+
+def session_lost(turn: Turn, event: SessionLost) -> None:
+    """The equal copy lost its source: wait for its word, its silence or its return."""
+    state = turn.state
+    if event.session != state.session:
+        return
+    turn.set(link=Link.LOST)
+    peer = state.config.peer
+    turn.explain(Why("D1", f"session with {peer} lost: {event.text}"))
+    turn.tell(Level.WARNING, "D1", f"session with {peer} lost: {event.text}")
+    if not state.peer_heard:
+        await_takeover(turn)
+    elif state.peer is not None and state.phase is Phase.FOLLOWING:
+        peer_changed(turn, state.peer)
+
+
+def await_takeover(turn: Turn) -> None:
+    """The secondary acts last: takeover_wait after the peer's last sign of life (L3')."""
+    state = turn.state
+    turn.arm_at(Timer.TAKEOVER, state.last_heard_ms + state.config.timing.takeover_wait_ms)
+
+
+def peer_changed(turn: Turn, status: PeerStatus) -> None:
+    """What the heartbeats of a primary that we follow tell (never a proof, P7)."""
+    state = turn.state
+    turn.cancel(Timer.TAKEOVER)
+    if state.link is not Link.LOST or state.phase is not Phase.FOLLOWING:
+        return
+    if status.role.runs_vm:
+        generation = state.lineage.current.id
+        if status.role is Role.ALONE and not generation.startswith(status.generation):
+            # It went on without us: our copy is outdated, whatever became of its request.
+            turn.order(CloseSession, Step.OUTDATE)
+            turn.set(nonce="")
+    else:
+        turn.tell(Level.INFO, "P7", f"{state.config.peer} is back but does not run the VM")
+        turn.order(CloseSession, Step.CLOSE)
+        turn.set(session=None, link=Link.NONE, handover=None)
+        turn.enter(Role.WAIT, Phase.WAITING)
+
+
+def certificate(turn: Turn, event: CertificateReceived) -> None:
+    """L8: the peer's run is over, really; used once, for the epoch that we follow."""
+    state = turn.state
+    if state.phase is not Phase.FOLLOWING or event.epoch != _followed(turn):
+        return
+    turn.tell(Level.WARNING, "L8", f"{state.config.peer} certifies that its VM is stopped")
+    begin(turn, ProofKind.CERTIFICATE)
+
+
+def _followed(turn: Turn) -> Epoch:
+    """The epoch of the primary that this node follows."""
+    session = turn.state.session
+    return session.epoch if session is not None else turn.state.lineage.epoch
+
+
+def abdicated(turn: Turn, message: Abdicated) -> None:
+    """D10: the primary's disk failed and it has fenced itself."""
+    state = turn.state
+    if state.phase is not Phase.FOLLOWING or message.epoch != _followed(turn):
+        return
+    turn.tell(Level.ERROR, "D10", f"{state.config.peer} gives up: {message.reason}")
+    begin(turn, ProofKind.PEER_SAID_SO)
+
+
+def takeover_due(turn: Turn) -> None:
+    """The peer has been silent on every path for takeover_wait."""
+    state = turn.state
+    if state.phase is Phase.HANDING_OVER:
+        return
+    if state.phase is not Phase.FOLLOWING or state.peer_heard:
+        return
+    if state.listening:
+        turn.arm(Timer.TAKEOVER, state.config.timing.retry_ms)
+        return
+    if state.config.isolation is not Isolation.RUN:
+        leave_following(
+            turn,
+            "W6",
+            f"{state.config.peer} is silent; without a certificate it may still run "
+            f"(isolation = {state.config.isolation}): start it, or command prim here",
+        )
+        return
+    begin(turn, None)
+
+
+def leave_following(turn: Turn, rule: str, text: str) -> None:
+    """From SECOND to WAIT, with the reason."""
+    turn.order(CloseSession, Step.CLOSE)
+    turn.set(session=None, link=Link.NONE)
+    turn.enter(Role.WAIT, Phase.WAITING, Why(rule, text))
+    turn.tell(Level.WARNING, rule, text)
+
+
+def begin(turn: Turn, kind: ProofKind | None) -> None:
+    """Take over with a proof, or, without one, after asking who answers (W6', W8)."""
+    state = turn.state
+    if not state.settings.failover:
+        leave_following(turn, "P1", "failover is off: this node does not take over by itself")
+        return
+    if state.settings.start_failed:
+        leave_following(turn, "B09", f"start_prim failed here: {state.settings.start_failed}")
+        return
+    proof = state.lineage.peer_out
+    if kind is not None:
+        proof = Proof(kind, state.lineage.epoch)
+    turn.set(lineage=replace(state.lineage, peer_out=proof if kind else None))
+    turn.cancel(Timer.TAKEOVER, Timer.RETRY, Timer.PATIENCE)
+    text = f"taking over from {state.config.peer}"
+    turn.enter(Role.WAIT, Phase.DRAINING, Why("P8", text))
+    turn.tell(Level.WARNING, "P8", text)
+    turn.order(CloseSession, Step.DRAIN)
+
+
+def drained(turn: Turn, event: EngineDone) -> None:
+    """Everything acknowledged is applied and synced, or this copy is not whole."""
+    state = turn.state
+    turn.set(session=None, link=Link.NONE)
+    if not event.ok:
+        turn.persist(lineage=replace(state.lineage, label=DataLabel.OUTDATED, peer_out=None))
+        turn.block("P8", f"what was acknowledged could not be applied: {event.text}")
+        return
+    epoch = state.lineage.epoch.next_for(state.config.node)
+    turn.persist(lineage=replace(state.lineage, epoch=epoch))
+    if state.lineage.peer_out is not None:
+        running.enter_alone(turn, state.lineage.peer_out.kind)
+    else:
+        turn.order(Probe, Step.PROBE)
+
+
+def probed(turn: Turn, event: ProbeDone) -> None:
+    """W6': only a node that is not the isolated one, and whose peer answers nowhere."""
+    if turn.state.phase is not Phase.DRAINING:
+        return
+    if event.peer_answers or event.isolated:
+        turn.enter(Role.WAIT, Phase.WAITING, Why("W8", event.text))
+        turn.tell(Level.WARNING, "W8", f"does not take over: {event.text}")
+        turn.set(goal=Goal.RUN)
+        return
+    turn.tell(Level.INFO, "W6", event.text)
+    running.enter_alone(turn, ProofKind.POLICY_RUN)
+
+
+def outdate_requested(turn: Turn, message: OutdateRequest) -> None:
+    """D9: step back durably, or say why not."""
+    state = turn.state
+    reason = _cannot_step_back(turn, message)
+    if reason:
+        turn.send(OutdateAnswer(message.nonce, False, state.lineage.epoch, reason))
+        return
+    if state.awaits(Step.OUTDATE):
+        return
+    turn.set(nonce=message.nonce)
+    epoch = max(state.lineage.epoch, message.epoch)
+    turn.set(lineage=replace(state.lineage, epoch=epoch))
+    if state.role is Role.SECOND:
+        turn.order(CloseSession, Step.OUTDATE)
+    else:
+        _step_back(turn)
+
+
+def _cannot_step_back(turn: Turn, message: OutdateRequest) -> str:
+    state = turn.state
+    node = state.config.node
+    if state.role.runs_vm:
+        return f"{node} runs the VM"
+    if state.phase in (Phase.DRAINING, Phase.ENTERING, Phase.OPENING, Phase.PROVING):
+        return f"{node} is taking over"
+    session = state.session
+    if session is not None and (
+        message.epoch == session.epoch and message.session < session.number
+    ):
+        return f"{node} has a newer session"
+    return ""
+
+
+def stepped_back(turn: Turn, event: EngineDone) -> None:
+    """The stream is closed: now the label."""
+    del event  # also a copy whose drain failed is outdated
+    _step_back(turn)
+
+
+def _step_back(turn: Turn) -> None:
+    state = turn.state
+    lineage = state.lineage
+    if lineage.label is DataLabel.UPTODATE:
+        lineage = replace(lineage, label=DataLabel.OUTDATED, intent_primary=False)
+        turn.tell(Level.WARNING, "D9", f"{state.config.peer} goes on alone: copy outdated")
+    turn.persist(lineage=lineage)
+    if state.nonce:
+        turn.send(OutdateAnswer(state.nonce, True, lineage.epoch, ""))
+    if state.role is Role.SECOND:
+        turn.set(session=None, link=Link.NONE)
+        turn.enter(Role.WAIT, Phase.WAITING, Why("D9", "copy outdated, asks to follow again"))
+
+
+def handover_requested(turn: Turn, message: HandoverRequest) -> None:
+    """H2: preflight, then a durable claim; only after it does the leaver stop the VM."""
+    state = turn.state
+    if state.handover is not None and state.handover.epoch == message.epoch:
+        if state.handover.ready:
+            turn.send(HandoverReady(message.epoch))
+        return
+    reason = _cannot_take(turn, message)
+    if reason:
+        stopping = state.phase is Phase.LEAVING or state.goal is Goal.STOP
+        turn.send(HandoverRefused(message.epoch, reason, stopping))
+        return
+    turn.set(handover=Handover(message.epoch, message.kind))
+    turn.order(Preflight, Step.PREFLIGHT)
+
+
+def _cannot_take(turn: Turn, message: HandoverRequest) -> str:
+    state = turn.state
+    node = state.config.node
+    if state.phase is Phase.LEAVING:
+        return f"{node} is stopping"
+    if state.phase is not Phase.FOLLOWING or state.link is not Link.IN_SYNC:
+        return f"{node} has no equal copy"
+    if not state.settings.failover and message.kind is HandoverKind.STOP:
+        return "failover is off"
+    if state.settings.start_failed:
+        return f"start_prim failed on {node}: {state.settings.start_failed}"
+    if message.epoch <= state.lineage.epoch:
+        return f"{node} has seen epoch {state.lineage.epoch}"
+    return ""
+
+
+def preflight_done(turn: Turn, event: VmDone) -> None:
+    """Would the VM start here?"""
+    handover = turn.state.handover
+    if handover is None:
+        return
+    if not event.ok:
+        turn.set(handover=None)
+        turn.send(HandoverRefused(handover.epoch, event.text, False))
+        return
+    turn.set(handover=replace(handover, ready=True))
+    turn.persist(lineage=replace(turn.state.lineage, epoch=handover.epoch))
+    turn.send(HandoverReady(handover.epoch))
+
+
+def released(turn: Turn, message: Released) -> None:
+    """The commit: from here on only this node may run (H2)."""
+    state = turn.state
+    seen = state.lineage.epoch
+    # Our own claim, or a later one of ours, must be the highest epoch that was ever seen here.
+    if message.epoch.node != seen.node or message.epoch > seen or turn.peer_runs:
+        return
+    if state.lineage.intent_primary or state.awaits(Step.TAKE):
+        if state.lineage.intent_primary:
+            turn.send(Taken(message.epoch))
+        return
+    if state.phase not in (Phase.FOLLOWING, Phase.WAITING, Phase.LEAVING, Phase.CLAIMING):
+        return
+    turn.set(handover=Handover(message.epoch, message.kind, ready=True, taking=True))
+    turn.cancel(Timer.TAKEOVER)
+    text = f"takes the VM over from {state.config.peer} as planned ({message.kind})"
+    turn.tell(Level.INFO, "H2", text)
+    turn.enter(Role.WAIT, Phase.DRAINING, Why("H2", text))
+    turn.order(CloseSession, Step.TAKE)
+
+
+def taken(turn: Turn, event: EngineDone) -> None:
+    """Drained: the intent is durable, the leaver may go."""
+    handover = turn.state.handover
+    if handover is None:
+        return
+    turn.set(session=None, link=Link.NONE, handover=None)
+    if not event.ok:
+        lineage = replace(turn.state.lineage, label=DataLabel.OUTDATED)
+        turn.persist(lineage=lineage)
+        turn.block("P8", f"what was acknowledged could not be applied: {event.text}")
+        return
+    lineage = replace(
+        turn.state.lineage,
+        intent_primary=True,
+        was_primary=True,
+        held=turn.state.lineage.epoch,
+    )
+    turn.persist(lineage=lineage)
+    turn.send(Taken(handover.epoch))
+    if handover.kind is HandoverKind.STOP:
+        running.enter_alone(turn, ProofKind.PEER_SAID_SO)
+    else:
+        waiting.open_in_sync(turn)

@@ -1,0 +1,351 @@
+"""WAIT: covering the folder, and deciding what this node may do next.
+
+`settle` looks at everything that is known and either acts or says what is being waited for (P2).
+No node starts on its own reading of heartbeats: it claims, and the peer grants durably (P7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hyperha.core import joining, running
+from hyperha.core.actions import Attach, Detach, Level, Timer
+from hyperha.core.events import EngineDone, MarkerState
+from hyperha.core.lineage import Direction, decide
+from hyperha.core.messages import Claim, Grant, Refusal, Summary
+from hyperha.core.records import DataLabel, ProofKind
+from hyperha.core.state import Goal, Isolation, Phase, Step, Why
+from hyperha.core.turn import Turn
+from hyperha.domain import Epoch, Role
+
+
+def attach(turn: Turn, goal: Goal) -> None:
+    """Cover the folder first; everything else follows (M3)."""
+    command = turn.state.command
+    accept = turn.state.lineage.acceptable_markers
+    turn.set(goal=goal, listening=True, facts=None, unknown_data="", writable=False, end=None)
+    turn.set(yielded=False)
+    turn.enter(Role.WAIT, Phase.ATTACHING, Why("M3", "covering the folder"))
+    turn.persist(
+        lineage=turn.state.lineage.with_marker(),
+        settings=replace(turn.state.settings, wanted=True),
+    )
+    marker = turn.state.lineage.marker
+    adopt = bool(command and command.adopt)
+    turn.order(Attach, Step.ATTACH, accept=accept, write=marker, adopt=adopt)
+    turn.arm(Timer.LISTEN, turn.state.config.timing.takeover_wait_ms)
+
+
+def attached(turn: Turn, event: EngineDone) -> None:
+    """The folder is covered, or cannot be."""
+    facts = event.attach
+    if not event.ok or facts is None:
+        turn.set(end=Why("M6", event.text))
+        turn.tell(Level.ERROR, "M6", event.text)
+        detach(turn)
+        return
+    turn.set(facts=facts)
+    fresh = turn.state.lineage.label is DataLabel.FRESH and not turn.state.lineage.current.id
+    trusted = facts.marker is MarkerState.MATCHES or (fresh and facts.marker is MarkerState.ABSENT)
+    command = turn.state.command
+    if not trusted and not (command and command.adopt):
+        turn.set(unknown_data=facts.text or f"the folder's marker is {facts.marker}")
+        turn.tell(Level.ERROR, "R12", turn.state.unknown_data)
+    else:
+        lineage = replace(turn.state.lineage, marker_written=True)
+        if not trusted:
+            # An adopted folder is nobody's copy until a full compare has made it one.
+            lineage = replace(lineage, full_compare_owed=True)
+            if lineage.label is not DataLabel.FRESH:
+                lineage = replace(lineage, label=DataLabel.OUTDATED)
+        turn.persist(lineage=lineage)
+    turn.enter(Role.WAIT, Phase.WAITING, Why("P2", "looking for the other node"))
+
+
+def detach(turn: Turn) -> None:
+    """Uncover the folder and end in STOP (or start again, when the goal says so)."""
+    was_attached = turn.state.attached
+    turn.forget()
+    turn.enter(turn.state.role, Phase.DETACHING)
+    turn.cancel(*Timer)
+    lineage = turn.state.lineage
+    if was_attached and lineage.marker_written and not turn.state.unknown_data:
+        lineage = lineage.with_marker()
+        turn.persist(lineage=lineage)
+        turn.order(Detach, Step.DETACH, write=lineage.marker)
+    else:
+        uncover(turn)
+
+
+def uncover(turn: Turn) -> None:
+    """Uncover without touching marker or record."""
+    turn.forget()
+    turn.enter(turn.state.role, Phase.DETACHING)
+    turn.order(Detach, Step.DETACH, write=None)
+
+
+def detached(turn: Turn, event: EngineDone) -> None:
+    """The folder is plain again."""
+    state = turn.state
+    again = state.goal is Goal.RESTART
+    lineage = state.lineage
+    if event.ok and state.attached:
+        lineage = replace(lineage, marker_written=True)
+    turn.persist(lineage=lineage, settings=replace(state.settings, wanted=again))
+    end = state.end or Why("", "stopped")
+    turn.set(facts=None, writable=False, goal=Goal.STOP, end=None, last_man=False, handover=None)
+    turn.enter(Role.STOP, Phase.IDLE, end)
+    if not event.ok:
+        turn.tell(Level.WARNING, "M3", f"the folder could not be uncovered: {event.text}")
+    if again:
+        attach(turn, Goal.RUN)
+    else:
+        failed = state.command is not None and state.command.verb.value in _STARTING
+        turn.finish(not failed, end.text)
+
+
+_STARTING = {"start", "prim", "primforce", "second"}
+
+
+def settle(turn: Turn) -> None:
+    """What a node in WAIT may do now; called after every event while it waits."""
+    state = turn.state
+    if state.goal is Goal.BLOCKED:
+        return
+    if state.unknown_data:
+        _wait(turn, "R12", state.unknown_data)
+        return
+    if turn.peer_runs:
+        if state.goal in (Goal.PRIMARY, Goal.FORCE):
+            refuse_start(turn, "P9", f"{state.config.peer} runs the VM: stop it there, or use swap")
+        elif turn.now_ms >= state.hold_until_ms:
+            joining.join(turn)
+        return
+    if state.yielded and state.peer_heard:
+        if turn.now_ms >= state.hold_until_ms:
+            joining.join(turn)
+        return
+    if state.goal is Goal.SECONDARY:
+        _wait(turn, "P2", f"waits until {state.config.peer} runs the VM")
+        return
+    reason = _cannot_be_source(turn)
+    if reason is not None:
+        _wait(turn, *reason)
+    elif state.peer_heard:
+        if turn.now_ms >= state.hold_until_ms:
+            claim(turn)
+    elif state.listening:
+        _wait(turn, "L7", f"listening for {state.config.peer}")
+    else:
+        _settle_alone(turn)
+
+
+def _wait(turn: Turn, rule: str, text: str) -> None:
+    if turn.state.told != text:
+        turn.set(told=text)
+        turn.tell(Level.INFO, rule, f"waits: {text}")
+    turn.explain(Why(rule, text))
+
+
+def refuse_start(turn: Turn, rule: str, text: str) -> None:
+    """A `prim` that may not be: the command fails and the module stops again."""
+    turn.set(end=Why(rule, text), goal=Goal.STOP)
+    turn.finish(False, text)
+    detach(turn)
+
+
+def _cannot_be_source(turn: Turn) -> tuple[str, str] | None:
+    """Why this node's copy may not be started now, by rule; None when it may (P1, P3)."""
+    state = turn.state
+    peer = state.config.peer
+    if state.goal is Goal.FORCE:
+        return None
+    label = state.lineage.label
+    if label is DataLabel.INCONSISTENT:
+        return "P3", f"this copy is half made: waits for {peer} to run the VM"
+    if state.goal is Goal.PRIMARY:
+        return None
+    if label is DataLabel.FRESH:
+        return "R1", f"no data yet: command prim on the node that has it, or start {peer}"
+    if label is DataLabel.OUTDATED:
+        return "P3", f"this copy is out of date: waits for {peer} to run the VM"
+    if not state.settings.failover and not state.lineage.was_primary:
+        return "P1", f"failover is off: waits for {peer} to run the VM"
+    if state.settings.start_failed:
+        return "B09", f"start_prim failed here: {state.settings.start_failed}"
+    if state.peer_heard and state.peer is not None and state.peer.stopping:
+        return "P7", f"{peer} is still stopping"
+    return None
+
+
+def _settle_alone(turn: Turn) -> None:
+    """The peer is silent and a full window has passed (P6, P2)."""
+    state = turn.state
+    peer = state.config.peer
+    if state.goal in (Goal.PRIMARY, Goal.FORCE):
+        _own_epoch(turn)
+        running.enter_alone(turn, ProofKind.OPERATOR)
+        return
+    proof = state.lineage.peer_out
+    if state.lineage.released_to is not None:
+        _wait(turn, "H2", f"handed over to {state.lineage.released_to.node}: waits for it")
+    elif proof is None:
+        _wait(
+            turn,
+            "P2",
+            f"{peer} does not answer and may hold newer data: start it, "
+            f"or command prim here if it is off",
+        )
+    elif proof.kind.durable:
+        running.continue_line(turn)
+    elif state.config.isolation is Isolation.RUN:
+        turn.tell(Level.WARNING, "P6", f"both nodes could run: {peer} does not answer")
+        running.continue_line(turn)
+    else:
+        _wait(turn, "P6", f"ran alone without proof that {peer} is off: waits for it")
+
+
+def _own_epoch(turn: Turn) -> None:
+    turn.persist(
+        lineage=replace(
+            turn.state.lineage, epoch=turn.state.lineage.epoch.next_for(turn.state.config.node)
+        )
+    )
+
+
+def claim(turn: Turn) -> None:
+    """P7: ask the peer, durably on both sides, to be the one that runs."""
+    state = turn.state
+    epoch = state.lineage.epoch.next_for(state.config.node)
+    turn.set(claim=epoch)
+    turn.persist(lineage=replace(state.lineage, epoch=epoch))
+    turn.enter(Role.WAIT, Phase.CLAIMING, Why("P7", f"asks {state.config.peer} to agree"))
+    send_claim(turn)
+
+
+def send_claim(turn: Turn) -> None:
+    """The claim, again until it is answered."""
+    state = turn.state
+    assert state.claim is not None
+    survivor = state.peer is not None and state.peer.role is Role.STOP
+    operator = state.goal in (Goal.PRIMARY, Goal.FORCE)
+    turn.send(Claim(state.claim, turn.summary(), survivor, operator))
+    turn.retry()
+
+
+def _claims_before(one: Summary, other: Summary, first_node: str) -> bool:
+    """P7's table: highest epoch with intent PRIMARY, else the last primary, else the first name.
+
+    The epochs of crossing claims themselves do not count: each side has raised its own by asking.
+    """
+
+    def key(side: Summary) -> tuple[bool, bool, bool]:
+        return (not side.intent_primary, not side.was_primary, side.node != first_node)
+
+    return key(one) < key(other)
+
+
+def claim_received(turn: Turn, message: Claim) -> None:
+    """Grant durably, or say why not."""
+    state = turn.state
+    reason = _refusal(turn, message)
+    if reason:
+        turn.send(Refusal(message.epoch, turn.summary(), reason))
+        return
+    if state.phase is Phase.CLAIMING:
+        turn.set(claim=None)
+        turn.enter(Role.WAIT, Phase.WAITING, Why("P7", f"{state.config.peer} goes first"))
+        _pause(turn)
+    lineage = state.lineage
+    highest = max(lineage.epoch, message.epoch)
+    outdate = message.survivor or message.operator
+    if outdate and lineage.label is DataLabel.UPTODATE:
+        lineage = replace(lineage, label=DataLabel.OUTDATED, intent_primary=False)
+        turn.tell(Level.INFO, "H1", f"{state.config.peer} goes on alone: this copy is now outdated")
+    settings = replace(state.settings, certified_epoch=None)
+    turn.persist(lineage=replace(lineage, epoch=highest), settings=settings)
+    out = turn.state.lineage.label is not DataLabel.UPTODATE
+    turn.set(yielded=not out)
+    turn.send(Grant(message.epoch, turn.summary(), out))
+
+
+def _refusal(turn: Turn, message: Claim) -> str:
+    state = turn.state
+    node = state.config.node
+    if state.role.runs_vm or state.phase in (Phase.DRAINING, Phase.ENTERING, Phase.OPENING):
+        return f"{node} runs the VM or is about to"
+    if state.phase in (Phase.HANDING_OVER, Phase.KILLING, Phase.DETACHING, Phase.ATTACHING):
+        return f"{node} is busy: {state.phase}"
+    if message.epoch <= state.lineage.epoch and state.phase is not Phase.CLAIMING:
+        if message.epoch == state.lineage.epoch:
+            return ""
+        return f"{node} has seen epoch {state.lineage.epoch}"
+    if state.role is Role.SECOND:
+        return f"{node} has not finished with the last session"
+    verdict = decide(turn.summary(), message.summary)
+    if verdict.direction is Direction.SOURCE and not message.operator:
+        return f"{node} has the better copy: {verdict.text}"
+    if verdict.direction is Direction.CONFLICT and not message.operator:
+        return verdict.text
+    operator = state.goal in (Goal.PRIMARY, Goal.FORCE)
+    if state.phase is not Phase.CLAIMING or (message.operator and not operator):
+        return ""
+    if operator and not message.operator:
+        return f"an operator wants {node} to run"
+    if _claims_before(turn.summary(), message.summary, state.config.first_node):
+        return f"{node} claims it first"
+    return ""
+
+
+def granted(turn: Turn, message: Grant) -> None:
+    """The peer has agreed durably."""
+    state = turn.state
+    if state.phase is not Phase.CLAIMING or message.epoch != state.claim:
+        return
+    turn.set(claim=None, settings=replace(state.settings, certified_epoch=None))
+    turn.cancel(Timer.RETRY)
+    verdict = decide(turn.summary(), message.summary)
+    if message.outdated:
+        running.enter_alone(turn, ProofKind.PEER_SAID_SO)
+        return
+    if verdict.direction is Direction.TARGET:
+        turn.enter(Role.WAIT, Phase.WAITING)
+        _hold(turn, "P7", f"{state.config.peer} has the better copy: {verdict.text}")
+        return
+    open_in_sync(turn)
+
+
+def open_in_sync(turn: Turn) -> None:
+    """The peer is up to date and will follow: wait for it, so that no generation is needed."""
+    state = turn.state
+    turn.enter(Role.WAIT, Phase.OPENING, Why("P7", f"waits for {state.config.peer} to follow"))
+    turn.arm(Timer.PATIENCE, state.config.timing.stall_limit_ms)
+
+
+def refused(turn: Turn, message: Refusal) -> None:
+    """The peer does not agree: remember what it knows, ask again later."""
+    state = turn.state
+    if state.phase is not Phase.CLAIMING or message.epoch != state.claim:
+        return
+    turn.set(claim=None)
+    turn.cancel(Timer.RETRY)
+    highest = max(state.lineage.epoch, message.summary.epoch, key=lambda epoch: epoch.counter)
+    if highest != state.lineage.epoch:
+        turn.persist(lineage=replace(state.lineage, epoch=Epoch(highest.counter, highest.node)))
+    turn.enter(Role.WAIT, Phase.WAITING)
+    if message.summary.epoch >= message.epoch:
+        # Only our number was too low: ask again at once, before the other side raises it further.
+        turn.explain(Why("P7", message.reason))
+        return
+    _hold(turn, "P7", message.reason)
+
+
+def _hold(turn: Turn, rule: str, text: str) -> None:
+    _pause(turn)
+    _wait(turn, rule, text)
+
+
+def _pause(turn: Turn) -> None:
+    delay_ms = turn.state.config.timing.retry_ms
+    turn.set(hold_until_ms=turn.now_ms + delay_ms)
+    turn.arm(Timer.REJOIN, delay_ms)

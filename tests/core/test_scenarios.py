@@ -1,0 +1,283 @@
+"""Two real cores in a modelled world: every planned and unplanned change of role."""
+
+import pytest
+
+from hyperha.core import events as e
+from hyperha.core.records import DataLabel
+from hyperha.core.state import Isolation
+from hyperha.domain import Role
+from tests.support.world import World, pair
+
+R = Role
+
+
+def test_first_start_needs_an_operator_and_then_becomes_redundant():
+    world = World()
+    world.command(world.a, "start")
+    world.command(world.b, "start")
+    world.run(8000)
+    assert world.roles() == (R.WAIT, R.WAIT)
+    assert world.a.state.why.rule == "R1"
+    world.command(world.a, "prim")
+    world.until(R.PRIM, R.SECOND)
+    assert world.a.folder.data == world.b.folder.data
+
+
+@pytest.mark.parametrize("certificate", [True, False])
+@pytest.mark.parametrize("isolation", list(Isolation))
+def test_primary_dies(certificate, isolation):
+    world = pair(isolation=isolation)
+    world.crash(world.a, certificate)
+    died = world.now
+    if certificate or isolation is Isolation.RUN:
+        world.until(None, R.ALONE, timeout_ms=4300)
+        assert world.now - died < (700 if certificate else 4300)
+        world.run(2000)
+        world.boot_node(world.a)
+        world.until(R.SECOND, R.PRIM)
+        assert world.acknowledged <= world.b.folder.data
+        assert world.acknowledged <= world.a.folder.data
+    else:
+        world.run(10_000)
+        assert world.roles() == (None, R.WAIT)
+        world.boot_node(world.a)
+        world.until(R.PRIM, R.SECOND)
+
+
+@pytest.mark.parametrize("isolation", [Isolation.RUN, Isolation.PRIMARY])
+def test_secondary_dies_and_returns(isolation):
+    world = pair(isolation=isolation)
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.run(1000)
+    world.boot_node(world.b)
+    world.until(R.PRIM, R.SECOND)
+    assert world.a.folder.data == world.b.folder.data
+    assert world.a.lineage.base == ""
+
+
+def test_secondary_dies_under_hold():
+    world = pair(isolation=Isolation.HOLD)
+    world.crash(world.b)
+    world.run(10_000)
+    assert world.a.state.frozen
+    assert world.a.state.paused
+    world.boot_node(world.b)
+    world.until(R.PRIM, R.SECOND)
+    assert not world.a.state.frozen
+
+
+def test_swap_mints_nothing_and_outdates_nobody():
+    world = pair()
+    generation = world.a.lineage.current.id
+    operation = world.command(world.a, "swap")
+    world.until(R.SECOND, R.PRIM)
+    assert world.a.finished[operation][0]
+    assert world.b.lineage.current.id == generation
+    assert world.a.lineage.label is DataLabel.UPTODATE
+    world.command(world.b, "swap")
+    world.until(R.PRIM, R.SECOND)
+    assert world.a.folder.data == world.b.folder.data
+
+
+def test_stop_of_the_primary_hands_over():
+    world = pair()
+    operation = world.command(world.a, "stop")
+    world.until(R.STOP, R.ALONE)
+    assert world.a.finished[operation] == (True, "stopped by test")
+    assert world.a.lineage.label is DataLabel.OUTDATED
+    world.command(world.a, "start")
+    world.until(R.SECOND, R.PRIM)
+
+
+def test_stop_of_the_secondary_holds_no_write_for_long():
+    world = pair()
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP, timeout_ms=3000)
+    assert world.b.lineage.label is DataLabel.OUTDATED
+    world.command(world.b, "start")
+    world.until(R.PRIM, R.SECOND)
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_both_stopped_in_the_same_second(first):
+    world = pair()
+    world.command(getattr(world, first), "stop")
+    world.command(world.b if first == "a" else world.a, "stop")
+    world.until(R.STOP, R.STOP)
+    labels = {world.a.lineage.label, world.b.lineage.label}
+    if first == "a":
+        assert labels == {DataLabel.UPTODATE}
+    acknowledged = set(world.acknowledged)
+    world.crash(world.a)
+    world.crash(world.b)
+    world.run(1000)
+    for node in (world.b, world.a):
+        world.boot_node(node)
+        world.command(node, "start")
+    world.until(R.PRIM, R.SECOND)
+    assert acknowledged <= world.a.folder.data
+
+
+def test_both_lose_power_and_return():
+    world = pair()
+    world.crash(world.a)
+    world.crash(world.b)
+    world.run(2000)
+    world.boot_node(world.b)
+    world.run(10_000)
+    assert world.roles() == (None, R.WAIT)
+    world.boot_node(world.a)
+    world.until(R.PRIM, R.SECOND)
+    assert world.acknowledged <= world.a.folder.data
+
+
+def test_alone_with_proof_restarts_alone():
+    world = pair()
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.crash(world.b)
+    world.crash(world.a)
+    world.run(500)
+    world.boot_node(world.a)
+    generation = world.a.lineage.current.id
+    world.until(R.ALONE, None)
+    assert world.a.lineage.current.id == generation
+
+
+def test_split_under_run_is_shown_and_nothing_is_discarded():
+    world = pair()
+    world.cut_network()
+    world.until(R.ALONE, R.ALONE)
+    world.run(3000)
+    world.heal_network()
+    world.run(5000)
+    assert world.roles() == (R.ALONE, R.ALONE)
+    assert world.a.state.why.rule == "R16"
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    only_b = world.b.folder.data - world.a.folder.data
+    assert only_b
+    world.command(world.b, "start")
+    world.run(6000)
+    assert world.roles() == (R.ALONE, R.WAIT)
+    assert only_b <= world.b.folder.data
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.command(world.b, "second", confirmed=True)
+    world.until(R.PRIM, R.SECOND)
+    assert world.a.folder.data == world.b.folder.data
+
+
+def test_cut_under_primary_policy():
+    world = pair(isolation=Isolation.PRIMARY)
+    world.cut_network()
+    world.until(R.ALONE, R.WAIT)
+    world.heal_network()
+    world.until(R.PRIM, R.SECOND)
+
+
+def test_stale_copy_is_not_started_without_confirmation():
+    world = pair()
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.run(1000)
+    world.command(world.a, "stop")
+    world.until(R.STOP, R.STOP)
+    world.run(500)
+    operation = world.command(world.b, "prim")
+    assert not world.b.finished[operation][0]
+    assert "newer data" in world.b.finished[operation][1]
+    world.forgiven |= world.acknowledged - world.b.folder.data
+    world.command(world.b, "prim", confirmed=True)
+    world.until(R.STOP, R.ALONE)
+
+
+def test_half_copied_node_never_starts():
+    world = pair()
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.command(world.b, "start")
+    while world.b.state.phase.value != "resyncing":
+        world.run(10)
+    world.crash(world.a)
+    world.run(10_000)
+    assert world.b.lineage.label is DataLabel.INCONSISTENT
+    assert world.b.state.role is R.WAIT
+    operation = world.command(world.b, "prim", confirmed=True)
+    assert not world.b.finished[operation][0]
+    world.boot_node(world.a)
+    world.until(R.PRIM, R.SECOND)
+
+
+def test_restart_budget_then_failover():
+    world = pair()
+    for _ in range(3):
+        run = world.a.state.run
+        world.a.vm_run = 0
+        world.a.event(e.VmExited(run, "exit status 1"))
+        world.until(R.PRIM, R.SECOND)
+        assert world.a.state.run == run + 1
+    world.a.vm_run = 0
+    world.a.event(e.VmExited(world.a.state.run, "exit status 1"))
+    world.until(R.STOP, R.ALONE)
+    assert "used up" in world.a.state.why.text
+
+
+def test_start_failure_moves_the_module():
+    world = pair()
+    world.a.start_fails = True
+    world.command(world.a, "restart")
+    world.until(R.STOP, R.ALONE)
+    assert "start_prim failed" in world.a.state.why.text
+
+
+def test_failed_start_on_the_other_node_after_a_swap_hands_back():
+    world = pair()
+    world.b.start_fails = True
+    world.command(world.a, "swap")
+    world.run(500)
+    world.until(R.ALONE, R.STOP)
+
+
+def test_foreign_folder_is_never_promoted():
+    world = pair()
+    world.command(world.a, "stop")
+    world.until(R.STOP, R.ALONE)
+    world.command(world.b, "stop")
+    world.until(R.STOP, R.STOP)
+    world.b.folder = type(world.b.folder)()
+    world.command(world.b, "start")
+    world.run(8000)
+    assert world.b.state.role is R.WAIT
+    assert world.b.state.why.rule == "R12"
+
+
+def test_disk_failure_abdicates():
+    world = pair()
+    world.a.event(e.LocalDiskFailed("EIO"))
+    world.until(R.STOP, R.ALONE, timeout_ms=2000)
+    assert world.a.lineage.label is DataLabel.OUTDATED
+
+
+def test_stale_view_is_refused():
+    world = pair()
+    operation = world.command(world.a, "stop", expect_role=R.SECOND)
+    assert not world.a.finished[operation][0]
+    assert world.a.state.role is R.PRIM
+
+
+def test_stopstart_moves_the_vm():
+    world = pair()
+    world.command(world.a, "stopstart")
+    world.until(R.SECOND, R.PRIM)
+
+
+def test_suspended_checker_restarts_nothing():
+    world = pair()
+    world.a.event(e.SettingsChanged("s1", "test", suspend="", reason="work", until_wall_ms=None))
+    world.a.vm_run = 0
+    world.a.event(e.VmExited(world.a.state.run, "killed by hand"))
+    world.run(5000)
+    assert world.a.vm_run == 0
+    assert world.roles() == (R.PRIM, R.SECOND)

@@ -1,0 +1,527 @@
+"""Two cores in a modelled world: virtual time, network, disks, engines, VMs.
+
+The engine and the VM are modelled by what they promise (core.actions); the cores are the real
+ones. Each write is a number; the world knows which were acknowledged, which copy holds which, and
+checks after every event what must never happen.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import dataclass, field, replace
+
+from hyperha.core import actions as a
+from hyperha.core import events as e
+from hyperha.core.actions import Acknowledge, SessionStart
+from hyperha.core.machine import step
+from hyperha.core.records import Lineage, Settings
+from hyperha.core.state import Config, Isolation, ModuleState, Phase, Timing
+from hyperha.domain import Epoch, Marker, Role, SessionKey
+
+HEARTBEAT_MS = 250
+
+
+class Violation(AssertionError):
+    """An invariant of the world does not hold."""
+
+
+@dataclass
+class Folder:
+    """What is on a node's data disk."""
+
+    marker: Marker | None = None
+    data: set[int] = field(default_factory=set)
+    log: bool = False
+    """Unresolved intent-log records."""
+    dirty: bool = False
+
+
+class Node:
+    """One node: a core, its durable records, its folder, its engine and its VM."""
+
+    def __init__(self, world: World, name: str, peer: str, config: Config) -> None:
+        self.world = world
+        self.name = name
+        self.peer_name = peer
+        self.config = config
+        self.lineage = Lineage(resource="r1", node=name, peer=peer)
+        self.settings = Settings()
+        self.folder = Folder()
+        self.alive = False
+        self.boot = 0
+        self.log: list[str] = []
+        self.finished: dict[str, tuple[bool, str]] = {}
+        self.start_fails = False
+        self.start()
+
+    def start(self) -> None:
+        self.alive = True
+        self.boot += 1
+        self.state = ModuleState(self.config, self.lineage, self.settings)
+        self.timers: dict[a.Timer, int] = {}
+        self.attached = False
+        self.writable = False
+        self.acknowledge = Acknowledge.NONE
+        self.parked: set[int] = set()
+        self.session: SessionKey | None = None
+        self.session_role = ""
+        self.session_up = False
+        self.vm_run = 0
+        self.heard_ms = self.world.now
+        self.silent = True
+        self.told: e.PeerStatus | None = None
+
+    @property
+    def peer(self) -> Node:
+        return self.world.nodes[self.peer_name]
+
+    def event(self, event: e.Event) -> None:
+        if not self.alive:
+            return
+        self.world.counter += 1
+        stimulus = e.Stimulus(
+            f"e{self.world.counter}",
+            self.world.now,
+            1_700_000_000_000 + self.world.now,
+            f"{self.world.random.getrandbits(128):032x}",
+            event,
+        )
+        self.state, actions = step(self.state, stimulus)
+        for action in actions:
+            self.perform(action)
+        self.world.check(self)
+
+    def perform(self, action: a.Action) -> None:
+        getattr(self, "do_" + type(action).__name__)(action)
+
+    def later(self, event: e.Event, delay_ms: int | None = None) -> None:
+        delay = self.world.random.randrange(1, 20) if delay_ms is None else delay_ms
+        self.world.at(delay, self, event)
+
+    def done(self, operation: int, ok: bool = True, text: str = "", **fields: object) -> None:
+        self.later(e.EngineDone(operation, ok, text, **fields))  # type: ignore[arg-type]
+
+    # --- actions -----------------------------------------------------------------------------
+
+    def do_Persist(self, action: a.Persist) -> None:
+        self.lineage, self.settings = action.lineage, action.settings
+
+    def do_Tell(self, action: a.Tell) -> None:
+        self.log.append(
+            f"{self.world.now:>7} {self.name} {action.level} {action.rule} {action.text}"
+        )
+        self.world.story.append(self.log[-1])
+
+    def do_Finish(self, action: a.Finish) -> None:
+        self.finished[action.operation_id] = (action.done, action.text)
+
+    def do_SendPeer(self, action: a.SendPeer) -> None:
+        if self.world.connected(self, self.peer) and self.world.random.random() >= self.world.loss:
+            self.peer.later(e.MessageReceived(action.message), self.world.random.randrange(1, 12))
+
+    def do_ArmTimer(self, action: a.ArmTimer) -> None:
+        self.timers[action.timer] = action.at_ms
+
+    def do_CancelTimer(self, action: a.CancelTimer) -> None:
+        self.timers.pop(action.timer, None)
+
+    def do_Attach(self, action: a.Attach) -> None:
+        found = self.folder.marker
+        if not action.accept:
+            marker = e.MarkerState.ABSENT if found is None else e.MarkerState.DIFFERS
+        elif found is None:
+            marker = e.MarkerState.ABSENT
+        else:
+            marker = e.MarkerState.MATCHES if found in action.accept else e.MarkerState.DIFFERS
+        good = marker is e.MarkerState.MATCHES or (not action.accept and found is None)
+        if good or action.adopt:
+            self.folder.marker = action.write
+        self.attached = True
+        candidates = int(self.folder.log) + int(self.folder.dirty)
+        facts = e.AttachFacts(marker, found, not self.folder.data, candidates)
+        self.done(action.operation, attach=facts)
+
+    def do_Detach(self, action: a.Detach) -> None:
+        self.drop_session("detached")
+        if action.write is not None:
+            self.folder.marker = action.write
+        self.attached = self.writable = False
+        self.parked.clear()
+        self.done(action.operation)
+
+    def do_SetMarker(self, action: a.SetMarker) -> None:
+        self.folder.marker = action.write
+        self.done(action.operation)
+
+    def do_ExpectSession(self, action: a.ExpectSession) -> None:
+        self.drop_session("replaced")
+        self.session, self.session_role, self.session_up = action.session, "target", False
+        self.session_start = action.start
+        self.done(action.operation)
+
+    def do_OpenSession(self, action: a.OpenSession) -> None:
+        self.session, self.session_role, self.session_up = action.session, "source", False
+        self.session_start = action.start
+        self.done(action.operation)
+        self.world.at(5, self, "connect")
+
+    def connect(self) -> None:
+        if self.session is None or self.session_role != "source" or self.session_up:
+            return
+        other, session = self.peer, self.session
+        fits = (
+            self.world.connected(self, other)
+            and other.session == session
+            and other.session_role == "target"
+        )
+        if not fits:
+            self.session = None
+            self.later(e.SessionLost(session, "cannot connect"))
+            return
+        left = self.folder.log or self.folder.dirty or other.folder.log or other.folder.dirty
+        if self.session_start is SessionStart.IN_SYNC and left:
+            self.session = None
+            other.session = None
+            self.later(e.SessionLost(session, "candidates", refused=True))
+            other.later(e.SessionLost(session, "candidates", refused=True))
+            return
+        self.session_up = other.session_up = True
+        self.later(e.SessionUp(session, int(left)))
+        other.later(e.SessionUp(session, int(left)))
+        if self.session_start is not SessionStart.IN_SYNC:
+            self.world.at(self.world.random.randrange(50, 800), self, ("copied", session))
+
+    def copied(self, session: SessionKey) -> None:
+        if self.session == session and self.session_up:
+            other = self.peer
+            other.folder.data = set(self.folder.data)
+            self.later(e.ResyncCopied(session))
+
+    def drop_session(self, text: str) -> None:
+        session, self.session = self.session, None
+        up, self.session_up = self.session_up, False
+        if session is None or not up:
+            return
+        other = self.peer
+        if other.session == session and other.alive:
+            other.session = None
+            other.session_up = False
+            other.later(e.SessionLost(session, text))
+
+    def do_CloseSession(self, action: a.CloseSession) -> None:
+        self.drop_session("closed")
+        self.done(action.operation)
+
+    def do_Promote(self, action: a.Promote) -> None:
+        self.writable = True
+        self.acknowledge = action.acknowledge
+        if action.acknowledge is Acknowledge.LOCAL:
+            self.folder.dirty = self.folder.dirty or bool(self.lineage.base)
+        self.done(action.operation)
+
+    def do_Demote(self, action: a.Demote) -> None:
+        self.writable = False
+        self.parked.clear()
+        self.done(action.operation)
+
+    def do_EnterAlone(self, action: a.EnterAlone) -> None:
+        self.folder.dirty = True
+        self.done(action.operation)
+
+    def do_Release(self, action: a.Release) -> None:
+        self.acknowledge = Acknowledge.LOCAL
+        self.world.acknowledge(self, self.parked)
+        self.parked = set()
+        self.done(action.operation)
+
+    def do_Freeze(self, action: a.Freeze) -> None:
+        self.acknowledge = Acknowledge.NONE
+        self.done(action.operation)
+
+    def do_EndParked(self, action: a.EndParked) -> None:
+        self.parked.clear()
+        self.done(action.operation)
+
+    def do_Barrier(self, action: a.Barrier) -> None:
+        both = self.acknowledge is Acknowledge.BOTH
+        ok = not both or self.session_up
+        if ok:
+            self.folder.log = False
+            if both:
+                self.peer.folder.log = False
+        self.done(action.operation, ok, "" if ok else "no session")
+
+    def do_EndResync(self, action: a.EndResync) -> None:
+        ok = self.session == action.session and self.session_up
+        if ok:
+            self.acknowledge = Acknowledge.BOTH
+            if self.peer.folder.data != self.folder.data:
+                raise Violation("R11: ended a resync with unequal copies")
+        self.done(action.operation, ok, "" if ok else "no session")
+
+    def do_ClearMap(self, action: a.ClearMap) -> None:
+        self.folder.dirty = False
+        self.done(action.operation)
+
+    def do_StartVm(self, action: a.StartVm) -> None:
+        if self.start_fails:
+            self.later(e.VmDone(action.operation, False, "no such disk"))
+            return
+        self.world.vm_starts(self)
+        self.vm_run = action.run
+        self.later(e.VmDone(action.operation, True), 50)
+
+    def do_StopVm(self, action: a.StopVm) -> None:
+        self.vm_run = 0
+        self.later(e.VmDone(action.operation, True), 50)
+
+    def do_Fence(self, action: a.Fence) -> None:
+        self.writable = False
+        self.parked.clear()
+        self.acknowledge = Acknowledge.NONE
+        self.drop_session("fenced")
+        self.later(e.VmDone(action.operation, True), 1)
+
+    def do_KillVm(self, action: a.KillVm) -> None:
+        self.vm_run = 0
+        self.later(e.VmDone(action.operation, True), 5)
+
+    def do_Preflight(self, action: a.Preflight) -> None:
+        self.later(e.VmDone(action.operation, True))
+
+    def do_Probe(self, action: a.Probe) -> None:
+        answers = self.world.connected(self, self.peer)
+        self.later(e.ProbeDone(action.operation, False, answers, "probe"), 20)
+
+    # --- the VM ------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """One write of the guest, if it can make one."""
+        if not self.alive or not self.vm_run or not self.writable or self.parked:
+            return
+        self.world.counter += 1
+        number = self.world.counter
+        self.folder.data.add(number)
+        if self.acknowledge is Acknowledge.LOCAL:
+            if self.session_up:
+                self.peer.folder.data.add(number)
+            self.world.acknowledge(self, {number})
+        elif self.acknowledge is Acknowledge.BOTH and self.session_up:
+            self.folder.log = self.peer.folder.log = True
+            self.peer.folder.data.add(number)
+            self.world.acknowledge(self, {number})
+        else:
+            self.folder.log = True
+            self.parked.add(number)
+
+
+class World:
+    """Time, network and what must never happen."""
+
+    def __init__(
+        self, seed: int = 0, isolation: Isolation = Isolation.RUN, loss: float = 0
+    ) -> None:
+        self.random = random.Random(seed)
+        self.now = 1_000_000
+        self.loss = loss
+        self.counter = 0
+        self.cut = False
+        self.queue: list[tuple[int, int, Node, object, int]] = []
+        self.story: list[str] = []
+        self.acknowledged: set[int] = set()
+        self.forgiven: set[int] = set()
+        self.isolation = isolation
+        self.nodes: dict[str, Node] = {}
+        for name, peer in (("node1", "node2"), ("node2", "node1")):
+            config = Config("VM1", 1, name, peer, isolation, Timing(), first_node="node1")
+            self.nodes[name] = Node(self, name, peer, config)
+        self.a, self.b = self.nodes["node1"], self.nodes["node2"]
+        self._beat_at = self.now
+
+    def connected(self, one: Node, other: Node) -> bool:
+        return one.alive and other.alive and not self.cut
+
+    def at(self, delay_ms: int, node: Node, event: object) -> None:
+        self.counter += 1
+        heapq.heappush(self.queue, (self.now + delay_ms, self.counter, node, event, node.boot))
+
+    def acknowledge(self, node: Node, numbers: set[int]) -> None:
+        if not numbers <= node.folder.data:
+            raise Violation("acknowledged what the node does not hold")
+        self.acknowledged |= numbers
+
+    def vm_starts(self, node: Node) -> None:
+        other = node.peer
+        if other.vm_run and other.alive and self.isolation is not Isolation.RUN:
+            raise Violation(f"I2: {node.name} starts a VM while {other.name} runs one")
+        lost = self.acknowledged - self.forgiven - node.folder.data
+        if lost and self.isolation is not Isolation.RUN:
+            raise Violation(f"I3: {node.name} starts without {len(lost)} acknowledged writes")
+
+    def check(self, node: Node) -> None:
+        both = [n for n in self.nodes.values() if n.alive and n.writable and n.vm_run]
+        alone = [n for n in both if n.acknowledge is Acknowledge.LOCAL]
+        if len(alone) > 1 and alone[0].lineage.current.id == alone[1].lineage.current.id:
+            raise Violation("two lines share an id (G3')")
+        if len(alone) > 1 and self.isolation is not Isolation.RUN:
+            raise Violation("I1: both acknowledge")
+
+    # --- running -----------------------------------------------------------------------------
+
+    def run(self, duration_ms: int, writes: bool = True) -> None:
+        end = self.now + duration_ms
+        while self.now < end:
+            self._advance(end)
+            if writes:
+                for node in self.nodes.values():
+                    node.write()
+
+    def _advance(self, end: int) -> None:
+        times = [self._beat_at, end]
+        if self.queue:
+            times.append(self.queue[0][0])
+        times += [at for n in self.nodes.values() if n.alive for at in n.timers.values()]
+        self.now = max(self.now, min(times))
+        while self.queue and self.queue[0][0] <= self.now:
+            _, _, node, event, boot = heapq.heappop(self.queue)
+            if node.alive and node.boot == boot:
+                self._deliver(node, event)
+        for node in self.nodes.values():
+            due = sorted(t for t, at in node.timers.items() if at <= self.now) if node.alive else []
+            for timer in due:
+                if node.timers.pop(timer, None) is not None:
+                    node.event(e.TimerFired(timer))
+        if self.now >= self._beat_at:
+            self._beat_at = self.now + HEARTBEAT_MS
+            for node in self.nodes.values():
+                self._heartbeat(node)
+
+    def _deliver(self, node: Node, event: object) -> None:
+        if event == "connect":
+            node.connect()
+        elif isinstance(event, tuple):
+            node.copied(event[1])
+        else:
+            assert isinstance(event, e.Event)
+            node.event(event)
+
+    def _heartbeat(self, node: Node) -> None:
+        if not node.alive:
+            return
+        other = node.peer
+        if self.connected(node, other):
+            node.heard_ms = self.now
+            state = other.state
+            epoch = state.lineage.held if state.role.runs_vm else state.lineage.epoch
+            status = e.PeerStatus(
+                state.role,
+                _readiness(state),
+                state.lineage.data,
+                epoch.counter,
+                state.lineage.current.id[:16],
+                state.phase in (Phase.STOPPING, Phase.FLUSHING, Phase.ASKING, Phase.DETACHING),
+                state.settings.wanted,
+                str(other.boot),
+            )
+            if node.silent or status != node.told:
+                node.silent = False
+                node.told = status
+                node.event(e.PeerHeard(status))
+        elif (
+            not node.silent
+            and self.now - node.heard_ms >= node.config.timing.suspect_ms
+            and not (node.session_up and self.connected(node, other))
+        ):
+            node.silent = True
+            node.event(e.PeerSilent(node.heard_ms))
+
+    # --- faults and commands -----------------------------------------------------------------
+
+    def command(self, node: Node, verb: str, **fields: object) -> str:
+        self.counter += 1
+        name = f"op{self.counter}"
+        node.event(e.CommandGiven(e.Verb(verb), name, "test", **fields))  # type: ignore[arg-type]
+        return name
+
+    def crash(self, node: Node, certificate: bool = False) -> None:
+        """Every process of the node ends at once."""
+        run, epoch = node.state.run, node.lineage.held
+        ran = node.vm_run
+        node.drop_session("connection reset")
+        node.alive = False
+        node.vm_run = 0
+        node.writable = False
+        node.parked = set()
+        self.story.append(f"{self.now:>7} {node.name} CRASH")
+        if certificate and ran and not self.cut:
+            node.lineage = node.lineage
+            node.settings = replace(node.settings, certified_epoch=epoch)
+            node.peer.later(e.CertificateReceived(run, epoch), 20)
+
+    def boot_node(self, node: Node) -> None:
+        self.story.append(f"{self.now:>7} {node.name} BOOT")
+        node.start()
+        if node.settings.wanted:
+            self.command(node, "start", automatic=True)
+
+    def cut_network(self) -> None:
+        self.story.append(f"{self.now:>7} CUT")
+        self.cut = True
+        for node in self.nodes.values():
+            session, up = node.session, node.session_up
+            node.session, node.session_up = None, False
+            if session is not None and up and node.alive:
+                node.later(e.SessionLost(session, "reset"), 200)
+
+    def heal_network(self) -> None:
+        self.story.append(f"{self.now:>7} HEAL")
+        self.cut = False
+
+    def roles(self) -> tuple[Role | None, Role | None]:
+        one, two = (n.state.role if n.alive else None for n in (self.a, self.b))
+        return one, two
+
+    def until(self, *roles: Role | None, timeout_ms: int = 60_000) -> None:
+        end = self.now + timeout_ms
+        while self.roles() != roles or any(
+            n.alive and n.state.role not in (Role.STOP, Role.WAIT) and not _steady(n)
+            for n in self.nodes.values()
+        ):
+            if self.now >= end:
+                raise Violation(
+                    f"not {roles} but {self.roles()} after {timeout_ms} ms\n{self.tell()}"
+                )
+            self.run(50)
+
+    def tell(self) -> str:
+        states = [
+            f"{n.name}: {n.state.role} {n.state.phase} {n.state.link} {n.state.why} "
+            f"{n.lineage.label} cur={n.lineage.current.ordinal} timers={n.timers}"
+            for n in self.nodes.values()
+        ]
+        return "\n".join(self.story[-40:] + states)
+
+
+def _readiness(state: ModuleState):
+    from hyperha.core.explain import readiness
+
+    return readiness(state)
+
+
+def _steady(node: Node) -> bool:
+    return node.state.phase in (Phase.RUNNING, Phase.FOLLOWING, Phase.WAITING)
+
+
+def pair(seed: int = 0, isolation: Isolation = Isolation.RUN, loss: float = 0) -> World:
+    """A world with node1 PRIM and node2 SECOND."""
+    world = World(seed, isolation, loss)
+    world.run(500)
+    world.command(world.a, "prim")
+    world.until(Role.ALONE, Role.STOP)
+    world.command(world.b, "start")
+    world.until(Role.PRIM, Role.SECOND)
+    return world
+
+
+__all__ = ["Epoch", "Violation", "World", "pair"]
