@@ -71,17 +71,24 @@ def forget_victim(store: Store, victim: Entry | None) -> None:
         store.forget_handle(victim.handle)
 
 
-def make_inode(directory: int, name: bytes, mode: int, rdev: int, target: bytes) -> int:
-    """Create the inode with minimal rights; an open descriptor (O_PATH unless a regular file)."""
+def make_inode(
+    directory: int, name: bytes, mode: int, rdev: int, target: bytes, *, exact: bool = False
+) -> int:
+    """Create the inode; an open descriptor (O_PATH unless a regular file).
+
+    With minimal rights, so that nobody opens it before its owner and mode are set; `exact` asks
+    for the mode at once, which an inherited access list is computed from.
+    """
+    bits = stat.S_IMODE(mode) if exact else 0o600
     if stat.S_ISREG(mode):
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
-        return os.open(name, flags, 0o600, dir_fd=directory)
+        return os.open(name, flags, bits, dir_fd=directory)
     if stat.S_ISDIR(mode):
-        os.mkdir(name, 0o700, dir_fd=directory)
+        os.mkdir(name, bits if exact else 0o700, dir_fd=directory)
     elif stat.S_ISLNK(mode):
         os.symlink(target, name, dir_fd=directory)
     else:
-        os.mknod(name, stat.S_IFMT(mode) | 0o600, rdev, dir_fd=directory)
+        os.mknod(name, stat.S_IFMT(mode) | bits, rdev, dir_fd=directory)
     return os.open(name, _PATH, dir_fd=directory)
 
 

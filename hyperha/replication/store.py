@@ -36,6 +36,7 @@ PRIVATE_NAME: Final = b".hyperha"
 # The method `list` hides the type inside the class.
 _Names = list[bytes]
 _Ranges = list[tuple[int, int]]
+_Scan = list[tuple[bytes, int, int]]
 
 _OPEN_LIMIT: Final = 256
 _BENEATH: Final = syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
@@ -111,6 +112,14 @@ def attributes_of(status: os.stat_result) -> Attributes:
         mtime_ns=status.st_mtime_ns,
         rdev=status.st_rdev if device else 0,
     )
+
+
+def _type_of(entry: os.DirEntry[str]) -> int:
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
 
 
 def _stale(file: FileId) -> OSError:
@@ -367,13 +376,25 @@ class Store:
 
     def names(self, directory: FileId) -> _Names:
         """The names in a directory, without `.hyperha`."""
-        held = self.directory(directory)
-        found = [os.fsencode(name) for name in os.listdir(held.fd)]
-        if directory == ROOT_ID:
-            found = [name for name in found if name != PRIVATE_NAME]
+        return [name for name, _, _ in self.scan(self.directory(directory))]
+
+    def scan(self, held: Descriptor) -> _Scan:
+        """Name, inode number and type (S_IFMT bits, or 0) of what a directory holds.
+
+        On a descriptor of its own: listing moves a position that other threads may be using.
+        """
+        fd = os.open(".", os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=held.fd)
+        try:
+            with os.scandir(fd) as entries:
+                found = [(os.fsencode(e.name), e.inode(), _type_of(e)) for e in entries]
+        finally:
+            os.close(fd)
+        if held is self._root:
+            found = [item for item in found if item[0] != PRIVATE_NAME]
         return found
 
-    def _entry(self, directory: Descriptor, name: bytes) -> Entry:
+    def look(self, directory: Descriptor, name: bytes) -> tuple[bytes, FileId, os.stat_result]:
+        """Handle, id and stat(2) of a checked name: `find` for who needs all that stat says."""
         handle, mount = syscalls.file_handle(directory.fd, name)
         self._check_mount(mount, name)
         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
@@ -386,7 +407,15 @@ class Store:
                 self._anchors.setdefault(handle, held)
             if file != NO_ID:
                 self._learn(file, handle, held)
+        return handle, file, status
+
+    def _entry(self, directory: Descriptor, name: bytes) -> Entry:
+        handle, file, status = self.look(directory, name)
         return Entry(name, file, attributes_of(status), status.st_nlink, handle)
+
+    def cached(self, file: FileId) -> Descriptor | None:
+        """The descriptor of a file if one is open already."""
+        return self._open.get(file)
 
     def check_visible(self, parent: FileId, name: bytes) -> None:
         """ENOENT for the engine's own directory: it does not exist for callers."""

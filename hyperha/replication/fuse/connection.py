@@ -1,0 +1,319 @@
+"""The ground that all request handlers stand on: buffer, answers, mode, nodes, mutations.
+
+One `Connection` belongs to one /dev/fuse descriptor. Requests are handled by the one thread that
+reads it; answers may be given from any thread, once. It knows when a mutation may be done and how
+its result is kept for a successor, not what the single requests mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from hyperha.replication.fuse import change_record, protocol
+from hyperha.replication.fuse.nodes import HandleTable, Node, NodeTable
+from hyperha.replication.fuse.succession import Progress, SharedTable, Slot
+from hyperha.replication.operations import (
+    NO_ID,
+    Answer,
+    Change,
+    FileId,
+    Pipeline,
+    Record,
+    RecordKind,
+    Target,
+)
+from hyperha.replication.store import Descriptor, Store, check_name
+
+log = logging.getLogger(__name__)
+
+LONG_S: Final = 3600
+"""How long the kernel may keep entries and attributes on the primary, in seconds."""
+
+ZONE: Final = 1 << 20
+ZONE_RECORD_LIMIT: Final = 64
+"""An operation over more zones gets one record of the whole file (Z5)."""
+
+_GONE: Final = (errno.ENODEV, errno.ENOENT, errno.ECONNABORTED, errno.ENOTCONN)
+
+
+def discard() -> None:
+    """The answer to a change that no request waits for."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """A namespace operation that a predecessor did and the kernel has no answer for (M4, N1)."""
+
+    slot: Slot
+    file: FileId
+    progress: Progress
+    error: int = 0
+    payload: bytes = b""
+    change: Change | None = None
+    acknowledged: bool = False
+    """The peer has it in the running session; before that it answers nothing."""
+    waiting: int = 0
+    """`unique` of the re-sent request that waits for the acknowledgement, or 0."""
+
+
+class Connection:
+    """State of one session; see the module's text."""
+
+    def __init__(
+        self, store: Store, pipeline: Pipeline, device: int, table: SharedTable, zone: int = ZONE
+    ) -> None:
+        self.store = store
+        self.pipeline = pipeline
+        self.device = device
+        self.table = table
+        self.zone = zone
+        self.buffer = bytearray(protocol.BUFFER_SIZE)
+        self.view = memoryview(self.buffer)
+        self.nodes = NodeTable(store, table)
+        self.handles = HandleTable(table, self.nodes)
+        self.primary = table.primary
+        self.valid_s = LONG_S if self.primary else 0
+        self.features = table.features
+        self.kept: dict[int, Kept] = {}
+        self.kept_lock = threading.Lock()
+        self.pool = ThreadPoolExecutor(2, thread_name_prefix="fuse-slow")
+
+    # --- answers --------------------------------------------------------------------------
+
+    def answer(self, unique: int, payload: bytes) -> None:
+        """Answer a request with success."""
+        header = protocol.OUT_HEADER.pack(protocol.OUT_SIZE + len(payload), 0, unique)
+        self.give(header + payload)
+
+    def fail(self, unique: int, number: int) -> None:
+        """Answer a request with an errno."""
+        self.give(protocol.OUT_HEADER.pack(protocol.OUT_SIZE, -number, unique))
+
+    def settle(self, unique: int, number: int, payload: bytes) -> None:
+        """`Answer` of the pipeline's port, with the request as its first argument."""
+        if number:
+            self.fail(unique, number)
+        else:
+            self.answer(unique, payload)
+
+    def settle_write(self, unique: int, size: int, number: int, payload: bytes) -> None:
+        """`Answer` for a write of `size` bytes."""
+        if number:
+            self.fail(unique, number)
+        else:
+            self.give(protocol.WRITE_ANSWER.pack(24, 0, unique, size, 0))
+
+    def later(self, unique: int, work: Callable[[], bytes]) -> None:
+        """Do slow work in a thread of the pool and answer with its result."""
+
+        def run() -> None:
+            try:
+                payload = work()
+            except OSError as error:
+                self.fail(unique, error.errno or errno.EIO)
+            else:
+                self.answer(unique, payload)
+
+        self.pool.submit(run)
+
+    def give(self, message: bytes | memoryview) -> None:
+        """Hand a whole answer to the kernel."""
+        try:
+            os.write(self.device, message)
+        except OSError as error:
+            # The caller was killed, or the connection has ended: nobody waits any more.
+            if error.errno not in _GONE:
+                log.error("the kernel refused an answer: %s", error)
+
+    # --- inodes ---------------------------------------------------------------------------
+
+    def node(self, number: int) -> Node:
+        """The node of a request; ESTALE for a number that was never given out."""
+        node = self.nodes.by_number.get(number)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def descriptor(self, node: Node) -> Descriptor:
+        """A descriptor (possibly O_PATH) of a node's inode, also without a name."""
+        if node.held is not None:
+            return node.held
+        return self.store.cached(node.file) or self.store.open_inode(node.handle)
+
+    def status(self, node: Node) -> os.stat_result:
+        """What stat(2) says about a node's inode."""
+        held = self.descriptor(node)
+        return os.fstat(held.fd)
+
+    def target(self, node: Node) -> Target:
+        """How a change names the inode."""
+        if node.file != NO_ID:
+            return Target(node.file)
+        return Target(NO_ID, *node.place)
+
+    def look(self, parent: Node, name: bytes) -> tuple[bytes, FileId, os.stat_result]:
+        """Handle, id and stat(2) of a name in a directory; ENOENT for what is hidden."""
+        check_name(name)
+        if parent.number == protocol.ROOT_NODE:
+            self.store.check_visible(parent.file, name)
+        return self.store.look(self.directory_descriptor(parent), name)
+
+    def directory_descriptor(self, node: Node) -> Descriptor:
+        """A descriptor to resolve names in a directory, also without an id or a name of its own."""
+        if node.orphan or node.file == NO_ID:
+            return self.descriptor(node)
+        return self.store.directory(node.file)
+
+    def directory(self, number: int) -> Node:
+        """The node of a directory that is about to be changed: the peer must be able to name it."""
+        node = self.node(number)
+        if not node.directory:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if node.file == NO_ID:
+            raise OSError(errno.EROFS, "the directory carries no id")
+        return node
+
+    def lose_name(self, node: Node | None) -> None:
+        """Before an operation that may take a node's last name: keep its inode reachable (Z7)."""
+        if node is not None and node.held is None:
+            node.held = self.store.open_inode(node.handle)
+
+    def name_lost(self, node: Node | None) -> None:
+        """After such an operation: an inode without names is not replicated any more (Z7)."""
+        if node is None or node.held is None:
+            return
+        if os.fstat(node.held.fd).st_nlink == 0:
+            node.orphan = True
+            self.store.forget(node.file)
+        else:
+            node.held = None
+
+    # --- mutations ------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """EROFS outside PRIM and ALONE (M2, M3)."""
+        if not self.primary or not self.pipeline.writable():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def data_records(self, file: FileId, start: int, end: int) -> tuple[Record, ...]:
+        """The zone records of a range, or one of the whole file above the limit (Z5)."""
+        if end <= start:
+            return ()
+        first, last = start // self.zone, (end - 1) // self.zone
+        if last - first >= ZONE_RECORD_LIMIT:
+            return (Record(RecordKind.WHOLE_FILE, file),)
+        return tuple(Record(RecordKind.ZONE, file, zone) for zone in range(first, last + 1))
+
+    def change(
+        self,
+        unique: int,
+        records: tuple[Record, ...],
+        execute: Callable[[], Change | None],
+        payload: Callable[[], bytes] | None = None,
+    ) -> None:
+        """A mutation that may simply be done again when a successor gets it re-sent."""
+
+        def acknowledged() -> None:
+            self.answer(unique, payload() if payload is not None else b"")
+
+        self.pipeline.change(records, execute, acknowledged)
+
+    def note(self, records: tuple[Record, ...], execute: Callable[[], Change | None]) -> None:
+        """A mutation that no request waits for; later ones follow it on both nodes."""
+        self.pipeline.change(records, execute, discard)
+
+    def operation(
+        self,
+        unique: int,
+        records: tuple[Record, ...],
+        execute: Callable[[FileId, bool], tuple[Change | None, bytes]],
+        *,
+        creates: bool = False,
+    ) -> None:
+        """A namespace operation: its result is kept until the kernel has the answer (M4, N1).
+
+        `execute` gets the id of what it creates, and whether a predecessor may have done it
+        already; it returns the change and the kernel's payload.
+        """
+        kept = self._take_kept(unique)
+        if kept is not None and kept.progress is Progress.DONE:
+            self._answer_kept(unique, kept)
+            return
+        file = self.store.new_id() if creates else NO_ID
+        if kept is None:
+            slot = self.table.start_operation(unique & ~protocol.UNIQUE_RESEND, file)
+        else:
+            slot, file = kept.slot, kept.file
+            del self.kept[unique & ~protocol.UNIQUE_RESEND]
+        pending = _Pending(self, unique, slot)
+
+        def run() -> Change | None:
+            change, pending.payload = execute(file, kept is not None)
+            body = (0, pending.payload, change_record.encode(change))
+            pending.slot = self.table.finish_operation(slot, body)
+            return change
+
+        try:
+            self.pipeline.change(records, run, pending.acknowledged)
+        except OSError:
+            self.table.release(pending.slot)
+            raise
+
+    def _take_kept(self, unique: int) -> Kept | None:
+        if not unique & protocol.UNIQUE_RESEND:
+            return None
+        return self.kept.get(unique & ~protocol.UNIQUE_RESEND)
+
+    def _answer_kept(self, unique: int, kept: Kept) -> None:
+        with self.kept_lock:
+            if not kept.acknowledged:
+                kept.waiting = unique
+                return
+        self.finish_kept(unique, kept)
+
+    def finish_kept(self, unique: int, kept: Kept) -> None:
+        """Answer a re-sent operation from its kept result, which the peer has now."""
+        self.settle(unique, kept.error, kept.payload)
+        self.kept.pop(unique & ~protocol.UNIQUE_RESEND, None)
+        self.table.release(kept.slot)
+
+    def answerer(self, unique: int) -> Answer:
+        """The pipeline's `Answer` for one request."""
+
+        def settle(number: int, payload: bytes) -> None:
+            self.settle(unique, number, payload)
+
+        return settle
+
+
+class _Pending:
+    """The answer of one namespace operation, and the place of its result."""
+
+    __slots__ = ("connection", "payload", "slot", "unique")
+
+    def __init__(self, connection: Connection, unique: int, slot: Slot) -> None:
+        self.connection = connection
+        self.unique = unique
+        self.slot = slot
+        self.payload = b""
+
+    def acknowledged(self) -> None:
+        """The rules allow the answer; afterwards the kernel never asks for it again."""
+        self.connection.answer(self.unique, self.payload)
+        self.connection.table.release(self.slot)
+
+
+def set_id_bits(status: os.stat_result) -> int:
+    """The mode without the bits that a write by another user must clear (VFS semantics)."""
+    mode = status.st_mode & ~stat.S_ISUID
+    if status.st_mode & stat.S_IXGRP:
+        mode &= ~stat.S_ISGID
+    return mode

@@ -1,0 +1,155 @@
+"""Creating inodes on the primary's backing as the caller would have made them (Z3, Z4).
+
+The session runs as root for everybody: owner, set-group-id directories, umask and inherited access
+lists are settled here as a local file system would, and read back to be sent.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+from typing import Final
+
+from hyperha.replication import identity, syscalls
+from hyperha.replication.changes import make_inode, remove_made
+from hyperha.replication.operations import NO_ID, Create, FileId
+from hyperha.replication.store import Descriptor, Store, attributes_of
+
+_DEFAULT_LIST: Final = "system.posix_acl_default"
+_ACCESS_LIST: Final = "system.posix_acl_access"
+_NO_LIST: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks to be created."""
+
+    parent: FileId
+    name: bytes
+    mode: int
+    umask: int
+    uid: int
+    gid: int
+    rdev: int = 0
+    target: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was created: `held` is readable and writable for a regular file, else O_PATH."""
+
+    held: Descriptor
+    handle: bytes
+    file: FileId
+    status: os.stat_result
+    change: Create
+
+
+def access_list(fd: int, name: str) -> bytes | None:
+    """An access list of an inode, or None."""
+    try:
+        return os.getxattr(f"/proc/self/fd/{fd}", name)
+    except OSError as error:
+        if error.errno in _NO_LIST:
+            return None
+        raise
+
+
+def make(store: Store, wish: Wish, file: FileId, *, again: bool) -> Made:
+    """Create what is wished under the id. With `again` a predecessor may have begun it (M4)."""
+    directory = store.directory(wish.parent)
+    inherits = access_list(directory.fd, _DEFAULT_LIST) is not None
+    mode = wish.mode if inherits or stat.S_ISLNK(wish.mode) else wish.mode & ~wish.umask
+    gid = wish.gid
+    folder = os.fstat(directory.fd)
+    if folder.st_mode & stat.S_ISGID:
+        gid = folder.st_gid
+        if stat.S_ISDIR(mode):
+            mode |= stat.S_ISGID
+    held = _adopt(store, wish, file) if again else None
+    fresh = held is None
+    if held is None:
+        fd = make_inode(directory.fd, wish.name, mode, wish.rdev, wish.target, exact=True)
+        held = Descriptor(fd, writable=stat.S_ISREG(mode))
+    try:
+        return _finish(store, wish, file, directory, held, mode, gid, inherits)
+    except OSError:
+        if fresh:
+            store.forget(file)
+            remove_made(directory.fd, wish.name, mode)
+        raise
+
+
+def _adopt(store: Store, wish: Wish, file: FileId) -> Descriptor | None:
+    """What a predecessor created under this id, or created and could not give its id any more."""
+    try:
+        entry = store.find(wish.parent, wish.name)
+    except FileNotFoundError:
+        return None
+    if entry.file not in (file, NO_ID):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(wish.name))
+    held = store.open_inode(entry.handle)
+    if stat.S_ISREG(entry.attributes.mode):
+        return Descriptor(store.reopen(held, os.O_RDWR), writable=True)
+    return held
+
+
+def _finish(
+    store: Store,
+    wish: Wish,
+    file: FileId,
+    directory: Descriptor,
+    held: Descriptor,
+    mode: int,
+    gid: int,
+    inherits: bool,
+) -> Made:
+    fd = held.fd
+    if store.can_carry_id(mode):
+        store.assign_id(fd, file)
+    else:
+        file = NO_ID
+    status = os.fstat(fd)
+    wanted = stat.S_IMODE(status.st_mode if inherits else mode)
+    path = f"/proc/self/fd/{fd}"
+    if (status.st_uid, status.st_gid) != (wish.uid, gid):
+        try:
+            os.chown(path, wish.uid, gid)
+        except PermissionError:
+            # Without rights every file belongs to who runs the demo (M14).
+            if store.privileged:
+                raise
+        status = os.fstat(fd)
+    if not stat.S_ISLNK(mode) and stat.S_IMODE(status.st_mode) != wanted:
+        os.chmod(path, wanted)
+        status = os.fstat(fd)
+    if stat.S_ISREG(mode) and file != NO_ID:
+        store.keep_open(file, held)
+    change = Create(
+        parent=wish.parent,
+        name=wish.name,
+        file=file,
+        attributes=attributes_of(status),
+        parent_mtime_ns=os.fstat(directory.fd).st_mtime_ns,
+        target=wish.target,
+        xattrs=_inherited(fd) if inherits and not stat.S_ISLNK(mode) else (),
+    )
+    handle, _ = syscalls.file_handle(fd)
+    return Made(held, handle, file, status, change)
+
+
+def _inherited(fd: int) -> tuple[tuple[bytes, bytes], ...]:
+    found = []
+    for name in (_ACCESS_LIST, _DEFAULT_LIST):
+        value = access_list(fd, name)
+        if value is not None:
+            found.append((name.encode(), value))
+    return tuple(found)
+
+
+def identify(store: Store, handle: bytes, file: FileId) -> bytes:
+    """Give an inode of before hyperha an id; the attribute's name on the wire."""
+    store.assign_id(handle, file)
+    return identity.PRIVILEGED_ID

@@ -1,0 +1,71 @@
+"""Notifications to the kernel, from a thread that serves no request (M10).
+
+The kernel may wait for a locked page while it handles one; the thread that would unlock that page
+by answering a write must never be the one that waits.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import threading
+from typing import Final
+
+from hyperha.replication.fuse import protocol
+
+log = logging.getLogger(__name__)
+
+_IGNORED: Final = (errno.ENOENT, errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def resend(device: int) -> None:
+    """Ask the kernel to send every request again that was read and not answered (M4).
+
+    Raises OSError EINVAL where the kernel cannot (before 6.9).
+    """
+    os.write(device, protocol.OUT_HEADER.pack(protocol.OUT_SIZE, protocol.NOTIFY_RESEND, 0))
+
+
+class Notifier:
+    """Sends invalidations in the background."""
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        self._queue: queue.SimpleQueue[int | threading.Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="fuse-notify", daemon=True)
+        self._failed = False
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after what is queued; a held page can keep it, so nobody waits."""
+        self._queue.put(None)
+
+    def invalidate(self, node: int) -> None:
+        """Have the kernel drop the attributes and pages of a node."""
+        self._queue.put(node)
+
+    def drain(self, timeout_ms: int) -> bool:
+        """Wait until everything queued before is done; False on time-out or a failed one (N7)."""
+        reached = threading.Event()
+        self._queue.put(reached)
+        return reached.wait(timeout_ms / 1000) and not self._failed
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            body = protocol.INVAL_INODE.pack(item, 0, 0)
+            size = protocol.OUT_SIZE + len(body)
+            header = protocol.OUT_HEADER.pack(size, protocol.NOTIFY_INVAL_INODE, 0)
+            try:
+                os.write(self._device, header + body)
+            except OSError as error:
+                if error.errno not in _IGNORED:
+                    self._failed = True
+                    log.error("the kernel could not drop the cache of node %d: %s", item, error)

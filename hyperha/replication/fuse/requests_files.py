@@ -1,0 +1,291 @@
+"""Requests about data: open, create, read, write, sync, allocate, seek, release.
+
+READ and WRITE are the hot path: no object per request beyond the answer's closure. A write whose
+open flags carry O_DSYNC or O_SYNC is a barrier (M1). Data of a file without names stays local (Z7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from functools import partial
+from typing import Final
+
+from hyperha.replication import syscalls
+from hyperha.replication.changes import ALLOCATE_MODES
+from hyperha.replication.fuse import local, protocol
+from hyperha.replication.fuse.connection import Connection
+from hyperha.replication.fuse.local import Wish
+from hyperha.replication.fuse.nodes import WRITE_ACCESS, Handle, Node
+from hyperha.replication.fuse.protocol import Op
+from hyperha.replication.fuse.requests_attributes import AttributeRequests
+from hyperha.replication.fuse.requests_names import Handler, NameRequests
+from hyperha.replication.operations import (
+    NO_ID,
+    Allocate,
+    Change,
+    FileId,
+    Record,
+    RecordKind,
+)
+from hyperha.replication.store import Descriptor
+
+O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
+_BARRIER: Final[int] = getattr(os, "O_DSYNC", 0) | getattr(os, "O_SYNC", 0)
+_NO_WAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
+_DATA: Final = protocol.DATA_OFFSET
+_OUT: Final = protocol.OUT_SIZE
+
+
+class FileRequests:
+    """Handlers of the requests that work on open files."""
+
+    def __init__(
+        self, connection: Connection, names: NameRequests, attributes: AttributeRequests
+    ) -> None:
+        self._c = connection
+        self._names = names
+        self._attributes = attributes
+        self._buffer = connection.buffer
+        self._view = connection.view
+        self._no_wait = _NO_WAIT
+        self._reading = bytearray(_OUT + protocol.BUFFER_SIZE)
+        self._reading_view = memoryview(self._reading)
+
+    def handlers(self) -> dict[int, Handler]:
+        """Request codes and who handles them."""
+        return {
+            Op.OPEN: self._open,
+            Op.CREATE: self._create,
+            Op.READ: self._read,
+            Op.WRITE: self._write,
+            Op.RELEASE: self._release,
+            Op.FSYNC: self._fsync,
+            Op.FSYNCDIR: self._fsync,
+            Op.FALLOCATE: self._fallocate,
+            Op.LSEEK: self._lseek,
+        }
+
+    # --- opening and closing --------------------------------------------------------------
+
+    def _answer_flags(self, node: Node, flags: int) -> int:
+        """How the kernel may cache this open (M2, M8)."""
+        direct = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_PARALLEL_DIRECT_WRITES
+        if not self._c.primary:
+            node.touched = True
+            node.direct = node.direct or bool(flags & WRITE_ACCESS)
+            return direct
+        if flags & O_DIRECT:
+            node.direct = node.direct or bool(flags & WRITE_ACCESS)
+            return direct
+        # Pages survive the open only if nothing can have changed the file beside them.
+        keep = not (node.direct or node.touched)
+        node.touched = False
+        return protocol.FOPEN_KEEP_CACHE if keep else 0
+
+    def _open(self, unique: int, number: int, length: int) -> None:
+        flags, extra = protocol.OPEN_IN.unpack_from(self._buffer, protocol.IN_SIZE)
+        self._open_node(unique, self._c.node(number), flags, extra, b"")
+
+    def _open_node(self, unique: int, node: Node, flags: int, extra: int, prefix: bytes) -> None:
+        c = self._c
+        if flags & os.O_TRUNC:
+            c.check_writable()
+        if c.primary and flags & WRITE_ACCESS and node.file == NO_ID:
+            raise OSError(errno.EROFS, "the file carries no id")
+        handle = c.handles.add(
+            node, flags, self._answer_flags(node, flags), self._attributes.data(node, None)
+        )
+        answer = prefix + protocol.OPEN_OUT.pack(handle.number, handle.answer_flags, 0)
+        if not flags & os.O_TRUNC:
+            c.answer(unique, answer)
+            return
+        try:
+            self._truncate_opened(unique, handle, bool(extra & protocol.OPEN_KILL_SUIDGID), answer)
+        except OSError:
+            c.handles.remove(handle.number)
+            raise
+
+    def _truncate_opened(self, unique: int, handle: Handle, kill: bool, answer: bytes) -> None:
+        c, node = self._c, handle.node
+        records, execute = self._attributes.truncation(node, 0, handle.number)
+        if node.orphan:
+            execute()
+            c.answer(unique, answer)
+            return
+        self._clear_privileges(node, kill)
+        c.change(unique, records, execute, lambda: answer)
+
+    def _create(self, unique: int, number: int, length: int) -> None:
+        c = self._c
+        flags, mode, umask, extra = protocol.CREATE_IN.unpack_from(self._buffer, protocol.IN_SIZE)
+        name = bytes(self._view[protocol.IN_SIZE + protocol.CREATE_IN.size : length - 1])
+        parent = self._names.parent(number, name)
+        uid, gid = self._names.owner()
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        wish = Wish(parent.file, name, mode, umask, uid, gid)
+
+        def execute(file: FileId, again: bool) -> tuple[Change, bytes]:
+            made = local.make(c.store, wish, file, again=again)
+            node = c.nodes.looked_up(made.handle, made.file, False)
+            handle = c.handles.add(node, flags, self._answer_flags(node, flags), made.held)
+            entry = protocol.encode_entry(node.number, made.status, c.valid_s)
+            return made.change, entry + protocol.OPEN_OUT.pack(
+                handle.number, handle.answer_flags, 0
+            )
+
+        try:
+            records = (Record(RecordKind.DIRECTORY, parent.file),)
+            c.operation(unique, records, execute, creates=True)
+        except FileExistsError:
+            # The kernel believed that the name was free; with O_EXCL that is the answer.
+            if flags & os.O_EXCL:
+                raise
+            node, status = self._names.resolve(parent, name)
+            if not stat.S_ISREG(status.st_mode):
+                c.nodes.forget(node.number, 1)
+                raise
+            entry = protocol.encode_entry(node.number, status, c.valid_s)
+            self._open_node(unique, node, flags, extra, entry)
+
+    def _release(self, unique: int, number: int, length: int) -> None:
+        c = self._c
+        fh, _, _, _ = protocol.RELEASE_IN.unpack_from(self._buffer, protocol.IN_SIZE)
+        handle = c.handles.remove(fh)
+        c.answer(unique, b"")
+        if handle is None or not handle.flags & WRITE_ACCESS:
+            return
+        node = handle.node
+        if node.writers == 0 and c.primary and not node.orphan and node.file != NO_ID:
+            c.pipeline.closed(node.file)
+
+    # --- reading and writing --------------------------------------------------------------
+
+    def _descriptor(self, fh: int, number: int) -> Descriptor:
+        handle = self._c.handles.by_number.get(fh)
+        if handle is None:
+            return self._attributes.data(self._c.node(number), None)
+        held = handle.descriptor
+        if held is None:
+            held = handle.descriptor = self._attributes.data(handle.node, None)
+        return held
+
+    def _read(self, unique: int, number: int, length: int) -> None:
+        fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(self._buffer, protocol.IN_SIZE)
+        held = self._descriptor(fh, number)
+        try:
+            got = os.preadv(
+                held.fd, (self._reading_view[_OUT : _OUT + size],), offset, self._no_wait
+            )
+        except BlockingIOError:
+            got = -1
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP or not self._no_wait:
+                raise
+            # This file system cannot say whether it would wait.
+            self._no_wait = 0
+            self._read(unique, number, length)
+            return
+        if got == size or (got >= 0 and offset + got >= os.fstat(held.fd).st_size):
+            protocol.OUT_HEADER.pack_into(self._reading, 0, _OUT + got, 0, unique)
+            self._c.give(self._reading_view[: _OUT + got])
+        else:
+            # Not in memory: the disk must not hold up the other requests.
+            self._c.later(unique, partial(_read_all, held, size, offset))
+
+    def _write(self, unique: int, number: int, length: int) -> None:
+        c = self._c
+        fh, offset, size, write_flags, _, flags, _ = protocol.WRITE_IN.unpack_from(
+            self._buffer, protocol.IN_SIZE
+        )
+        if not c.primary or not c.pipeline.writable():
+            raise OSError(errno.EROFS, "")
+        node = c.nodes.by_number.get(number) or c.node(number)
+        data = self._view[_DATA : _DATA + size]
+        if node.orphan:
+            self._write_locally(unique, fh, number, data, offset)
+            return
+        if not node.clean:
+            self._clear_privileges(node, bool(write_flags & protocol.WRITE_KILL_SUIDGID))
+        c.pipeline.write(
+            node.file,
+            offset,
+            data,
+            barrier=flags & _BARRIER != 0,
+            answer=partial(c.settle_write, unique, size),
+        )
+
+    def _write_locally(
+        self, unique: int, fh: int, number: int, data: memoryview, offset: int
+    ) -> None:
+        held = self._descriptor(fh, number)
+        written = os.pwrite(held.fd, data, offset)
+        self._c.settle_write(unique, written, 0, b"")
+
+    def _clear_privileges(self, node: Node, kill_set_id: bool) -> None:
+        for records, execute in self._attributes.privilege_steps(node, kill_set_id):
+            self._c.note(records, execute)
+
+    # --- stable storage, allocation, holes ------------------------------------------------
+
+    def _fsync(self, unique: int, number: int, length: int) -> None:
+        c = self._c
+        fh, flags, _ = protocol.FSYNC_IN.unpack_from(self._buffer, protocol.IN_SIZE)
+        node = c.node(number)
+        data_only = bool(flags & protocol.FSYNC_DATA_ONLY)
+        if not c.primary or not c.pipeline.writable():
+            # Nothing was ever written through this session in this role.
+            c.answer(unique, b"")
+        elif node.orphan or node.file == NO_ID:
+            held = None if node.directory else self._descriptor(fh, number)
+            c.later(unique, partial(_sync, held))
+        else:
+            c.pipeline.flush(node.file, data_only=data_only, answer=partial(c.settle, unique))
+
+    def _fallocate(self, unique: int, number: int, length: int) -> None:
+        c = self._c
+        fh, offset, size, mode, _ = protocol.FALLOCATE_IN.unpack_from(
+            self._buffer, protocol.IN_SIZE
+        )
+        c.check_writable()
+        if mode not in ALLOCATE_MODES:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        node = c.node(number)
+        held = self._descriptor(fh, number)
+
+        def execute() -> Change:
+            syscalls.allocate(held.fd, mode, offset, size)
+            status = os.fstat(held.fd)
+            return Allocate(node.file, mode, offset, size, status.st_size, status.st_mtime_ns)
+
+        if node.orphan:
+            execute()
+            c.answer(unique, b"")
+            return
+        records: tuple[Record, ...] = (Record(RecordKind.INODE, node.file),)
+        if mode & (syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_ZERO_RANGE):
+            records += c.data_records(node.file, offset, offset + size)
+        c.change(unique, records, execute)
+
+    def _lseek(self, unique: int, number: int, length: int) -> None:
+        fh, offset, whence, _ = protocol.LSEEK_IN.unpack_from(self._buffer, protocol.IN_SIZE)
+        held = self._descriptor(fh, number)
+        position = os.lseek(held.fd, offset, whence)
+        self._c.answer(unique, protocol.U64.pack(position))
+
+
+def _read_all(held: Descriptor, size: int, offset: int) -> bytes:
+    data = os.pread(held.fd, size, offset)
+    while 0 < len(data) < size:
+        more = os.pread(held.fd, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _sync(held: Descriptor | None) -> bytes:
+    if held is not None:
+        os.fsync(held.fd)
+    return b""

@@ -1,0 +1,348 @@
+"""A FUSE session in a process of its own with a pipeline that has no peer, steered by a test.
+
+`python -m tests.support.fuse_local FOLDER RUN [MIRROR]` covers FOLDER and obeys JSON lines on its
+standard input. With MIRROR every change is also applied there, as a secondary would. `Served` is
+the test's end of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hyperha.replication.fuse.fence import Fence
+from hyperha.replication.fuse.layers import Layer, MountStack
+from hyperha.replication.fuse.session import Session
+from hyperha.replication.operations import Answer, Change, FileId, Record, SetTimes, Target
+from hyperha.replication.store import Store
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class LocalPipeline:
+    """Applies at once and answers at once, or parks the answers while told to hold."""
+
+    def __init__(self, store: Store, mirror: Store | None) -> None:
+        self.store = store
+        self.mirror = mirror
+        self.holding = False
+        self.takes_writes = True
+        self.parked: list[Callable[[], None]] = []
+        self.lock = threading.Lock()
+        self.counters = {"writes": 0, "barriers": 0, "changes": 0, "flushes": 0, "closed": 0}
+        self.records = 0
+        self.again = False
+        self.written: set[FileId] = set()
+        self.log: list[str] = []
+
+    def writable(self) -> bool:
+        return self.takes_writes
+
+    def _done(self, answer: Callable[[], None]) -> None:
+        if self.holding:
+            with self.lock:
+                self.parked.append(answer)
+        else:
+            answer()
+
+    def release(self, number: int = 0) -> None:
+        with self.lock:
+            self.holding = False
+            parked, self.parked = self.parked, []
+        for answer in parked:
+            if number and isinstance(answer, partial):
+                answer.func(number, b"")
+            else:
+                answer()
+
+    def write(
+        self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
+    ) -> None:
+        self.counters["writes"] += 1
+        if barrier:
+            self.counters["barriers"] += 1
+        self.store.write(file, offset, data)
+        if self.mirror is not None:
+            self.mirror.write(file, offset, data)
+            self.written.add(file)
+        if self.holding:
+            self._done(partial(answer, 0, b""))
+        else:
+            answer(0, b"")
+
+    def change(
+        self,
+        records: tuple[Record, ...],
+        execute: Callable[[], Change | None],
+        answer: Callable[[], None],
+        *,
+        barrier: bool = False,
+    ) -> None:
+        self.records += len(records)
+        change = execute()
+        self.counters["changes"] += 1
+        if change is None:
+            answer()
+            return
+        self.log.append(type(change).__name__)
+        if self.mirror is not None:
+            self.mirror.apply(change, again=self.again)
+        self._done(answer)
+
+    def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
+        self.counters["flushes"] += 1
+        self.store.sync(file, data_only)
+        self._done(partial(answer, 0, b""))
+
+    def closed(self, file: FileId) -> None:
+        self.counters["closed"] += 1
+
+    def settle_times(self) -> None:
+        """What the engine does at barriers: the mirror gets the times of written files (Z9)."""
+        if self.mirror is None:
+            return
+        for file in self.written:
+            if self.store.known(file):
+                stamp = self.store.attributes(Target(file)).mtime_ns
+                self.mirror.apply(SetTimes(file, stamp))
+        self.written.clear()
+
+
+class Server:
+    """The child process."""
+
+    def __init__(self, folder: str, run: str, mirror: str, inherited: list[int]) -> None:
+        self.stack = MountStack(folder, "hyperha:test", run)
+        self.disabled = int(os.environ.get("FUSE_DISABLED", "0"))
+        if inherited:
+            backing, device, table, fence = inherited
+            self.store = Store(backing)
+        else:
+            self.peeled = self.stack.peel_stale()
+            backing = self.stack.open_folder()
+            self.store = Store(backing)
+        self.backing = backing
+        other = Store(os.open(mirror, os.O_RDONLY)) if mirror else None
+        self.pipeline = LocalPipeline(self.store, other)
+        self.sessions: list[Session] = []
+        if inherited:
+            self.pipeline.again = True
+            layer = self.stack.adopt(device, Fence.from_descriptors("abort-file", [fence]))
+            self._serve(layer, table)
+        else:
+            self._serve(self.stack.cover(), None)
+        self.events: list[str] = []
+        self.watch = self.stack.watch(self.events.append)
+
+    def _serve(self, layer: Layer, table: int | None) -> None:
+        session = Session(
+            self.store, self.pipeline, layer.device, disabled=self.disabled, inherited=table
+        )
+        session.start()
+        if not session.ready.wait(5):
+            raise TimeoutError("no INIT")
+        self.sessions.append(session)
+
+    def do(self, command: str, argument: Any) -> Any:
+        session = self.sessions[-1]
+        if command == "primary":
+            session.become_primary()
+        elif command == "hold":
+            self.pipeline.holding = True
+        elif command == "release":
+            self.pipeline.release(argument or 0)
+        elif command == "refuse":
+            self.pipeline.takes_writes = False
+        elif command == "counters":
+            return {**self.pipeline.counters, "parked": len(self.pipeline.parked)}
+        elif command == "log":
+            return self.pipeline.log
+        elif command == "times":
+            self.pipeline.settle_times()
+        elif command == "fence":
+            top = self.stack.top
+            assert top is not None
+            assert top.fence is not None
+            top.fence.abort()
+        elif command == "replace":
+            old = session
+            self.stack.replace(lambda layer: self._serve(layer, None))
+            return old.ended.wait(5)
+        elif command == "features":
+            return session.features
+        elif command == "handles":
+            return session.handles_open()
+        elif command == "nodes":
+            return len(session._connection.nodes)
+        elif command == "idle":
+            return session.wait_released(argument)
+        elif command == "events":
+            return self.events
+        elif command == "room":
+            session.limit_room(argument)
+        elif command == "pending":
+            return [type(change).__name__ for change in session.pending_namespace_changes()]
+        elif command == "descriptors":
+            self._hand_over(argument)
+        else:
+            raise ValueError(command)
+        return None
+
+    def _hand_over(self, path: str) -> None:
+        """What the daemon keeps for a successor: backing, device, table, fence (M4)."""
+        top = self.stack.top
+        assert top is not None
+        assert top.fence is not None
+        session = self.sessions[-1]
+        numbers = [self.backing, session.device, session.table.descriptor]
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(path)
+            socket.send_fds(link, [b"x"], [*numbers, *top.fence.descriptors])
+
+    def stop(self) -> None:
+        self.stack.uncover()
+        for session in self.sessions:
+            if not session.close():
+                raise TimeoutError("the reader did not end")
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    folder, run, mirror, *numbers = sys.argv[1:]
+    server = Server(folder, run, mirror, [int(number) for number in numbers])
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "stop":
+            break
+        try:
+            answer = {"result": server.do(request["do"], request["with"])}
+        except Exception as problem:
+            answer = {"problem": f"{type(problem).__name__}: {problem}"}
+        print(json.dumps(answer), flush=True)
+    server.stop()
+    print(json.dumps({"stopped": True}), flush=True)
+
+
+class Served:
+    """The test's end of a server process; use as a context manager."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run: Path,
+        *,
+        mirror: Path | None = None,
+        primary: bool = True,
+        disabled: int = 0,
+        inherited: list[int] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.run = run
+        numbers = inherited or []
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.support.fuse_local",
+                str(folder),
+                str(run),
+                str(mirror or ""),
+                *map(str, numbers),
+            ],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=numbers,
+            text=True,
+            env={**os.environ, "FUSE_DISABLED": str(disabled)},
+        )
+        try:
+            self._read()
+            if primary and inherited is None:
+                self.do("primary")
+        except BaseException:
+            self.kill()
+            raise
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the server ended with {self.process.wait(5)}")
+        answer = json.loads(line)
+        if "problem" in answer:
+            raise RuntimeError(answer["problem"])
+        return answer.get("result")
+
+    def do(self, command: str, argument: Any = None) -> Any:
+        """Have the server do something; its result."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": command, "with": argument}) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def descriptors(self) -> list[int]:
+        """Duplicates of what the daemon would keep for a successor."""
+        path = str(self.run / "keeper.sock")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(1)
+            thread = threading.Thread(target=self.do, args=("descriptors", path))
+            thread.start()
+            link, _ = listener.accept()
+            with link:
+                _, numbers, _, _ = socket.recv_fds(link, 1, 8)
+            thread.join()
+        os.unlink(path)
+        return numbers
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            assert self.process.stdin is not None
+            try:
+                self.process.stdin.write('{"do": "stop"}\n')
+                self.process.stdin.close()
+                self.process.wait(10)
+            except (OSError, subprocess.TimeoutExpired):
+                pass
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process as a crash would, and remove what it left mounted."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        MountStack(str(self.folder), "hyperha:test", str(self.run)).peel_stale()
+
+
+def compare(left: Path, right: Path) -> str:
+    """What rsync finds different between two trees; empty when equal in content and metadata."""
+    if shutil.which("rsync") is None:
+        raise RuntimeError("rsync is needed")
+    result = subprocess.run(
+        ["rsync", "-aHAXni", "--checksum", "--delete", f"{left}/", f"{right}/"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return "\n".join(line for line in result.stdout.splitlines() if "./" not in line[11:13])
+
+
+if __name__ == "__main__":
+    main()
