@@ -237,6 +237,8 @@ class ModuleState:
     vm: Vm = Vm.ABSENT
     run: int = 0
     claim: Epoch | None = None
+    granted: Epoch | None = None
+    """The peer's claim that was granted last: asked again, it is answered again."""
     handover: Handover | None = None
     last_man: bool = False
     peer_leaving: bool = False

@@ -265,7 +265,7 @@ def claim_received(turn: Turn, message: Claim) -> None:
     settings = replace(state.settings, certified_epoch=None)
     turn.persist(lineage=replace(lineage, epoch=highest), settings=settings)
     out = turn.state.lineage.label is not DataLabel.UPTODATE
-    turn.set(yielded=not out)
+    turn.set(yielded=not out, granted=message.epoch)
     turn.send(Grant(message.epoch, turn.summary(), out))
 
 
@@ -276,9 +276,9 @@ def _refusal(turn: Turn, message: Claim) -> str:
         return f"{node} runs the VM or is about to"
     if state.phase in (Phase.HANDING_OVER, Phase.KILLING, Phase.DETACHING, Phase.ATTACHING):
         return f"{node} is busy: {state.phase}"
+    if message.epoch == state.granted and state.phase in (Phase.IDLE, Phase.WAITING, Phase.JOINING):
+        return ""
     if message.epoch <= state.lineage.epoch and state.phase is not Phase.CLAIMING:
-        if message.epoch == state.lineage.epoch:
-            return ""
         return f"{node} has seen epoch {state.lineage.epoch}"
     if state.role is Role.SECOND:
         return f"{node} has not finished with the last session"

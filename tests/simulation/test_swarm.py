@@ -16,7 +16,8 @@ from hyperha.domain import Role
 from tests.support.world import Node, Violation, World, pair
 
 FAULTS = (
-    """crash crash certified cut heal command command boot exit stall session persist""".split()
+    *("crash", "crash", "certified", "cut", "heal", "command", "command"),
+    *("boot", "exit", "stall", "session", "persist"),
 )
 SEEDS = int(os.environ.get("HYPERHA_SEEDS", "150"))
 

@@ -1,0 +1,223 @@
+"""One module's mailbox: events in, `step`, actions performed in order. No decision is made here.
+
+Two tasks: one steps the core as events arrive, one performs what came out, so that a slow disk
+never delays a fence. `Persist` is a barrier for everything behind it, also for the actions of
+later events; only `Fence` and `KillVm` overtake it (K1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hyperha.core import actions as a
+from hyperha.core.events import Event, PersistFailed, Stimulus, TimerFired
+from hyperha.core.invariants import InvariantBroken
+from hyperha.core.machine import step
+from hyperha.core.records import Lineage, Settings
+from hyperha.core.state import Config, ModuleState
+from hyperha.encoding import EncodingError, to_plain
+from hyperha.errors import HyperhaError
+from hyperha.ports import PeerChannel, Prober, RecordStore, Replicator, Teller, VmHost
+
+_log = logging.getLogger(__name__)
+MAILBOX_LIMIT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything the actions need."""
+
+    records: RecordStore
+    replicator: Replicator
+    vm: VmHost
+    peer: PeerChannel
+    prober: Prober
+    teller: Teller
+
+
+def boottime_ms() -> int:
+    """Milliseconds of CLOCK_BOOTTIME (K4); where it does not exist, of the monotonic clock."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    read: Callable[[int], int] | None = getattr(time, "clock_gettime_ns", None)
+    if clock is None or read is None:
+        return time.monotonic_ns() // 1_000_000
+    return read(clock) // 1_000_000
+
+
+class ModuleTask:
+    """Owns one module's state on this node; nobody else writes it."""
+
+    def __init__(
+        self,
+        config: Config,
+        lineage: Lineage,
+        settings: Settings,
+        changed: Callable[[ModuleState], None],
+    ) -> None:
+        self.state = ModuleState(config, lineage, settings)
+        self._durable = (lineage, settings)
+        self._changed = changed
+        self._mailbox: asyncio.Queue[Event] = asyncio.Queue(MAILBOX_LIMIT)
+        self._work: asyncio.Queue[tuple[str, tuple[a.Action, ...]]] = asyncio.Queue()
+        self._timers: dict[a.Timer, asyncio.TimerHandle] = {}
+        self._count = 0
+        self._ports: Ports | None = None
+        self.broken = ""
+
+    def connect(self, ports: Ports) -> None:
+        """Give the task its hands; once, before `run`."""
+        self._ports = ports
+
+    def post(self, event: Event) -> None:
+        """An event for the core; only in the event loop's thread."""
+        self._mailbox.put_nowait(event)
+
+    async def run(self) -> None:
+        """Step and perform until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._step_all(), name=f"step {self.state.config.module}")
+            group.create_task(self._perform_all(), name=f"perform {self.state.config.module}")
+
+    async def _step_all(self) -> None:
+        while True:
+            self._step(await self._mailbox.get())
+
+    def _step(self, event: Event) -> None:
+        assert self._ports is not None
+        if self.broken:
+            return
+        self._count += 1
+        name = f"{self.state.config.module}-{self.state.config.node}-{self._count}"
+        stimulus = Stimulus(
+            name, boottime_ms(), time.time_ns() // 1_000_000, secrets.token_hex(16), event
+        )
+        try:
+            state, actions = step(self.state, stimulus)
+        except InvariantBroken as problem:
+            self._break(event, problem)
+            return
+        changed = state != self.state
+        self.state = state
+        self._record(stimulus, actions)
+        for action in actions:
+            if isinstance(action, a.Fence | a.KillVm):
+                self._ports.vm.perform(action)
+        if actions:
+            self._work.put_nowait((name, actions))
+        if changed:
+            self._changed(state)
+
+    def _break(self, event: Event, problem: InvariantBroken) -> None:
+        """The core contradicts itself: make the module safe and keep the daemon alive."""
+        assert self._ports is not None
+        self.broken = f"internal contradiction ({problem}): the module was made safe"
+        _log.critical("%s: %s at %r", self.state.config.module, problem, event)
+        self._ports.teller.tell(a.Level.ERROR, "K", self.broken, "")
+        self._ports.vm.perform(a.Fence(-1))
+        self._ports.vm.perform(a.KillVm(-2, self.state.run))
+        self._changed(self.state)
+
+    def _record(self, stimulus: Stimulus, actions: tuple[a.Action, ...]) -> None:
+        assert self._ports is not None
+        event = stimulus.event
+        body: dict[str, object] = {
+            "now_ms": stimulus.now_ms,
+            "event": type(event).__name__,
+            "role": self.state.role.value,
+            "phase": self.state.phase.value,
+            "actions": [type(action).__name__ for action in actions],
+        }
+        try:
+            body["fields"] = to_plain(event)
+        except EncodingError:
+            body["fields"] = repr(event)
+        if actions or type(event).__name__ != "ResyncProgressed":
+            self._ports.teller.journal(stimulus.id, type(event).__name__, body)
+
+    async def _perform_all(self) -> None:
+        while True:
+            cause, actions = await self._work.get()
+            await self._perform(cause, actions)
+
+    async def _perform(self, cause: str, actions: tuple[a.Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, a.Persist):
+                if not await self._persist(action):
+                    return
+            else:
+                try:
+                    self._begin(cause, action)
+                except HyperhaError as problem:
+                    _log.error("%s: %s: %s", self.state.config.module, action, problem)
+
+    async def _persist(self, action: a.Persist) -> bool:
+        assert self._ports is not None
+        store = self._ports.records.store
+        limit_s = self.state.config.timing.stall_limit_ms / 1000
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.to_thread(store, action.lineage, action.settings)
+        except (HyperhaError, OSError) as problem:
+            self._persist_failed(str(problem))
+            return False
+        except TimeoutError:
+            self._persist_failed(f"the disk did not answer within {limit_s:.1f} s")
+            return False
+        self._durable = (action.lineage, action.settings)
+        return True
+
+    def _persist_failed(self, text: str) -> None:
+        # K1: nothing behind a failed Persist is done, whichever event it came from.
+        while not self._work.empty():
+            self._work.get_nowait()
+        self.post(PersistFailed(text, *self._durable))
+
+    def _begin(self, cause: str, action: a.Action) -> None:
+        ports = self._ports
+        assert ports is not None
+        match action:
+            case a.Fence() | a.KillVm():
+                pass  # performed when it was decided: nothing may delay it
+            case a.EngineAction():
+                ports.replicator.perform(action)
+            case a.VmAction():
+                ports.vm.perform(action)
+            case a.SendPeer(message):
+                ports.peer.send(message)
+            case a.Probe(operation):
+                ports.prober.probe(operation)
+            case a.ArmTimer(timer, at_ms):
+                self._arm(timer, at_ms)
+            case a.CancelTimer(timer):
+                self._cancel(timer)
+            case a.Tell(level, rule, text):
+                ports.teller.tell(level, rule, text, cause)
+            case a.Finish(operation_id, done, text):
+                ports.teller.finish(operation_id, done, text)
+            case _:
+                raise AssertionError(f"nobody performs {action!r}")
+
+    def _arm(self, timer: a.Timer, at_ms: int) -> None:
+        self._cancel(timer)
+        delay_s = max(0, at_ms - boottime_ms()) / 1000
+        loop = asyncio.get_running_loop()
+        self._timers[timer] = loop.call_later(delay_s, self._fired, timer)
+
+    def _fired(self, timer: a.Timer) -> None:
+        self._timers.pop(timer, None)
+        self.post(TimerFired(timer))
+
+    def _cancel(self, timer: a.Timer) -> None:
+        handle = self._timers.pop(timer, None)
+        if handle is not None:
+            handle.cancel()
+
+    def cancel_timers(self) -> None:
+        """At the daemon's end."""
+        for timer in list(self._timers):
+            self._cancel(timer)
