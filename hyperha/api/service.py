@@ -1,0 +1,80 @@
+"""What the routes need from the daemon, as a Protocol; the daemon implements it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from hyperha.api.wire import (
+    Accepted,
+    ActionRequest,
+    CheckerChange,
+    ClusterView,
+    LogPage,
+    ModuleView,
+    NodeReport,
+    OperationView,
+    PreflightItem,
+    ScriptOutput,
+    ScriptRun,
+    StreamLine,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: name, role (`admin`, `control`, `monitor`) and from where; for rights and audit."""
+
+    name: str
+    role: str
+    origin: str
+    peer_node: str = ""
+    """The other node, when it is the one that asks (forwarding, or reading our report)."""
+
+    def may(self, needed: str) -> bool:
+        """Whether the caller's role includes the needed one."""
+        order = ("monitor", "control", "admin")
+        return self.role in order and order.index(self.role) >= order.index(needed)
+
+
+class NodeService(Protocol):
+    """The answering node."""
+
+    def node_report(self) -> NodeReport:
+        """This node alone."""
+
+    def cluster(self) -> ClusterView:
+        """Both nodes, the other one's part with its age."""
+
+    def module(self, name: str) -> ModuleView:
+        """One module; raises NotFoundError."""
+
+    def preflight(self, name: str) -> list[PreflightItem]:
+        """Why a start or failover would not work now."""
+
+    async def act(self, name: str, request: ActionRequest, caller: Caller) -> Accepted:
+        """Begin a command here or on the node it names."""
+
+    async def change_checker(
+        self, name: str, checker: str, change: CheckerChange, caller: Caller
+    ) -> Accepted:
+        """Suspend or resume, on both nodes."""
+
+    def operation(self, operation_id: str) -> OperationView:
+        """A command that was accepted; raises NotFoundError."""
+
+    def log_page(self, name: str, after: int, limit: int) -> LogPage:
+        """The newest lines of a module's log."""
+
+    def script_runs(self, name: str) -> list[ScriptRun]:
+        """The kept runs of the module's scripts, newest first."""
+
+    def script_output(self, name: str, run: str) -> ScriptOutput:
+        """What one run said; raises NotFoundError."""
+
+    def stream(self, after: int | None) -> AsyncIterator[StreamLine]:
+        """What happens from here on; the caller closes it."""
+
+    def ready(self, name: str) -> tuple[bool, str]:
+        """Whether the VM runs here and is ready, and the sentence."""
