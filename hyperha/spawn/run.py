@@ -92,6 +92,7 @@ class Run:
         self._limit: asyncio.TimerHandle | None = None
         self._killing: asyncio.Task[bool] | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._watched: int | None = None
 
     @property
     def lines(self) -> tuple[OutputLine, ...]:
@@ -124,6 +125,7 @@ class Run:
         except (AttributeError, OSError):  # Not Linux 5.3, or a seccomp filter without pidfds.
             self._watcher = loop.create_task(self._poll())
         else:
+            self._watched = watched
             loop.add_reader(watched, self._reap, watched)
         if time_limit_s is not None:
             self._limit = loop.call_later(time_limit_s, self._out_of_time)
@@ -164,6 +166,27 @@ class Run:
         await self._remove_cgroup()
         return True
 
+    async def let_go(self) -> None:
+        """Stop following a child that outlives this process; it is not touched."""
+        loop = asyncio.get_running_loop()
+        if self._watched is not None:
+            loop.remove_reader(self._watched)
+            os.close(self._watched)
+            self._watched = None
+        for task in (self._watcher, self._finished):
+            if task is not None and not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        for descriptor in list(self._open_pipes):
+            self._forget_pipe(descriptor)
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+        if self._process.poll() is None:
+            # Popen warns about a child that still runs; this one is meant to.
+            self._process.returncode = 0
+
     def _out_of_time(self) -> None:
         self._timed_out = True
         self._killing = asyncio.get_running_loop().create_task(self.kill())
@@ -174,6 +197,7 @@ class Run:
             return
         asyncio.get_running_loop().remove_reader(watched)
         os.close(watched)
+        self._watched = None
         self._ended.set_result(status)
 
     async def _poll(self) -> None:
