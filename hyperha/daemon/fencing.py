@@ -11,10 +11,12 @@ import os
 
 _MNT_FORCE, _MNT_DETACH = 1, 2
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
-_GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.ENOTCONN)
-FENCE_KINDS = ("abort", "root")
-"""`abort`: a descriptor of the connection's fusectl file `abort`, opened for writing. `root`: an
-O_PATH descriptor of the mount's root directory."""
+_ENDED = (errno.EBUSY, errno.EINVAL, errno.ENOENT, errno.ENODEV, errno.ENOTCONN)
+"""Aborted first and then found busy, which keeps the folder covered (M3); or not there any more."""
+
+ABORT_FILE, FORCED_UNMOUNT = FENCE_KINDS = ("abort-file", "forced-unmount")
+"""What a fence descriptor is: the connection's fusectl file `abort`, opened for writing, or the
+mount's root directory, opened with O_PATH."""
 
 
 def fence(kind: str, descriptor: int) -> str:
@@ -23,12 +25,12 @@ def fence(kind: str, descriptor: int) -> str:
     Empty when it is ended (also when it was already), else why not.
     """
     try:
-        if kind == "abort":
+        if kind == ABORT_FILE:
             os.write(descriptor, b"1")
         else:
-            _umount(f"/proc/self/fd/{descriptor}", _MNT_FORCE | _MNT_DETACH)
+            _umount(f"/proc/self/fd/{descriptor}", _MNT_FORCE)
     except OSError as problem:
-        if problem.errno not in _GONE:
+        if problem.errno not in _ENDED:
             return problem.strerror or str(problem)
     return ""
 
