@@ -56,9 +56,7 @@ def join_requested(turn: Turn, message: JoinRequest) -> None:
             _found_proof(turn, ProofKind.PEER_SAID_SO)
         return
     if state.phase not in SERVING or state.link in (Link.COPYING, Link.ENDING, Link.IN_SYNC):
-        # A session that we still believe in has ended over there.
-        if state.link is Link.COPYING and message.attempt > state.attempt:
-            _drop_copying(turn)
+        _session_is_over(turn, message)
         return
     if state.link in (Link.OFFERED, Link.OPENING) and message.attempt == state.attempt:
         if state.link is Link.OFFERED and state.session is not None:
@@ -95,9 +93,15 @@ def _offer(turn: Turn, session: SessionKey) -> JoinOffer:
     return JoinOffer(turn.state.attempt, turn.summary(), rule, session)
 
 
-def _drop_copying(turn: Turn) -> None:
-    turn.order(CloseSession, Step.CLOSE)
-    turn.set(link=Link.NONE, session=None, resync=None)
+def _session_is_over(turn: Turn, message: JoinRequest) -> None:
+    """It asks to join anew: a session that we still believe in has ended over there."""
+    if message.attempt == turn.state.attempt:
+        return
+    if turn.state.link is Link.COPYING:
+        turn.order(CloseSession, Step.CLOSE)
+        turn.set(link=Link.NONE, session=None, resync=None)
+    elif turn.state.link in (Link.ENDING, Link.IN_SYNC):
+        freeze(turn, f"{turn.state.config.peer} has left the session")
 
 
 def join_refused(turn: Turn, message: JoinRefusal) -> None:
@@ -155,6 +159,7 @@ def session_lost(turn: Turn, event: SessionLost) -> None:
             request_outdate(turn)
         return
     if state.link in (Link.OFFERED, Link.OPENING, Link.COPYING):
+        turn.order(CloseSession, Step.CLOSE)
         turn.set(link=Link.NONE, session=None, resync=None)
         return
     if state.link in (Link.ENDING, Link.IN_SYNC):

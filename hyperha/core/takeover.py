@@ -189,7 +189,7 @@ def outdate_requested(turn: Turn, message: OutdateRequest) -> None:
     turn.set(nonce=message.nonce)
     epoch = max(state.lineage.epoch, message.epoch)
     turn.set(lineage=replace(state.lineage, epoch=epoch))
-    if state.role is Role.SECOND:
+    if state.phase in (Phase.FOLLOWING, Phase.RESYNCING):
         turn.order(CloseSession, Step.OUTDATE)
     else:
         _step_back(turn)
@@ -225,7 +225,7 @@ def _step_back(turn: Turn) -> None:
     turn.persist(lineage=lineage)
     if state.nonce:
         turn.send(OutdateAnswer(state.nonce, True, lineage.epoch, ""))
-    if state.role is Role.SECOND:
+    if state.phase in (Phase.FOLLOWING, Phase.RESYNCING):
         turn.set(session=None, link=Link.NONE)
         turn.enter(Role.WAIT, Phase.WAITING, Why("D9", "copy outdated, asks to follow again"))
 

@@ -14,7 +14,7 @@ from hyperha.core.events import EngineDone, MarkerState
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Claim, Grant, Refusal, Summary
 from hyperha.core.records import DataLabel, ProofKind
-from hyperha.core.state import Goal, Isolation, Phase, Step, Why
+from hyperha.core.state import Goal, Isolation, Link, Phase, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
 
@@ -94,6 +94,7 @@ def detached(turn: Turn, event: EngineDone) -> None:
     turn.persist(lineage=lineage, settings=replace(state.settings, wanted=again))
     end = state.end or Why("", "stopped")
     turn.set(facts=None, writable=False, goal=Goal.STOP, end=None, last_man=False, handover=None)
+    turn.set(link=Link.NONE, session=None, resync=None, frozen_since_ms=None, paused=False)
     turn.enter(Role.STOP, Phase.IDLE, end)
     if not event.ok:
         turn.tell(Level.WARNING, "M3", f"the folder could not be uncovered: {event.text}")

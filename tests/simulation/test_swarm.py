@@ -41,9 +41,10 @@ def _fault(world: World, dice: random.Random) -> None:
     elif kind == "stall" and node.alive:
         node.event(e.SelfStalled(dice.randrange(600, 5000)))
     elif kind == "session":
+        lost = node.session
         node.drop_session("reset")
-        if node.alive and node.state.session is not None:
-            node.later(e.SessionLost(node.state.session, "reset"))
+        if node.alive and lost is not None:
+            node.later(e.SessionLost(lost, "reset"))
     elif kind == "persist" and node.alive and dice.random() < 0.2:
         node.event(e.PersistFailed("EIO", node.lineage, node.settings))
 

@@ -71,6 +71,7 @@ class Node:
         self.heard_ms = self.world.now
         self.silent = True
         self.told: e.PeerStatus | None = None
+        self.in_order_ms = 0
 
     @property
     def peer(self) -> Node:
@@ -97,6 +98,10 @@ class Node:
 
     def later(self, event: e.Event, delay_ms: int | None = None) -> None:
         delay = self.world.random.randrange(1, 20) if delay_ms is None else delay_ms
+        if not isinstance(event, e.MessageReceived):
+            # What one engine tells arrives in the order it was told; messages may overtake.
+            delay = max(delay, self.in_order_ms - self.world.now)
+            self.in_order_ms = self.world.now + delay
         self.world.at(delay, self, event)
 
     def done(self, operation: int, ok: bool = True, text: str = "", **fields: object) -> None:

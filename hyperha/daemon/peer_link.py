@@ -1,0 +1,141 @@
+"""What the heartbeats bring, for the modules' mailboxes, and the way back to the other node's core.
+
+Translates between the heartbeat package and the core's events; decides nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from hyperha.core.events import (
+    CertificateReceived,
+    Event,
+    MessageReceived,
+    PeerHeard,
+    PeerSilent,
+    PeerStatus,
+    SelfStalled,
+)
+from hyperha.core.messages import PeerMessage
+from hyperha.daemon import peer_codec
+from hyperha.daemon.module_task import boottime_ms
+from hyperha.encoding import EncodingError
+from hyperha.heartbeat.links import HeartbeatLinks, PeerView
+from hyperha.heartbeat.message import Certificate, ModuleStatus
+
+_log = logging.getLogger(__name__)
+
+
+class Mailbox(Protocol):
+    """One module, as the heartbeats see it."""
+
+    number: int
+
+    def post(self, event: Event) -> None:
+        """An event for its core."""
+
+
+class PeerLink:
+    """Implements `HeartbeatEvents` for all modules of the node."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._modules: dict[int, Mailbox] = {}
+        self._told: dict[int, PeerStatus] = {}
+        self.links: HeartbeatLinks | None = None
+        self.lans: dict[str, bool] = {}
+        self.heard_at_ms: int | None = None
+        self.silent = True
+        self.boot_id = ""
+        self.config_version = 0
+        self.refusals: list[str] = []
+
+    def add(self, module: Mailbox) -> None:
+        """A module whose peer status is told from here on."""
+        self._modules[module.number] = module
+
+    def lan_changed(self, lan: str, up: bool) -> None:
+        """A LAN came up or went down (L9)."""
+        self.lans[lan] = up
+        self._changed()
+
+    def peer_heard(self, view: PeerView, again: bool) -> None:
+        """The peer is heard: tell each module what concerns it, when it changed."""
+        self.silent = False
+        self.heard_at_ms = boottime_ms()
+        self.boot_id = view.instance
+        self.config_version = view.config_version
+        for status in view.modules:
+            module = self._modules.get(status.number)
+            if module is None:
+                continue
+            told = _status(status, view.instance)
+            if again or self._told.get(status.number) != told:
+                self._told[status.number] = told
+                module.post(PeerHeard(told))
+        self._changed()
+
+    def peer_silent(self, last_heard_ms: int) -> None:
+        """Every path is silent."""
+        self.silent = True
+        self.heard_at_ms = last_heard_ms
+        self._told.clear()
+        for module in self._modules.values():
+            module.post(PeerSilent(last_heard_ms))
+        self._changed()
+
+    def message_received(self, module: int, payload: bytes) -> None:
+        """A message for one module's core."""
+        mailbox = self._modules.get(module)
+        if mailbox is None:
+            return
+        try:
+            mailbox.post(MessageReceived(peer_codec.decode(payload)))
+        except EncodingError as problem:
+            _log.error("message of the peer for module %d refused: %s", module, problem)
+
+    def certificate_received(self, certificate: Certificate) -> None:
+        """The peer's guardian certifies (L8)."""
+        mailbox = self._modules.get(certificate.module)
+        if mailbox is not None:
+            mailbox.post(CertificateReceived(certificate.run, certificate.epoch))
+
+    def stalled(self, gap_ms: int) -> None:
+        """This node itself did not run (L7)."""
+        for module in self._modules.values():
+            module.post(SelfStalled(gap_ms))
+
+    def refused(self, text: str) -> None:
+        """Somebody sends what is not believed; said once per source."""
+        _log.error("%s", text)
+        self.refusals = [*self.refusals, text][-8:]
+        self._changed()
+
+
+def _status(status: ModuleStatus, instance: str) -> PeerStatus:
+    return PeerStatus(
+        status.role,
+        status.readiness,
+        status.data,
+        status.epoch,
+        status.generation,
+        status.stopping,
+        status.wanted,
+        instance,
+    )
+
+
+class PeerChannel:
+    """One module's way to the other node's core."""
+
+    def __init__(self, links: HeartbeatLinks, number: int, timeout_ms: int) -> None:
+        self._links = links
+        self._number = number
+        self._timeout_ms = timeout_ms
+
+    def send(self, message: PeerMessage) -> None:
+        """On every LAN, again until acknowledged or no longer worth it."""
+        raw = peer_codec.encode(message)
+        self._links.send_message(self._number, raw, timeout_ms=self._timeout_ms)

@@ -1,0 +1,145 @@
+"""A module's state as people are shown it; every judgement comes from `core.explain`."""
+
+from __future__ import annotations
+
+import datetime
+
+from hyperha.api.wire import (
+    CheckerView,
+    ModuleNodeView,
+    ModuleReport,
+    ModuleView,
+    NodeReport,
+    OperationView,
+    PreflightItem,
+    RefusedVerb,
+    RestartsView,
+    ResyncView,
+    SuspensionView,
+    VmView,
+    Why,
+)
+from hyperha.core.explain import explain
+from hyperha.core.failover import recoveries_used
+from hyperha.core.records import Settings
+from hyperha.core.state import ModuleState, Vm
+from hyperha.domain import Readiness, ResourceState, Role
+
+
+def rfc3339(wall_ms: int) -> str:
+    """Wall clock milliseconds as RFC 3339 in UTC with milliseconds; empty for 0."""
+    if wall_ms <= 0:
+        return ""
+    moment = datetime.datetime.fromtimestamp(wall_ms / 1000, datetime.UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{wall_ms % 1000:03d}Z"
+
+
+def suspension_of(settings: Settings, checker: str) -> SuspensionView | None:
+    """Whether this checker is told to give no verdict, by itself or with all others."""
+    for one in settings.suspensions:
+        if one.checker in ("", checker):
+            until = rfc3339(one.until_wall_ms) if one.until_wall_ms else None
+            return SuspensionView(by=one.by, reason=one.reason, until=until)
+    return None
+
+
+_VM = {
+    Vm.ABSENT: "absent",
+    Vm.STARTING: "starting",
+    Vm.RUNNING: "running",
+    Vm.STOPPING: "stopping",
+}
+
+
+def side(
+    state: ModuleState,
+    *,
+    wall_ms: int,
+    checkers: list[CheckerView],
+    operation: OperationView | None,
+    window_h: int,
+    vm_observed: bool,
+    damage: str,
+) -> ModuleNodeView:
+    """This node's side of a module."""
+    told = explain(state)
+    resync = None
+    if state.resync is not None:
+        r = state.resync
+        resync = ResyncView(
+            rule=r.rule,
+            done_bytes=r.done_bytes,
+            total_bytes=r.total_bytes,
+            bytes_per_s=r.bytes_per_s,
+            seconds_left=r.seconds_left,
+        )
+    return ModuleNodeView(
+        role=told.role,
+        readiness=Readiness.NOT_READY if damage else told.readiness,
+        data=told.data,
+        since=rfc3339(state.since_wall_ms),
+        why=Why(rule="C12", text=damage) if damage else Why(rule=told.rule, text=told.text),
+        vm=VmView(
+            state=_VM[state.vm],  # type: ignore[arg-type]
+            seen_by="hypervisor" if vm_observed else "daemon",
+            run=state.run,
+        ),
+        boot=state.settings.boot,
+        checkers=checkers,
+        restarts=RestartsView(
+            used=recoveries_used(state, wall_ms), of=state.config.restarts, window_h=window_h
+        ),
+        resync=resync,
+        allowed=list(told.allowed),
+        refused=[RefusedVerb(verb=verb, reason=reason) for verb, reason in told.refused],
+        losses=dict(told.losses),
+        frozen=state.frozen,
+        generation=state.lineage.current.id,
+        epoch=state.lineage.held.counter,
+        operation=operation,
+        damage=damage,
+    )
+
+
+def unseen() -> ModuleNodeView:
+    """The other node's side before anything was ever heard of it."""
+    return ModuleNodeView(
+        role=Role.STOP,
+        readiness=Readiness.NOT_READY,
+        data="unknown",  # type: ignore[arg-type]
+        why=Why(rule="", text="never heard since this daemon started"),
+    )
+
+
+def merged(node: str, own: ModuleReport, peer: str, other: NodeReport | None) -> ModuleView:
+    """A module on both nodes; the other side as it was last reported."""
+    name_side = own.side
+    theirs = None
+    for_module = None
+    if other is not None:
+        for_module = next(
+            (report for report in other.modules.values() if report.number == own.number), None
+        )
+        theirs = for_module.side if for_module is not None else None
+    sides = {node: name_side, peer: theirs or unseen()}
+    roles = {s.role for s in sides.values() if s.readiness is Readiness.READY}
+    preflight: list[PreflightItem] = list(own.preflight)
+    if for_module is not None:
+        preflight += for_module.preflight
+    runs = theirs is not None and theirs.role in (Role.ALONE, Role.PRIM)
+    generation = theirs.generation if runs and theirs is not None else own.generation
+    return ModuleView(
+        number=own.number,
+        driver=own.driver,
+        folder=own.folder,
+        generation=generation,
+        redundant=Role.PRIM in roles and Role.SECOND in roles,
+        failover=own.failover,
+        preflight=preflight,
+        nodes=dict(sorted(sides.items())),
+    )
+
+
+def resource_state(up: bool) -> ResourceState:
+    """Up or down."""
+    return ResourceState.UP if up else ResourceState.DOWN

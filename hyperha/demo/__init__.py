@@ -1,0 +1,1 @@
+"""The two-node demonstration on one machine, and the failover drill."""
