@@ -1,0 +1,1 @@
+"""Talking to a node: requests, the stream, the state of the link."""
