@@ -152,13 +152,14 @@ class FileRequests:
     def _release(self, unique: int, number: int, length: int) -> None:
         c = self._c
         fh, _, _, _ = protocol.RELEASE_IN.unpack_from(self._buffer, protocol.IN_SIZE)
-        handle = c.handles.remove(fh)
+        handle = c.handles.by_number.get(fh)
+        if handle is not None:
+            node = handle.node
+            last_writer = handle.flags & WRITE_ACCESS and node.writers == 1
+            if last_writer and c.primary and not node.orphan and node.file != NO_ID:
+                c.pipeline.closed(node.file)
+            c.handles.remove(fh)
         c.answer(unique, b"")
-        if handle is None or not handle.flags & WRITE_ACCESS:
-            return
-        node = handle.node
-        if node.writers == 0 and c.primary and not node.orphan and node.file != NO_ID:
-            c.pipeline.closed(node.file)
 
     # --- reading and writing --------------------------------------------------------------
 

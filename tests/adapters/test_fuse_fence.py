@@ -1,0 +1,394 @@
+"""Held answers, fencing, successors, layers and stale mounts (L5', M4, M5, M6, N1, T1)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperha.errors import RefusedError
+from hyperha.replication import mounts
+from hyperha.replication.fuse import fence as fencing
+from hyperha.replication.fuse import mount as mounting
+from hyperha.replication.fuse.fence import FORCED_UNMOUNT, Fence
+from hyperha.replication.fuse.layers import MountStack
+from hyperha.replication.fuse.protocol import Feature
+from tests.support.fuse_local import PROJECT, Served, compare
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "folder").mkdir()
+    return tmp_path / "folder"
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    (tmp_path / "mirror").mkdir()
+    return tmp_path / "mirror"
+
+
+@contextlib.contextmanager
+def running(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that is gone afterwards, whatever it was waiting for."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+WRITER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+print("open", flush=True)
+sys.stdin.read(0)
+try:
+    print("wrote", os.pwrite(fd, sys.argv[2].encode(), 0), flush=True)
+    os.fsync(fd)
+    print("synced", flush=True)
+except OSError as problem:
+    print("error", problem.errno, flush=True)
+"""
+
+
+def until_parked(session: Served, number: int = 1) -> None:
+    deadline = time.monotonic() + 10
+    while session.do("counters")["parked"] < number:
+        assert time.monotonic() < deadline, "the request never arrived"
+
+
+def line(process: subprocess.Popen[str], seconds: float = 10) -> str:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    assert ready, "nothing was said"
+    return process.stdout.readline().strip()
+
+
+def test_held_answers_hold_nobody_else(folder: Path, run: Path) -> None:
+    (folder / "other").write_text("readable")
+    (folder / "disk").write_text("")
+    with Served(folder, run) as session:
+        session.do("hold")
+        with running(WRITER, folder / "disk", "data"):
+            until_parked(session)
+            assert (folder / "other").read_text() == "readable"
+            assert (folder / "other").stat().st_size == 8
+            assert os.listdir(folder)
+            session.do("release")
+
+
+def test_a_freeze_ends_with_the_error_that_the_engine_gives(folder: Path, run: Path) -> None:
+    (folder / "disk").write_text("")
+    with Served(folder, run) as session:
+        session.do("hold")
+        with running(WRITER, folder / "disk", "data") as writer:
+            assert line(writer) == "open"
+            until_parked(session)
+            session.do("release", errno.EIO)
+            assert line(writer) == f"error {errno.EIO}"
+
+
+@pytest.mark.parametrize("kind", ["abort-file", "forced-unmount"])
+def test_the_fence_frees_a_process_that_sigkill_does_not(
+    folder: Path, run: Path, kind: str
+) -> None:
+    (folder / "disk").write_text("")
+    with Served(folder, run) as session:
+        backing, device, table, abort = session.descriptors()
+        fence = Fence.from_descriptors("abort-file", [abort])
+        if kind == "forced-unmount":
+            fence.close()
+            fence = Fence(FORCED_UNMOUNT, [fencing.open_root(str(folder))])
+        for number in (backing, device, table):
+            os.close(number)
+        session.do("hold")
+        with running(WRITER, folder / "disk", "data") as writer:
+            assert line(writer) == "open"
+            until_parked(session)
+            writer.kill()
+            with pytest.raises(subprocess.TimeoutExpired):
+                writer.wait(0.3)
+            before = time.monotonic()
+            fence.abort()
+            writer.wait(5)
+            assert time.monotonic() - before < 0.1
+            assert writer.returncode == -signal.SIGKILL
+        # The dead mount goes on covering the plain folder (M3).
+        with pytest.raises(OSError, match="onnect") as caught:
+            os.listdir(folder)
+        assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        fence.abort()
+        fence.close()
+    assert (folder / "disk").read_text() == "data"
+
+
+def test_a_successor_goes_on_with_writes_in_flight(folder: Path, run: Path, mirror: Path) -> None:
+    first = Served(folder, run, mirror=mirror)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(first.kill)
+        (folder / "disk").write_text("")
+        with (
+            open(folder / "kept", "w+") as kept,
+            running(WRITER, folder / "disk", "data") as writer,
+        ):
+            kept.write("before")
+            kept.flush()
+            assert line(writer) == "open"
+            assert line(writer) == "wrote 4"
+            assert line(writer) == "synced"
+            first.do("hold")
+            kept_descriptors = first.descriptors()
+            with running(WRITER, folder / "disk", "more") as held:
+                assert line(held) == "open"
+                until_parked(first)
+                first.process.kill()
+                first.process.wait()
+                assert held.poll() is None
+                second = Served(folder, run, mirror=mirror, inherited=kept_descriptors)
+                with second:
+                    assert line(held) == "wrote 4"
+                    assert line(held) == "synced"
+                    kept.write(" and after")
+                    kept.flush()
+                    assert (folder / "kept").read_text() == "before and after"
+                    assert sorted(os.listdir(folder)) == ["disk", "kept"]
+                    kept.close()
+                    second.do("times")
+                    assert compare(folder, mirror) == ""
+                assert (folder / "disk").read_text() == "more"
+        for number in kept_descriptors:
+            os.close(number)
+
+
+NAMES = """
+import os, sys
+os.chdir(sys.argv[1])
+exec(sys.argv[2])
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "operation", "result"),
+    [
+        ("pass", "os.mkdir('new')", ["new", "old"]),
+        ("pass", "open('new', 'x').write('x')", ["new", "old"]),
+        ("pass", "os.symlink('old', 'new')", ["new", "old"]),
+        ("pass", "os.link('old', 'new')", ["new", "old"]),
+        ("pass", "os.unlink('old')", []),
+        ("pass", "os.rename('old', 'new')", ["new"]),
+        ("pass", "os.setxattr('old', 'user.x', b'v', os.XATTR_CREATE)", ["old"]),
+        ("os.setxattr('old', 'user.x', b'v')", "os.removexattr('old', 'user.x')", ["old"]),
+        ("pass", "os.setxattr('old', 'user.x', bytes(3000), os.XATTR_CREATE)", ["old"]),
+    ],
+)
+def test_a_successor_answers_what_was_done_once(
+    folder: Path, run: Path, mirror: Path, setup: str, operation: str, result: list[str]
+) -> None:
+    first = Served(folder, run, mirror=mirror)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(first.kill)
+        (folder / "old").write_text("old")
+        with running(NAMES, folder, setup) as before:
+            assert line(before) == "done"
+        first.do("hold")
+        kept = first.descriptors()
+        with running(NAMES, folder, operation) as held:
+            until_parked(first)
+            first.process.kill()
+            first.process.wait()
+            with Served(folder, run, mirror=mirror, inherited=kept) as second:
+                assert line(held) == "done"
+                assert sorted(os.listdir(folder)) == result
+                assert second.do("pending") == []
+                second.do("times")
+                assert compare(folder, mirror) == ""
+        for number in kept:
+            os.close(number)
+
+
+def test_a_successor_is_refused_where_the_kernel_cannot_resend(folder: Path, run: Path) -> None:
+    first = Served(folder, run, disabled=int(Feature.HAS_RESEND))
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(first.kill)
+        kept = first.descriptors()
+        first.process.kill()
+        first.process.wait()
+        with pytest.raises(RuntimeError):
+            Served(folder, run, inherited=kept)
+        for number in kept:
+            os.close(number)
+
+
+def test_a_new_layer_ends_the_old_connection_without_an_uncovered_moment(
+    folder: Path, run: Path
+) -> None:
+    (folder / "file").write_text("x")
+    seen: set[str] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            top = mounts.on_top(str(folder))
+            seen.add("plain" if top is None else top.kind)
+
+    with Served(folder, run) as session, open(folder / "file") as old:
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        try:
+            for _ in range(3):
+                assert session.do("replace")
+        finally:
+            stop.set()
+            watcher.join()
+        assert seen == {"fuse.hyperha"}
+        with pytest.raises(OSError, match="onnect"):
+            os.pread(old.fileno(), 1, 0)
+        assert (folder / "file").read_text() == "x"
+        with pytest.raises(OSError, match="Read-only"):
+            (folder / "file").write_text("y")
+        session.do("primary")
+        (folder / "file").write_text("y")
+        assert session.do("events") == []
+    assert mounts.on_top(str(folder)) is None
+    assert (folder / "file").read_text() == "y"
+
+
+def test_a_stale_mount_is_peeled(folder: Path, run: Path) -> None:
+    (folder / "file").write_text("plain")
+    dead = Served(folder, run)
+    dead.process.kill()
+    dead.process.wait()
+    try:
+        with pytest.raises(OSError, match="onnect"):
+            os.listdir(folder)
+        with Served(folder, run) as session:
+            assert (folder / "file").read_text() == "plain"
+            assert session.do("handles") == 0
+        assert mounts.on_top(str(folder)) is None
+    finally:
+        dead.kill()
+
+
+def test_a_living_mount_is_not_taken_for_the_folder(folder: Path, run: Path) -> None:
+    with Served(folder, run), pytest.raises(RefusedError, match="FUSE"):
+        MountStack(str(folder), "x", str(run)).open_folder()
+
+
+def test_mounts_inside_or_above_are_refused(folder: Path, run: Path) -> None:
+    stack = MountStack(str(folder), "x", str(run))
+    (folder / "inner").mkdir()
+    mounting.raw_mount("none", str(folder / "inner"), "tmpfs", "")
+    try:
+        with pytest.raises(RefusedError, match="inner"):
+            stack.open_folder()
+    finally:
+        mounting.raw_unmount(str(folder / "inner"), mounting.MNT_DETACH)
+    os.close(stack.open_folder())
+
+
+def test_somebody_elses_mount_on_top_is_noticed(folder: Path, run: Path) -> None:
+    with Served(folder, run) as session:
+        mounting.raw_mount("none", str(folder), "tmpfs", "")
+        try:
+            deadline = time.monotonic() + 5
+            while not session.do("events"):
+                assert time.monotonic() < deadline
+            assert "covered" in session.do("events")[0]
+        finally:
+            mounting.raw_unmount(str(folder), mounting.MNT_DETACH)
+        mounting.raw_unmount(str(folder), mounting.MNT_DETACH)
+        deadline = time.monotonic() + 5
+        while len(session.do("events")) < 2:
+            assert time.monotonic() < deadline
+        assert "no longer" in session.do("events")[1]
+
+
+def test_mountinfo_is_understood() -> None:
+    text = (
+        "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n"
+        "40 36 0:51 / /srv/a\\040b rw shared:3 - fuse.hyperha hyperha:VM1 rw\n"
+        "41 40 0:52 / /srv/a\\040b rw - fuse.hyperha hyperha:VM1 rw\n"
+        "42 41 0:53 / /srv/a\\040b/in rw - tmpfs none rw\n"
+        "broken\n"
+    )
+    entries = mounts.parse(text)
+    assert [entry.number for entry in mounts.layers("/srv/a b", list(reversed(entries)))] == [
+        40,
+        41,
+    ]
+    assert [entry.number for entry in mounts.beneath("/srv/a b", entries)] == [42]
+    assert entries[1].minor == 51
+
+
+UNPRIVILEGED = """
+import os, sys
+from pathlib import Path
+from tests.support.fuse_local import Served
+folder, run = Path(sys.argv[1]), Path(sys.argv[2])
+with Served(folder, run) as session:
+    (folder / "a").write_text("hello")
+    os.mkdir(folder / "d")
+    os.rename(folder / "a", folder / "d" / "b")
+    os.symlink("d/b", folder / "s")
+    assert (folder / "s").read_text() == "hello"
+    os.chmod(folder / "d" / "b", 0o444)
+    print(sorted(os.listdir(folder)), session.do("log"))
+assert (folder / "d" / "b").read_text() == "hello"
+print("done")
+"""
+
+
+def test_without_rights(tmp_path: Path) -> None:
+    """As user nobody through fusermount3, the way the demo runs."""
+    base = Path(f"/tmp/hyperha-nobody-{os.getpid()}")
+    (base / "folder").mkdir(parents=True)
+    (base / "run").mkdir()
+    try:
+        for path in (base, base / "folder", base / "run"):
+            os.chown(path, 65534, 65534)
+        result = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c"]
+            + [UNPRIVILEGED, str(base / "folder"), str(base / "run")],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+        if "fusermount3" in result.stderr and "not permitted" in result.stderr:
+            pytest.skip("fusermount3 may not mount here")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.endswith("done\n")
+    finally:
+        MountStack(str(base / "folder"), "x", str(base / "run")).peel_stale()
+        subprocess.run(["rm", "-rf", str(base)], check=True)
