@@ -103,6 +103,14 @@ class Descriptors(ProcessMessage):
 
 
 @dataclass(frozen=True, slots=True)
+class TakenOver(ProcessMessage):
+    """A successor's first word: whether it serves the mount of its predecessor (M4)."""
+
+    ok: bool
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics(ProcessMessage):
     """What the process does, every second while the folder is covered."""
 

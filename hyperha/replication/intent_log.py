@@ -37,6 +37,9 @@ _RECORD: Final = struct.Struct("<BBH4x16sQ80s")
 _HANDLE_LIMIT: Final = 80
 _FREE_BODY: Final = _RECORD.pack(0, 0, 0, b"", 0, b"")
 
+HOLD: Final = 1 << 62
+"""Number of an operation that has none yet: its records cannot be retired meanwhile."""
+
 Key = tuple[int, FileId, int]
 
 
@@ -156,8 +159,11 @@ class IntentLog:
 
     # --- recording ------------------------------------------------------------------------
 
-    def activate(self, records: Iterable[Record], number: int) -> None:
-        """Make the records durable for operation `number`; returns at once for warm ones (Z2)."""
+    def activate(self, records: Iterable[Record], number: int = HOLD) -> None:
+        """Make the records durable for operation `number`; returns at once for warm ones (Z2).
+
+        With HOLD, `touch` must follow when the operation has its number, or has failed.
+        """
         cold: list[Key] = []
         with self.lock:
             for record in records:
@@ -172,6 +178,16 @@ class IntentLog:
                     cold.append(key)
         if cold:
             self._record(cold, number)
+
+    def touch(self, records: Iterable[Record], number: int) -> None:
+        """Tell the number of the operation that activated the records. The caller has `lock`."""
+        for record in records:
+            key = (int(record.kind), record.file, record.zone)
+            entry = self.active.get(key) or self._coarser(key)
+            if entry is not None:
+                entry.last = number
+            elif self._unrecorded:
+                self._unrecorded = number
 
     def _coarser(self, key: Key) -> Entry | None:
         if key[0] == RecordKind.ZONE:

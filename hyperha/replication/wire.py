@@ -37,6 +37,7 @@ _BIND: Final = struct.Struct("<I16s")
 _RECORD: Final = struct.Struct("<B16sQ")
 _DIGESTS: Final = struct.Struct("<16sQHH")
 _BLOCK: Final = struct.Struct("<16sQ")
+_HOLE_RANGE: Final = struct.Struct("<16sQQ")
 _PROGRESS: Final = struct.Struct("<QQB")
 
 FLAG_BARRIER: Final = 1
@@ -66,6 +67,7 @@ class Kind(IntEnum):
     DIGESTS = 11
     BLOCK = 12
     MARK = 13
+    HOLE = 14
     WELCOME = 32
     REFUSED = 33
     CANDIDATES = 34
@@ -313,6 +315,21 @@ def decode_block(payload: bytes) -> tuple[FileId, int, memoryview]:
     if offset > 1 << 62 or len(payload) - _BLOCK.size > ZONE_BYTES:
         raise ReplicationError(f"a block of {len(payload)} bytes at {offset} is malformed")
     return FileId(file), offset, memoryview(payload)[_BLOCK.size :]
+
+
+def encode_hole(file: FileId, offset: int, length: int) -> bytes:
+    """Payload of a range that is a hole on the source."""
+    return _HOLE_RANGE.pack(file, offset, length)
+
+
+def decode_hole(payload: bytes) -> tuple[FileId, int, int]:
+    """File id, offset, length."""
+    if len(payload) != _HOLE_RANGE.size:
+        raise ReplicationError(f"a hole frame of {len(payload)} bytes")
+    file, offset, length = _HOLE_RANGE.unpack(payload)
+    if offset > 1 << 62 or length > 1 << 62:
+        raise ReplicationError(f"a hole of {length} bytes at {offset} is impossible")
+    return FileId(file), offset, length
 
 
 def encode_progress(applied: int, waiting_bytes: int, syncing: bool) -> bytes:

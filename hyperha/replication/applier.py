@@ -1,0 +1,295 @@
+"""The secondary's applier: the primary's stream, performed in its order on this copy (T2, T3).
+
+One thread takes frames from a queue that the receiver fills. Zones are recorded in this copy's own
+log before they are changed (Z2). fsyncs run in a pool; a flush is answered when everything before
+it was applied and its fsync, begun afterwards, has ended (F2). Anything that cannot be applied
+makes this copy outdated: nothing after it is applied, and that is said at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Final, Protocol
+
+from hyperha.errors import ReplicationError
+from hyperha.replication import wire
+from hyperha.replication.intent_log import IntentLog
+from hyperha.replication.operations import (
+    Allocate,
+    Change,
+    Create,
+    FileId,
+    Link,
+    Record,
+    RecordKind,
+    Remove,
+    Rename,
+    SetAttributes,
+    SetTimes,
+    SetXattr,
+    Target,
+    Truncate,
+)
+from hyperha.replication.store import Store
+from hyperha.replication.syncer import Syncer
+from hyperha.replication.wire import ZONE_BYTES, Frame, Kind
+from hyperha.replication.wire_changes import decode_change
+
+log = logging.getLogger(__name__)
+
+_DIFFERENT_TREE: Final = frozenset(
+    (
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.ESTALE,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENOTEMPTY,
+        errno.EINVAL,
+        errno.ENODATA,
+        errno.EPERM,
+        errno.EMLINK,
+        errno.ELOOP,
+    )
+)
+"""While the trees still differ, a change may meet these; the resync settles it (R13)."""
+_ZONES_EACH: Final = 64
+
+
+class ResyncTarget(Protocol):
+    """What a resync does to this copy, in stream order; see `resync_target`."""
+
+    lenient: bool
+    """Until the last mark: the trees may differ, and what cannot be applied is reported."""
+
+    def handle(self, frame: Frame) -> bytes | None:
+        """Perform one frame of a resync; the frame to answer with, or None."""
+
+    def unsettled(self, records: tuple[Record, ...]) -> bytes:
+        """The frame that tells the source what could not be applied."""
+
+
+class Applier:
+    """Applies one session's frames. `say` sends a frame to the primary, from any thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        intent: IntentLog,
+        syncer: Syncer,
+        target: ResyncTarget,
+        tag: int,
+        say: Callable[[bytes], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        self.queue: SimpleQueue[list[Frame] | None] = SimpleQueue()
+        self.waiting_bytes = 0
+        """Bytes in the queue; receiver and applier change it under `_lock`."""
+        self.applied = 0
+        """Frames applied, for the sign of life (D8')."""
+        self.covered = 0
+        """The primary says: on stable storage on both nodes up to this operation."""
+        self.failure = ""
+        self._store = store
+        self._intent = intent
+        self._syncer = syncer
+        self._target = target
+        self._tag = tag
+        self._say = say
+        self._failed = failed
+        self._files: dict[int, FileId] = {}
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="apply", daemon=True)
+        self._handlers: dict[Kind, Callable[[Frame], None]] = {
+            Kind.WRITE: self._write,
+            Kind.BIND: self._bind,
+            Kind.CHANGE: self._change,
+            Kind.FLUSH: self._flush,
+            Kind.SYNC: self._sync,
+            Kind.RETIRE: self._retire,
+            Kind.LISTING: self._resync,
+            Kind.INODE: self._resync,
+            Kind.DIGESTS: self._resync,
+            Kind.BLOCK: self._resync,
+            Kind.MARK: self._resync,
+            Kind.HOLE: self._resync,
+        }
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, frames: list[Frame], size: int) -> None:
+        """Queue frames of `size` bytes, for the receiver thread."""
+        with self._lock:
+            self.waiting_bytes += size
+        self.queue.put(frames)
+
+    def finish(self) -> str:
+        """No frame follows: wait until all is applied (P8). Why it was not, or nothing."""
+        self.queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+        return self.failure
+
+    def _run(self) -> None:
+        get, handlers = self.queue.get, self._handlers
+        while (frames := get()) is not None:
+            size = 0
+            for frame in frames:
+                size += len(frame.payload) + wire.HEAD.size
+                if self.failure:
+                    continue
+                try:
+                    handlers[frame.kind](frame)
+                except ReplicationError as problem:
+                    self._fail(problem.text)
+                except OSError as error:
+                    self._fail(f"{frame.kind.name.lower()}: {error.strerror or error}")
+                self.applied += 1
+            with self._lock:
+                self.waiting_bytes -= size
+
+    def _fail(self, text: str) -> None:
+        self.failure = text
+        self._say(wire.frame(Kind.FAILED, self._tag, 0, text.encode()[:2000]))
+        self._failed(text)
+
+    # --- frames ---------------------------------------------------------------------------
+
+    def _bind(self, frame: Frame) -> None:
+        index, file = wire.decode_bind(frame.payload)
+        self._files[index] = file
+
+    def _write(self, frame: Frame) -> None:
+        index, offset, data = wire.decode_write(frame.payload)
+        file = self._files.get(index)
+        if file is None:
+            raise ReplicationError(f"a write names file {index}, which was never introduced")
+        size = len(data)
+        intent, number = self._intent, frame.number
+        zone = offset // ZONE_BYTES
+        last = (offset + size - 1) // ZONE_BYTES if size else zone
+        warm = False
+        if zone == last:
+            with intent.lock:
+                entry = intent.active.get((1, file, zone))
+                if entry is not None:
+                    entry.last = number
+                    warm = True
+        if not warm:
+            intent.activate(
+                [Record(RecordKind.ZONE, file, one) for one in range(zone, last + 1)], number
+            )
+        try:
+            written = self._store.write(file, offset, data)
+        except OSError as error:
+            self._tolerate(error, (Record(RecordKind.WHOLE_FILE, file),))
+        else:
+            if written != size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._syncer.note_written(file, size)
+        if frame.flags & wire.FLAG_BARRIER:
+            self._syncer.file(file, True, self._flushed(number))
+
+    def _change(self, frame: Frame) -> None:
+        change = decode_change(frame.payload)
+        records = records_of(change, self._store)
+        if frame.number:
+            self._intent.activate(records, frame.number)
+        try:
+            self._store.apply(change, again=self._target.lenient)
+        except OSError as error:
+            if isinstance(change, SetTimes) and error.errno == errno.ESTALE:
+                # The file was removed while its time was on the way.
+                return
+            self._tolerate(error, records)
+        if frame.flags & wire.FLAG_BARRIER:
+            self._syncer.everything(self._flushed(frame.number))
+
+    def _tolerate(self, error: OSError, records: tuple[Record, ...]) -> None:
+        if not self._target.lenient or error.errno not in _DIFFERENT_TREE:
+            raise error
+        self._say(self._target.unsettled(records))
+
+    def _flush(self, frame: Frame) -> None:
+        file = wire.decode_id(frame.payload, "flush")
+        data_only = bool(frame.flags & wire.FLAG_DATA_ONLY)
+        self._syncer.file(file, data_only, self._flushed(frame.number))
+
+    def _sync(self, frame: Frame) -> None:
+        self._syncer.everything(self._flushed(frame.number))
+
+    def _flushed(self, number: int) -> Callable[[OSError | None], None]:
+        def done(error: OSError | None) -> None:
+            # A failed fsync is told by the pool's owner; it is never answered as done.
+            if error is None:
+                self._say(wire.frame(Kind.FLUSHED, self._tag, number))
+
+        return done
+
+    def _retire(self, frame: Frame) -> None:
+        if len(frame.payload) != 8:
+            raise ReplicationError("a retire frame is malformed")
+        self.covered = int.from_bytes(frame.payload, "little")
+        self._intent.retire(min(frame.number, self.covered))
+
+    def _resync(self, frame: Frame) -> None:
+        answer = self._target.handle(frame)
+        if answer is not None:
+            self._say(answer)
+
+
+def records_of(change: Change, store: Store) -> tuple[Record, ...]:
+    """What this copy's log must know before it applies a change (Z2, Z4)."""
+    if isinstance(change, Create):
+        return (_directory(change.parent), Record(RecordKind.INODE, change.file))
+    if isinstance(change, Link):
+        return (_directory(change.parent), *_inode(change.source))
+    if isinstance(change, Remove):
+        return (_directory(change.parent),)
+    if isinstance(change, Rename):
+        return (_directory(change.old_parent), _directory(change.new_parent))
+    if isinstance(change, SetAttributes | SetXattr):
+        return _inode(change.inode)
+    if isinstance(change, SetTimes):
+        return (Record(RecordKind.INODE, change.file),)
+    if isinstance(change, Truncate):
+        return (Record(RecordKind.INODE, change.file), *_cut(change, store))
+    if isinstance(change, Allocate):
+        inode = Record(RecordKind.INODE, change.file)
+        return (inode, *_range(change.file, change.offset, change.offset + change.length))
+    raise ReplicationError(f"unknown change {type(change).__name__}")
+
+
+def _directory(file: FileId) -> Record:
+    return Record(RecordKind.DIRECTORY, file)
+
+
+def _inode(target: Target) -> tuple[Record, ...]:
+    if target.file == b"\0" * 16:
+        return (_directory(target.parent),)
+    return (Record(RecordKind.INODE, target.file),)
+
+
+def _cut(change: Truncate, store: Store) -> tuple[Record, ...]:
+    """The zones whose data a truncation takes away."""
+    try:
+        former = store.attributes(Target(change.file)).size
+    except OSError:
+        return (Record(RecordKind.WHOLE_FILE, change.file),)
+    return _range(change.file, min(change.size, former), max(change.size, former))
+
+
+def _range(file: FileId, start: int, end: int) -> tuple[Record, ...]:
+    if end <= start:
+        return ()
+    first, last = start // ZONE_BYTES, (end - 1) // ZONE_BYTES
+    if last - first >= _ZONES_EACH:
+        return (Record(RecordKind.WHOLE_FILE, file),)
+    return tuple(Record(RecordKind.ZONE, file, zone) for zone in range(first, last + 1))

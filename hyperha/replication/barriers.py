@@ -1,0 +1,263 @@
+"""Barriers over both nodes, retirement of log records behind them, and the watch over the peer.
+
+A barrier's two fsyncs begin after the operations that it covers were complete on both nodes (Z2);
+only then may records be retired, and only on both nodes together (Z1). The watch tells the core
+when the peer makes no progress while something waits for it (D8', T8).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from hyperha.core.actions import Acknowledge
+from hyperha.core.events import SessionStalled
+from hyperha.replication import wire
+from hyperha.replication.clock import now_ms
+from hyperha.replication.stream import PrimarySession
+from hyperha.replication.wire import Kind
+
+if TYPE_CHECKING:
+    from hyperha.replication.primary import Primary
+
+log = logging.getLogger(__name__)
+
+Done = Callable[[bool, str], None]
+_TICK_S: Final = 0.05
+_TIMES_MS: Final = 1000
+_BARRIER_MS: Final = 5000
+_IDLE_MS: Final = 5000
+"""A record is kept this long after its last use, so that a warm zone costs no disk write (Z2)."""
+
+
+class Barrier:
+    """One barrier under way."""
+
+    __slots__ = ("covered", "done", "error", "forget_all", "local", "number", "remote", "session")
+
+    def __init__(
+        self, number: int, covered: int, session: PrimarySession | None, done: Done, forget: bool
+    ) -> None:
+        self.number = number
+        self.covered = covered
+        self.session = session
+        self.done = done
+        self.forget_all = forget
+        self.local = False
+        self.remote = session is None
+        self.error = ""
+
+
+class Barriers:
+    """Owned by `Primary`; runs the watch thread."""
+
+    def __init__(self, primary: Primary) -> None:
+        self._primary = primary
+        self._running: dict[int, Barrier] = {}
+        self.early: dict[int, bool] = {}
+        """Barrier writes that the peer has finished before this node; under the pipeline's lock."""
+        self.covered = 0
+        """Everything up to this operation is on stable storage on both nodes."""
+        self._clear_behind = -1
+        self._history: deque[tuple[int, int]] = deque()
+        self._last_barrier_ms = now_ms()
+        self._last_times_ms = 0
+        self._periodic = False
+        self._waiting_since_ms = 0
+        self._told_ms = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # --- barriers -------------------------------------------------------------------------
+
+    def start(self, done: Done, *, forget_all: bool) -> None:
+        """Begin a barrier on this node and, in a session, on the peer; `done` comes later.
+
+        `forget_all`: retire every record that it covers, not only idle ones, so that both logs
+        are empty after a barrier that nothing followed.
+        """
+        primary = self._primary
+        primary.send_all_times()
+        with primary.lock:
+            session = primary.session
+            if session is not None and not session.up:
+                session = None
+            covered = primary.completed
+            number = primary.number = primary.number + 1
+            barrier = Barrier(number, covered, session, done, forget_all)
+            if session is not None:
+                self._running[number] = barrier
+                primary.put(session, wire.frame(Kind.SYNC, session.tag, number), number)
+        self._last_barrier_ms = now_ms()
+        primary.syncer.everything(lambda error: self._local_done(barrier, error))
+
+    def _local_done(self, barrier: Barrier, error: OSError | None) -> None:
+        with self._primary.lock:
+            barrier.local = True
+            if error is not None:
+                barrier.error = f"syncfs failed: {error.strerror or error}"
+            ready = barrier.remote
+            if ready:
+                self._running.pop(barrier.number, None)
+        if ready:
+            self.finish(barrier)
+
+    def remote_done(self, number: int) -> Barrier | None:
+        """The peer has finished; the caller has the lock. A barrier to be finished, or None."""
+        barrier = self._running.get(number)
+        if barrier is None:
+            if number > self._primary.completed:
+                self.early[number] = True
+            return None
+        barrier.remote = True
+        if not barrier.local:
+            return None
+        del self._running[number]
+        return barrier
+
+    def finish(self, barrier: Barrier) -> None:
+        """Both nodes are done, or cannot be: retire what it covers and tell who waits."""
+        if not barrier.error and barrier.session is not None:
+            # File writes of the log do not belong into the thread that answers the kernel.
+            self._primary.syncer.run(lambda: self._retire(barrier))
+            return
+        barrier.done(not barrier.error, barrier.error)
+
+    def _retire(self, barrier: Barrier) -> None:
+        primary, session = self._primary, barrier.session
+        assert session is not None
+        with primary.lock:
+            if session is not primary.session:
+                alive = False
+            else:
+                alive = True
+                self.covered = max(self.covered, barrier.covered)
+                upto = barrier.covered if barrier.forget_all else self._idle_number()
+                upto = min(upto, barrier.covered)
+                payload = barrier.covered.to_bytes(8, "little")
+                primary.put(session, wire.frame(Kind.RETIRE, session.tag, upto, payload))
+        if not alive:
+            barrier.done(False, "the session ended during the barrier")
+            return
+        try:
+            if self._clear_behind >= 0 and self.covered >= self._clear_behind:
+                self.clear()
+            primary.intent.retire(upto)
+        except OSError as error:
+            primary.disk_failed(f"the intent log cannot be written: {error}")
+        barrier.done(True, "")
+
+    def clear(self) -> None:
+        """ClearMap: forget the map, now or behind the next barrier that allows it (F10)."""
+        primary = self._primary
+        if primary.intent.clear(self.covered):
+            self._clear_behind = -1
+        else:
+            self._clear_behind = primary.number
+
+    def session_ended(self, session: PrimarySession, text: str) -> None:
+        """Barriers that wait for this session's peer cannot end."""
+        with self._primary.lock:
+            gone = [one for one in self._running.values() if one.session is session]
+            for one in gone:
+                del self._running[one.number]
+            self.early.clear()
+        for one in gone:
+            one.done(False, text)
+
+    def _idle_number(self) -> int:
+        """The last operation that is older than what counts as idle."""
+        limit = now_ms() - _IDLE_MS
+        number = 0
+        for at_ms, completed in self._history:
+            if at_ms > limit:
+                break
+            number = completed
+        return number
+
+    # --- the watch ------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Start the watch thread."""
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the watch thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_TICK_S):
+            now = now_ms()
+            self._watch_peer(now)
+            if now - self._last_times_ms < _TIMES_MS:
+                if self._primary.intent.used * 4 >= self._primary.intent.capacity * 3:
+                    self._maybe_barrier(now, pressed=True)
+                continue
+            self._last_times_ms = now
+            self._history.append((now, self._primary.completed))
+            while len(self._history) > 30:
+                self._history.popleft()
+            if self._primary.session is not None:
+                self._primary.send_all_times()
+            self._maybe_barrier(now, pressed=False)
+
+    def _maybe_barrier(self, now: int, *, pressed: bool) -> None:
+        """A barrier of our own: every 5 s, and early when the log fills (Z2, N4)."""
+        primary = self._primary
+        session = primary.session
+        if session is None or not session.up or not session.copied or self._periodic:
+            return
+        if primary.mode is not Acknowledge.BOTH or (
+            primary.intent.retaining and self._clear_behind < 0
+        ):
+            return
+        if not primary.intent.used or (not pressed and now - self._last_barrier_ms < _BARRIER_MS):
+            return
+        self._periodic = True
+        self.start(self._periodic_done, forget_all=pressed)
+
+    def _periodic_done(self, ok: bool, text: str) -> None:
+        self._periodic = False
+        if not ok:
+            log.info("a periodic barrier did not end: %s", text)
+
+    def oldest_ms(self) -> int:
+        """For how long the oldest operation has waited for the peer without progress."""
+        since = self._waiting_since_ms
+        session = self._primary.session
+        if not since or session is None:
+            return 0
+        return now_ms() - max(since, session.progress_ms)
+
+    def _watch_peer(self, now: int) -> None:
+        """D8': the limit is on time without progress while something waits for the peer."""
+        primary = self._primary
+        session = primary.session
+        if session is None or not session.up:
+            self._waiting_since_ms = 0
+            return
+        config = primary.config
+        session.slow_sync_ms = config.stall_limit_ms + 3 * primary.syncer.last_ms
+        with primary.lock:
+            waits = session.last_number > primary.acknowledged_number
+            waits = waits or bool(self._running) or primary.flushes_wait()
+        if not waits:
+            self._waiting_since_ms = self._told_ms = 0
+            return
+        if not self._waiting_since_ms:
+            self._waiting_since_ms = now
+        waited = now - max(self._waiting_since_ms, session.progress_ms)
+        if waited < config.suspect_ms:
+            self._told_ms = 0
+        elif self._told_ms == 0:
+            self._told_ms = config.suspect_ms
+            primary.report(SessionStalled(session.key, waited, False))
+        if waited >= config.stall_limit_ms > self._told_ms > 0:
+            self._told_ms = config.stall_limit_ms
+            primary.report(SessionStalled(session.key, waited, True))

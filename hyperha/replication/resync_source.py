@@ -1,0 +1,528 @@
+"""The source's side of a resync: make the target equal while the guest keeps running (R13, Z5, Z8).
+
+Everything travels in the session's one stream: a listing, a digest or a block is read and put into
+the stream at one position, so that no live operation can slip between. Candidates are directories,
+inodes and zones of both nodes' logs, or everything. What the target could not do is a candidate
+again; a mark that comes back clean is the end. Runs in a thread of its own; decides nothing about
+roles, and a failure of it ends the session.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from queue import Empty
+from typing import Final
+
+import xxhash
+
+from hyperha.core.actions import SessionStart
+from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionLost, SessionUp
+from hyperha.errors import ReplicationError
+from hyperha.replication import wire
+from hyperha.replication.candidates import Candidates
+from hyperha.replication.clock import now_ms
+from hyperha.replication.control import LogLine
+from hyperha.replication.handshake import Welcome
+from hyperha.replication.operations import NO_ID, ROOT_ID, FileId, Record, RecordKind, Target
+from hyperha.replication.primary import Primary
+from hyperha.replication.store import Entry
+from hyperha.replication.stream import PrimarySession
+from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
+from hyperha.replication.wire_changes import (
+    Inode,
+    ListedEntry,
+    Listing,
+    encode_inode,
+    encode_listing,
+)
+
+log = logging.getLogger(__name__)
+
+_TRIES: Final = 2
+_REQUESTS: Final = 32
+"""Digests and listings under way."""
+_WINDOW_QUIET: Final = 8 << 20
+_WINDOW_BUSY: Final = 1 << 18
+"""Unacknowledged bytes of blocks while the guest writes: what a live write may queue behind."""
+_PROGRESS_MS: Final = 500
+
+
+class _Ended(Exception):
+    """The session is over; whoever ended it reports it."""
+
+
+class ResyncSource:
+    """One resync. `start` returns at once."""
+
+    def __init__(
+        self, primary: Primary, session: PrimarySession, welcome: Welcome, theirs: list[Record]
+    ) -> None:
+        self._primary = primary
+        self._store = primary.store
+        self._session = session
+        mine = primary.intent.candidates()
+        everything = session.start is SessionStart.FULL or mine is None or welcome.candidates < 0
+        records = [] if everything else [*(mine or []), *theirs]
+        self._todo = Candidates(primary.lock, records, everything=everything)
+        self._handles = primary.intent.handles()
+        self._waiting: dict[int, Callable[[Frame], None]] = {}
+        self._in_flight: deque[tuple[int, int]] = deque()
+        self._in_flight_bytes = 0
+        self._done_bytes = 0
+        self._total_bytes = 0
+        self._sent_bytes = 0
+        self._started_ms = now_ms()
+        self._last_report_ms = 0
+        self._last_tenth = 0
+        self._writes_seen = 0
+        self._busy_until_ms = 0
+        self._thread = threading.Thread(target=self._run, name="resync", daemon=True)
+
+    def start(self) -> None:
+        """Report the session and begin."""
+        primary = self._primary
+        with primary.lock:
+            primary.changed = self._todo.note_live
+        count = -1 if self._todo.everything else self._todo.count()
+        primary.report(SessionUp(self._session.key, count))
+        what = "everything is compared" if count < 0 else f"{count} candidates"
+        self._tell("I", f"resync to {primary.config.peer} begins: {what}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        primary, session = self._primary, self._session
+        try:
+            self._work()
+            session.copied = True
+            primary.report(ResyncCopied(session.key))
+        except _Ended:
+            log.info("the resync ended with its session")
+        except (OSError, ReplicationError) as problem:
+            text = f"the resync failed: {problem}"
+            primary.close_session(clean=False)
+            primary.report(SessionLost(session.key, text))
+        finally:
+            with primary.lock:
+                if primary.session is session or primary.session is None:
+                    primary.changed = None
+                    primary.watched.clear()
+
+    def _work(self) -> None:
+        self._bind_known()
+        while True:
+            while self._todo.any():
+                self._directories()
+                self._inodes()
+                self._data()
+                self._settle_replies()
+            self._primary.send_all_times()
+            if self._mark():
+                break
+        self._report_progress(force=True)
+        seconds = max(1, now_ms() - self._started_ms) / 1000
+        self._tell(
+            "I",
+            f"resync to {self._primary.config.peer} has copied everything: "
+            f"{self._done_bytes} bytes compared, {self._sent_bytes} sent in {seconds:.1f} s",
+        )
+
+    def _bind_known(self) -> None:
+        for file, handle in self._handles.items():
+            self._store.bind_handle(file, handle)
+
+    # --- the stream -----------------------------------------------------------------------
+
+    def _put(self, kind: Kind, payloads: list[bytes], then: Callable[[Frame], None] | None) -> int:
+        """Put frames of one request into the stream; the caller has the pipeline's lock."""
+        primary, session = self._primary, self._session
+        if primary.session is not session:
+            raise _Ended
+        number = 0
+        for payload in payloads:
+            number = primary.number = primary.number + 1
+            flags = wire.FLAG_LAST if payload is payloads[-1] else 0
+            primary.put(session, wire.frame(kind, session.tag, number, payload, flags), number)
+        if then is not None:
+            self._waiting[number] = then
+        return number
+
+    def _replies(self, wait_s: float) -> None:
+        """Handle what the target has said; wait at most so long for the first of it."""
+        block = wait_s > 0
+        while True:
+            try:
+                frame = self._session.replies.get(block, wait_s if block else None)
+            except Empty:
+                break
+            block = False
+            if frame is None:
+                raise _Ended
+            self._reply(frame)
+        self._report_progress()
+
+    def _reply(self, frame: Frame) -> None:
+        if frame.kind is Kind.UNSETTLED:
+            for record in wire.decode_records(frame.payload, "unsettled"):
+                self._again(record)
+            if frame.number:
+                self._waiting.pop(frame.number, None)
+            return
+        then = self._waiting.get(frame.number)
+        if then is None:
+            raise ReplicationError(f"the target answers a question that was not asked: {frame}")
+        if frame.kind is Kind.RECONCILED:
+            for record in wire.decode_records(frame.payload, "reconciled"):
+                self._todo.add(record)
+            if frame.flags & wire.FLAG_LAST:
+                del self._waiting[frame.number]
+            return
+        del self._waiting[frame.number]
+        then(frame)
+
+    def _again(self, record: Record) -> None:
+        """The target could not do it: the directory that names the inode comes first, then it."""
+        self._todo.again(record)
+        if record.file == ROOT_ID:
+            return
+        parent = self._parent_of(record.file)
+        if parent is not None:
+            self._todo.again(Record(RecordKind.DIRECTORY, parent))
+
+    def _parent_of(self, file: FileId) -> FileId | None:
+        """The directory that holds a name of the inode; None when it has none any more."""
+        path = self._store.path_of(file)
+        if path is not None:
+            parent = ROOT_ID
+            try:
+                for part in path.split(b"/")[:-1]:
+                    parent = self._store.find(parent, part).file
+                if self._store.find(parent, path.rsplit(b"/", 1)[-1]).file == file:
+                    return parent
+            except OSError as error:
+                # Moved meanwhile; look for it below.
+                log.debug("path of %s: %s", file.hex(), error)
+        for found in self._store.walk():
+            if found.entry.file == file:
+                return found.parent
+        return None
+
+    def _room(self) -> None:
+        """Wait until a request more may be under way (T7)."""
+        while len(self._waiting) >= _REQUESTS:
+            self._replies(1.0)
+        if not self._session.replies.empty():
+            self._replies(0)
+        self._report_progress()
+
+    def _settle_replies(self) -> None:
+        while self._waiting:
+            self._replies(1.0)
+
+    def _mark(self) -> bool:
+        """Ask whether all is settled; from a clean answer on the target is strict."""
+        answer: list[Frame] = []
+        with self._primary.lock:
+            self._put(Kind.MARK, [b""], answer.append)
+        self._settle_replies()
+        return bool(answer and answer[0].flags & wire.FLAG_CLEAN) and not self._todo.any()
+
+    # --- directories and inodes -----------------------------------------------------------
+
+    def _directories(self) -> None:
+        while (batch := self._todo.directories()) is not None:
+            ordered = sorted(batch, key=self._depth)
+            for directory in ordered:
+                self._room()
+                self._directory(directory)
+            self._settle_replies()
+
+    def _depth(self, file: FileId) -> int:
+        if file == ROOT_ID:
+            return -1
+        path = self._store.path_of(file)
+        return 0 if path is None else path.count(b"/")
+
+    def _directory(self, directory: FileId) -> None:
+        """List a directory at one position of the stream; the target makes its own equal."""
+        primary = self._primary
+        for attempt in range(_TRIES + 1):
+            with primary.operation if attempt == _TRIES else nullcontext():
+                version = primary.version
+                listing = self._read_listing(directory, quiet=attempt == _TRIES)
+                if listing is None:
+                    self._todo.directory_gone(directory)
+                    return
+                payloads = encode_listing(listing)
+                with primary.lock:
+                    if version == primary.version:
+                        self._put(Kind.LISTING, payloads, _nothing)
+                        self._todo.listed(directory, listing)
+                        return
+
+    def _read_listing(self, directory: FileId, *, quiet: bool) -> Listing | None:
+        store, target = self._store, Target(directory)
+        try:
+            inode = Inode(target, store.attributes(target), _xattrs(store.xattrs(target)))
+            if not stat.S_ISDIR(inode.attributes.mode):
+                return None
+            entries = []
+            for entry in store.list(directory):
+                one = self._listed(directory, entry, quiet)
+                if one is not None:
+                    entries.append(one)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return None
+            raise
+        return Listing(inode, tuple(entries))
+
+    def _listed(self, directory: FileId, entry: Entry, quiet: bool) -> ListedEntry | None:
+        store, file = self._store, entry.file
+        try:
+            if file == NO_ID and store.can_carry_id(entry.attributes.mode):
+                # Not beside the data path doing the same (Z3).
+                with nullcontext() if quiet else self._primary.operation:
+                    file = store.identify(directory, entry.name)
+            target = Target(file) if file != NO_ID else Target(NO_ID, directory, entry.name)
+            link = b""
+            if stat.S_ISLNK(entry.attributes.mode):
+                link = store.symlink_target(target)
+            xattrs = _xattrs(store.xattrs(target))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                # Gone since it was listed; the version tells that this listing is void.
+                return None
+            raise
+        return ListedEntry(entry.name, file, entry.attributes, xattrs, entry.nlink, link)
+
+    def _inodes(self) -> None:
+        for file in self._todo.inodes():
+            self._room()
+            self._send_inode(file)
+
+    def _send_inode(self, file: FileId) -> int | None:
+        """Send size, attributes and xattrs of an inode; its size, or None when it is gone.
+
+        No operation may be under way meanwhile: a write that extends the file would be undone.
+        """
+        primary, store, target = self._primary, self._store, Target(file)
+        with primary.operation:
+            try:
+                inode = Inode(target, store.attributes(target), _xattrs(store.xattrs(target)))
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESTALE):
+                    return None
+                raise
+            with primary.lock:
+                self._put(Kind.INODE, [encode_inode(inode)], _nothing)
+        return inode.attributes.size if stat.S_ISREG(inode.attributes.mode) else None
+
+    # --- data -----------------------------------------------------------------------------
+
+    def _data(self) -> None:
+        files = self._todo.files()
+        sizes: dict[FileId, int] = {}
+        for file, zones in files:
+            self._room()
+            size = self._send_inode(file)
+            if size is not None:
+                sizes[file] = size
+                self._total_bytes += size if zones is None else len(zones) * ZONE_BYTES
+        for file, zones in files:
+            if file not in sizes:
+                continue
+            try:
+                if zones is None:
+                    self._whole_file(file, sizes[file])
+                else:
+                    for zone in zones:
+                        self._zone(file, zone)
+            except OSError as error:
+                # Removed by the guest meanwhile, which the target hears in order.
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
+            self._settle_replies()
+            self._primary.note_written(file)
+
+    def _whole_file(self, file: FileId, size: int) -> None:
+        position = 0
+        while position < size:
+            start = self._skip_hole(file, position, size)
+            self._done_bytes += start - position
+            if start >= size:
+                return
+            self._zone(file, start // ZONE_BYTES)
+            position = start + ZONE_BYTES
+
+    def _skip_hole(self, file: FileId, position: int, size: int) -> int:
+        """Where the next zone with data begins; the target is told of the hole before it."""
+        primary = self._primary
+        with primary.operation:
+            data = self._first_data(file, position)
+            start = size if data is None else min(size, data // ZONE_BYTES * ZONE_BYTES)
+            if start > position:
+                payload = wire.encode_hole(file, position, start - position)
+                with primary.lock:
+                    self._put(Kind.HOLE, [payload], None)
+        return start
+
+    def _first_data(self, file: FileId, position: int) -> int | None:
+        held = self._store.data(file)
+        try:
+            return max(position, os.lseek(held.fd, position, os.SEEK_DATA))
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+
+    def _zone(self, file: FileId, zone: int) -> None:
+        """Send the digests of a zone; what differs on the target is sent when it answers."""
+        self._room()
+        offset = zone * ZONE_BYTES
+
+        def read() -> list[bytes]:
+            digests = self._digests(file, offset)
+            return [wire.encode_digests(wire.ZoneDigests(file, offset, digests))]
+
+        def answered(frame: Frame) -> None:
+            different = wire.decode_different(frame.payload)
+            self._done_bytes += ZONE_BYTES
+            for first, count in _runs(different):
+                self._blocks(file, zone, offset + first * BLOCK_BYTES, count * BLOCK_BYTES)
+
+        self._steady(file, zone, read, Kind.DIGESTS, answered)
+
+    def _digests(self, file: FileId, offset: int) -> tuple[bytes | None, ...]:
+        store = self._store
+        data = store.read(file, offset, ZONE_BYTES)
+        ranges = store.data_ranges(file, offset, offset + ZONE_BYTES)
+        digests: list[bytes | None] = []
+        view = memoryview(data)
+        for start in range(0, len(data), BLOCK_BYTES):
+            low, high = offset + start, offset + start + BLOCK_BYTES
+            if any(at < high and at + length > low for at, length in ranges):
+                block = view[start : start + BLOCK_BYTES]
+                digests.append(xxhash.xxh3_128_digest(block, self._session.seed))
+            else:
+                digests.append(None)
+        return tuple(digests)
+
+    def _blocks(self, file: FileId, zone: int, offset: int, length: int) -> None:
+        """Send what the file holds now; live writes keep their place before or behind it."""
+        self._throttle()
+        head = wire.encode_block_head(file, offset)
+        sizes: list[int] = []
+
+        def read() -> list[bytes]:
+            data = self._store.read(file, offset, length)
+            sizes.append(len(data))
+            return [head + data] if data else []
+
+        try:
+            number = self._steady(file, zone, read, Kind.BLOCK, None)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+            return
+        self._in_flight.append((number, sizes[-1]))
+        self._in_flight_bytes += sizes[-1]
+        self._sent_bytes += sizes[-1]
+
+    def _steady(
+        self,
+        file: FileId,
+        zone: int,
+        read: Callable[[], list[bytes]],
+        kind: Kind,
+        then: Callable[[Frame], None] | None,
+    ) -> int:
+        """Put what `read` gives into the stream at a position where it is the zone's content.
+
+        A write enters the stream before its local call: none may have been under way when reading
+        began, and none may have begun since. Without a quiet moment the data path waits once.
+        """
+        primary, key = self._primary, (file, zone)
+        try:
+            for attempt in range(_TRIES + 1):
+                with primary.operation if attempt == _TRIES else nullcontext():
+                    with primary.lock:
+                        primary.watched[key] = 0
+                        begun, version = primary.begun, primary.version
+                    payloads = read()
+                    with primary.lock:
+                        steady = primary.watched[key] == 0 and version == primary.version
+                        if steady and primary.completed >= begun:
+                            return self._put(kind, payloads, then) if payloads else 0
+        finally:
+            with primary.lock:
+                primary.watched.pop(key, None)
+        raise ReplicationError("an operation went on beside the lock of operations")
+
+    def _throttle(self) -> None:
+        """Bound what is unacknowledged, tightly while the guest writes, and keep the rate (T7)."""
+        primary = self._primary
+        while True:
+            now = now_ms()
+            if primary.writes != self._writes_seen:
+                self._writes_seen = primary.writes
+                self._busy_until_ms = now + 200
+            while self._in_flight and self._in_flight[0][0] <= primary.acknowledged_number:
+                self._in_flight_bytes -= self._in_flight.popleft()[1]
+            window = _WINDOW_BUSY if now < self._busy_until_ms else _WINDOW_QUIET
+            rate = primary.config.resync_rate_mib_s << 20
+            allowed = rate * (now - self._started_ms + 100) // 1000
+            if self._in_flight_bytes < window and (not rate or self._sent_bytes < allowed):
+                return
+            if primary.session is not self._session:
+                raise _Ended
+            time.sleep(0.001)
+            self._report_progress()
+
+    # --- reports --------------------------------------------------------------------------
+
+    def _report_progress(self, *, force: bool = False) -> None:
+        now = now_ms()
+        if not force and now - self._last_report_ms < _PROGRESS_MS:
+            return
+        self._last_report_ms = now
+        done = min(self._done_bytes, self._total_bytes)
+        elapsed = max(1, now - self._started_ms)
+        rate = done * 1000 // elapsed
+        left = (self._total_bytes - done) // rate if rate else None
+        self._primary.report(
+            ResyncProgressed(self._session.key, done, self._total_bytes, rate, left)
+        )
+        tenth = done * 10 // self._total_bytes if self._total_bytes else 0
+        if tenth > self._last_tenth and elapsed > 2000:
+            self._tell("I", f"resync {tenth * 10} %: {done} of {self._total_bytes} bytes compared")
+        self._last_tenth = max(tenth, self._last_tenth)
+
+    def _tell(self, level: str, text: str) -> None:
+        self._primary.report(LogLine(level, "R13", text))
+
+
+def _nothing(_frame: Frame) -> None:
+    """Some requests are only counted."""
+
+
+def _xattrs(found: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple(sorted(found.items()))
+
+
+def _runs(blocks: list[int]) -> list[tuple[int, int]]:
+    """Neighbouring numbers as (first, count)."""
+    runs: list[tuple[int, int]] = []
+    for block in blocks:
+        if runs and runs[-1][0] + runs[-1][1] == block:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((block, 1))
+    return runs

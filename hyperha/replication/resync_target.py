@@ -1,0 +1,453 @@
+"""The target's side of a resync: make this copy equal, frame by frame, in stream order (R13, Z5).
+
+Directories are reconciled to the source's listings; what has no place there is moved aside until
+the last directory is done, so that what has only moved is found by its id. Zones are compared by
+digest, and only below the current size: a block never extends a file. Until a mark is clean the
+trees may differ, so that live changes may fail here; they are reported and settled by the source.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import threading
+from dataclasses import replace
+from typing import Final
+
+import xxhash
+
+from hyperha.core.actions import SessionStart
+from hyperha.errors import ReplicationError
+from hyperha.replication import syscalls, wire
+from hyperha.replication.handshake import Hello
+from hyperha.replication.intent_log import IntentLog
+from hyperha.replication.operations import (
+    NO_ID,
+    Attributes,
+    Create,
+    FileId,
+    Link,
+    Record,
+    RecordKind,
+    SetAttributes,
+    SetXattr,
+    Target,
+    Truncate,
+)
+from hyperha.replication.store import Entry, Store
+from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
+from hyperha.replication.wire_changes import (
+    Inode,
+    ListedEntry,
+    Listing,
+    decode_inode,
+    decode_listing,
+)
+
+log = logging.getLogger(__name__)
+
+LOST: Final = "lost"
+"""Below the private directory: what a resync has moved aside."""
+_PUNCH: Final = syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE
+_UNSETTLED: Final = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EINVAL, errno.EEXIST)
+
+
+class TargetSide:
+    """One session's resync on the target; used by the applier's thread only."""
+
+    def __init__(self, store: Store, intent: IntentLog, tag: int, hello: Hello) -> None:
+        self.lenient = hello.start is not SessionStart.IN_SYNC
+        self._store = store
+        self._intent = intent
+        self._tag = tag
+        self._seed = hello.seed
+        self._full = hello.start is SessionStart.FULL
+        self._dirty = False
+        self._reported: set[Record] = set()
+        """Told as unsettled, and not yet looked at again by the source."""
+        self._parts: list[ListedEntry] = []
+        self._lost_fd = -1
+        self._lost_count = 0
+
+    def handle(self, frame: Frame) -> bytes | None:
+        """Perform one frame; the answer that the source waits for, if it waits for one."""
+        if not self.lenient:
+            raise ReplicationError(f"a {frame.kind.name} frame outside a resync")
+        if frame.kind is Kind.BLOCK:
+            return self._block(frame)
+        if frame.kind is Kind.DIGESTS:
+            return self._digests(frame)
+        if frame.kind is Kind.HOLE:
+            return self._hole(frame)
+        if frame.kind is Kind.INODE:
+            return self._inode(frame)
+        if frame.kind is Kind.LISTING:
+            return self._listing(frame)
+        return self._mark(frame)
+
+    def unsettled(self, records: tuple[Record, ...], number: int = 0) -> bytes:
+        """The frame that tells the source what could not be applied; empty if it knows already."""
+        self._dirty = True
+        if not number:
+            records = tuple(one for one in records if one not in self._reported)
+            self._reported.update(records)
+            if not records:
+                return b""
+        payload = wire.encode_records(records)
+        return wire.frame(Kind.UNSETTLED, self._tag, number, payload)
+
+    # --- directories ----------------------------------------------------------------------
+
+    def _listing(self, frame: Frame) -> bytes | None:
+        part = decode_listing(frame.payload)
+        self._parts += part.entries
+        if not frame.flags & wire.FLAG_LAST:
+            return None
+        listing = Listing(part.directory, tuple(self._parts))
+        self._parts = []
+        directory = Record(RecordKind.DIRECTORY, part.directory.target.file)
+        self._reported.discard(directory)
+        self._intent.activate([directory], frame.number)
+        try:
+            need = self._reconcile(listing)
+        except OSError as error:
+            if error.errno not in _UNSETTLED:
+                raise
+            log.info("directory %s is not settled: %s", directory.file.hex(), error)
+            return self.unsettled((directory,), frame.number)
+        return self._answer(frame.number, need)
+
+    def _answer(self, number: int, need: list[Record]) -> bytes:
+        size = wire.RECORDS_PER_FRAME
+        parts = [need[at : at + size] for at in range(0, len(need), size)] or [[]]
+        return b"".join(
+            wire.frame(
+                Kind.RECONCILED,
+                self._tag,
+                number,
+                wire.encode_records(part),
+                wire.FLAG_LAST if part is parts[-1] else 0,
+            )
+            for part in parts
+        )
+
+    def _reconcile(self, listing: Listing) -> list[Record]:
+        """Give a directory exactly the source's entries. What the source must send for that."""
+        store, directory = self._store, listing.directory.target.file
+        wanted = {entry.name: entry for entry in listing.entries}
+        present = {}
+        for entry in store.list(directory):
+            one = wanted.get(entry.name)
+            if one is not None and self._may_stay(directory, one, entry):
+                present[entry.name] = entry
+            else:
+                self._move_aside(directory, entry.name)
+        need: list[Record] = []
+        for one in listing.entries:
+            here = present.get(one.name)
+            if here is None:
+                self._place(directory, one, need)
+            elif here.file != one.file:
+                store.assign_id(here.handle, one.file)
+                need.append(_everything_of(one))
+            self._settle(_target(directory, one), one.attributes, one.xattrs, sized=False)
+        self._settle(
+            listing.directory.target,
+            listing.directory.attributes,
+            listing.directory.xattrs,
+            sized=False,
+        )
+        return need
+
+    def _may_stay(self, directory: FileId, one: ListedEntry, here: Entry) -> bool:
+        """Whether the inode here is, or may become, what the source has under this name."""
+        if stat.S_IFMT(one.attributes.mode) != stat.S_IFMT(here.attributes.mode):
+            return False
+        if here.file == one.file and one.file != NO_ID:
+            return True
+        if stat.S_ISLNK(one.attributes.mode):
+            place = Target(NO_ID, directory, here.name)
+            if self._store.symlink_target(place) != one.symlink_target:
+                return False
+        if one.attributes.rdev != here.attributes.rdev:
+            return False
+        if one.file == NO_ID:
+            return here.file == NO_ID
+        if self._store.known(one.file):
+            # The source's inode is somewhere else here: it comes to this place.
+            return False
+        # Adopt an inode without identity; in a full compare also one of another history.
+        return here.file == NO_ID or (self._full and (here.directory or here.nlink == 1))
+
+    def _move_aside(self, directory: FileId, name: bytes) -> None:
+        held = self._store.directory(directory)
+        self._lost_count += 1
+        aside = b"%d" % self._lost_count
+        syscalls.rename(held.fd, name, self._lost(), aside, 0)
+
+    def _lost(self) -> int:
+        if self._lost_fd < 0:
+            private = self._store.private_directory()
+            try:
+                os.makedirs(f"/proc/self/fd/{private}/{LOST}", mode=0o700, exist_ok=True)
+                place = f"{LOST}/{os.urandom(8).hex()}"
+                os.mkdir(place, 0o700, dir_fd=private)
+                flags = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_CLOEXEC
+                self._lost_fd = os.open(place, flags, dir_fd=private)
+            finally:
+                os.close(private)
+        return self._lost_fd
+
+    def _place(self, directory: FileId, one: ListedEntry, need: list[Record]) -> None:
+        """Bring the inode that the source has under this name: found by id, or made."""
+        if one.file != NO_ID and self._bring(directory, one):
+            return
+        # Empty: its size comes with the inode, when no write is under way on the source (Z5).
+        attributes = replace(one.attributes, size=0)
+        change = Create(
+            directory, one.name, one.file, attributes, 0, one.symlink_target, one.xattrs
+        )
+        self._store.apply(change)
+        if stat.S_ISDIR(one.attributes.mode) or stat.S_ISREG(one.attributes.mode):
+            need.append(_everything_of(one))
+
+    def _bring(self, directory: FileId, one: ListedEntry) -> bool:
+        store = self._store
+        if not store.known(one.file):
+            return False
+        mode = store.attributes(Target(one.file)).mode
+        if stat.S_IFMT(mode) != stat.S_IFMT(one.attributes.mode):
+            store.forget(one.file)
+            return False
+        if not stat.S_ISDIR(mode):
+            try:
+                store.apply(Link(Target(one.file), directory, one.name, 0))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
+                # Its last name is gone: only a descriptor keeps it.
+                store.forget(one.file)
+                return False
+            return True
+        path = store.path_of(one.file)
+        if path is None or path.endswith(b" (deleted)"):
+            store.forget(one.file)
+            return False
+        old_parent = self._open_parent(path)
+        try:
+            held = store.directory(directory)
+            syscalls.rename(old_parent, path.rsplit(b"/", 1)[-1], held.fd, one.name, 0)
+        finally:
+            os.close(old_parent)
+        return True
+
+    def _open_parent(self, path: bytes) -> int:
+        """The directory that a path below the folder ends in, one component at a time (M13)."""
+        flags = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
+        root = self._store.directory(FileId(b"\0" * 15 + b"\1"))
+        current = os.open(".", flags, dir_fd=root.fd)
+        try:
+            for part in path.split(b"/")[:-1]:
+                below = os.open(part, flags, dir_fd=current)
+                os.close(current)
+                current = below
+        except OSError:
+            os.close(current)
+            raise
+        return current
+
+    # --- inodes ---------------------------------------------------------------------------
+
+    def _inode(self, frame: Frame) -> bytes:
+        inode = decode_inode(frame.payload)
+        record = Record(RecordKind.INODE, inode.target.file)
+        self._reported -= {record, Record(RecordKind.WHOLE_FILE, inode.target.file)}
+        self._intent.activate([record], frame.number)
+        try:
+            self._check_type(inode)
+            self._settle(inode.target, inode.attributes, inode.xattrs, sized=True)
+        except OSError as error:
+            if error.errno not in _UNSETTLED:
+                raise
+            return self.unsettled((record,), frame.number)
+        return self._answer(frame.number, [])
+
+    def _check_type(self, inode: Inode) -> None:
+        mode = self._store.attributes(inode.target).mode
+        if stat.S_IFMT(mode) != stat.S_IFMT(inode.attributes.mode):
+            raise OSError(errno.ESTALE, "an inode of another type carries the id")
+
+    def _settle(
+        self,
+        target: Target,
+        wanted: Attributes,
+        xattrs: tuple[tuple[bytes, bytes], ...],
+        *,
+        sized: bool,
+    ) -> None:
+        """Owner, mode, attributes, mtime and, if `sized`, size as on the source."""
+        store = self._store
+        mine = store.attributes(target)
+        regular = stat.S_ISREG(wanted.mode) and target.file != NO_ID
+        if sized and regular and mine.size != wanted.size:
+            # Only here and by live truncations a resync changes a size (Z5).
+            store.apply(Truncate(target.file, wanted.size, wanted.mtime_ns))
+        given = dict(xattrs)
+        present = store.xattrs(target)
+        if present != given:
+            # Before the attributes of other kinds: a new owner clears capabilities.
+            store.apply(SetAttributes(target, wanted))
+            present = store.xattrs(target)
+            for name in present.keys() - given.keys():
+                store.apply(SetXattr(target, name, None), again=True)
+            for name, value in given.items():
+                if present.get(name) != value:
+                    store.apply(SetXattr(target, name, value))
+        mine = store.attributes(target)
+        if replace(mine, size=wanted.size) != wanted:
+            store.apply(SetAttributes(target, wanted))
+
+    # --- data -----------------------------------------------------------------------------
+
+    def _digests(self, frame: Frame) -> bytes:
+        zone = wire.decode_digests(frame.payload)
+        store, file = self._store, zone.file
+        self._intent.activate(
+            [Record(RecordKind.ZONE, file, zone.offset // ZONE_BYTES)], frame.number
+        )
+        different = []
+        try:
+            length = len(zone.digests) * BLOCK_BYTES
+            data = store.read(file, zone.offset, length)
+            ranges = store.data_ranges(file, zone.offset, zone.offset + length)
+            for i, digest in enumerate(zone.digests):
+                start = i * BLOCK_BYTES
+                if digest is None:
+                    self._punch(file, zone.offset + start, BLOCK_BYTES, ranges)
+                elif digest != xxhash.xxh3_128_digest(
+                    data[start : start + BLOCK_BYTES], self._seed
+                ):
+                    different.append(i)
+        except OSError as error:
+            if error.errno not in _UNSETTLED:
+                raise
+            return self.unsettled((Record(RecordKind.WHOLE_FILE, file),), frame.number)
+        payload = wire.encode_different(different)
+        return wire.frame(Kind.DIFFERENT, self._tag, frame.number, payload)
+
+    def _punch(self, file: FileId, offset: int, length: int, ranges: list[tuple[int, int]]) -> None:
+        """Make a hole where there is data: holes stay holes."""
+        end = offset + length
+        for start, size in ranges:
+            if start < end and start + size > offset:
+                held = self._store.data(file)
+                first = max(start, offset)
+                syscalls.allocate(held.fd, _PUNCH, first, min(start + size, end) - first)
+
+    def _hole(self, frame: Frame) -> bytes | None:
+        file, offset, length = wire.decode_hole(frame.payload)
+        try:
+            ranges = self._store.data_ranges(file, offset, offset + length)
+            if ranges:
+                self._intent.activate([Record(RecordKind.WHOLE_FILE, file)], frame.number)
+                self._punch(file, offset, length, ranges)
+        except OSError as error:
+            if error.errno not in _UNSETTLED:
+                raise
+            return self.unsettled((Record(RecordKind.WHOLE_FILE, file),))
+        return None
+
+    def _block(self, frame: Frame) -> bytes | None:
+        file, offset, data = wire.decode_block(frame.payload)
+        try:
+            room = self._store.attributes(Target(file)).size - offset
+            if room > 0:
+                self._intent.activate(
+                    [Record(RecordKind.ZONE, file, offset // ZONE_BYTES)], frame.number
+                )
+                piece = data[:room]
+                if self._store.write(file, offset, piece) != len(piece):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if error.errno not in _UNSETTLED:
+                raise
+            return self.unsettled((Record(RecordKind.WHOLE_FILE, file),))
+        return None
+
+    # --- the end --------------------------------------------------------------------------
+
+    def _mark(self, frame: Frame) -> bytes:
+        """Clean when nothing was left unsettled since the last mark; then the trees are equal."""
+        clean = not self._dirty
+        self._dirty = False
+        if clean:
+            self.lenient = False
+            if self._lost_fd >= 0:
+                os.close(self._lost_fd)
+                self._lost_fd = -1
+            names = lost_names(self._store)
+            if names:
+                work = threading.Thread(
+                    target=purge, args=(self._store, names), name="purge", daemon=True
+                )
+                work.start()
+        return wire.frame(
+            Kind.MARKED, self._tag, frame.number, b"", wire.FLAG_CLEAN if clean else 0
+        )
+
+
+def lost_names(store: Store) -> list[str]:
+    """The places of finished and broken resyncs below `lost`."""
+    private = store.private_directory()
+    try:
+        return os.listdir(f"/proc/self/fd/{private}/{LOST}")
+    except FileNotFoundError:
+        return []
+    finally:
+        os.close(private)
+
+
+def purge(store: Store, names: list[str]) -> None:
+    """Delete what resyncs have moved aside and nobody wanted back."""
+    private = store.private_directory()
+    try:
+        lost = os.open(LOST, os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=private)
+        try:
+            for name in names:
+                _remove_tree(lost, name.encode())
+        finally:
+            os.close(lost)
+    except OSError as error:
+        # Space only; the next resync tries again.
+        log.warning("what a resync moved aside cannot be deleted: %s", error)
+    finally:
+        os.close(private)
+
+
+def _remove_tree(parent: int, name: bytes) -> None:
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
+        os.unlink(name, dir_fd=parent)
+        return
+    flags = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=parent)
+    try:
+        for below in os.listdir(descriptor):
+            _remove_tree(descriptor, os.fsencode(below))
+    finally:
+        os.close(descriptor)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _target(directory: FileId, one: ListedEntry) -> Target:
+    if one.file != NO_ID:
+        return Target(one.file)
+    return Target(NO_ID, directory, one.name)
+
+
+def _everything_of(one: ListedEntry) -> Record:
+    if stat.S_ISDIR(one.attributes.mode):
+        return Record(RecordKind.DIRECTORY, one.file)
+    return Record(RecordKind.WHOLE_FILE, one.file)

@@ -1,0 +1,280 @@
+"""The secondary's end of a session: receive, acknowledge, hand to the applier (T3, T5, T7).
+
+One thread uses both connections: it receives, acknowledges once per received chunk, and sends what
+applier and fsync pool have to say. It stops receiving while the applier's queue is over its bound.
+One session at a time: the next one is served only after this one's receiver and applier have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import select
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from hyperha.core.actions import SessionStart
+from hyperha.core.events import Event, LocalDiskFailed, SessionLost, SessionUp
+from hyperha.domain import SessionKey
+from hyperha.errors import ReplicationError
+from hyperha.replication import handshake, wire
+from hyperha.replication.applier import Applier
+from hyperha.replication.clock import now_ms
+from hyperha.replication.control import LogLine
+from hyperha.replication.handshake import Refusal, Welcome
+from hyperha.replication.intent_log import IntentLog
+from hyperha.replication.resync_target import TargetSide
+from hyperha.replication.store import Store
+from hyperha.replication.syncer import Syncer
+from hyperha.replication.transport import RECEIVE_BYTES, Connection
+from hyperha.replication.wire import Frame, Kind, Parser
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[Event | LogLine], None]
+QUEUE_BYTES: Final = 64 << 20
+"""Received and not yet applied; beyond it nothing is received (T7, T8)."""
+_PROGRESS_MS: Final = 250
+_HELLO_TIMEOUT_S: Final = 10.0
+INSTANCE: Final = secrets.token_hex(8)
+"""Of this process, so that a primary can tell it from its successor (T4)."""
+
+
+class SecondarySession:
+    """Serves one session over two accepted connections whose TLS is done."""
+
+    def __init__(
+        self, store: Store, intent: IntentLog, key: SessionKey, start: SessionStart, report: Report
+    ) -> None:
+        self.key = key
+        self.start_mode = start
+        self._store = store
+        self._intent = intent
+        self._report = report
+        self._tag = wire.session_tag(key)
+        self._syncer = Syncer(store, self._sync_failed)
+        self._outbox: SimpleQueue[bytes] = SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_lock = threading.Lock()
+        self._closing = False
+        self._failure = ""
+        self._forward: Connection | None = None
+        self._backward: Connection | None = None
+        self._applier: Applier | None = None
+        self._thread: threading.Thread | None = None
+        self._target: TargetSide | None = None
+        self._goodbye = False
+
+    @property
+    def covered(self) -> int:
+        """What the primary said is on stable storage on both nodes."""
+        return 0 if self._applier is None else self._applier.covered
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Received and not yet applied."""
+        return 0 if self._applier is None else self._applier.waiting_bytes
+
+    @property
+    def resyncing(self) -> bool:
+        """Whether this copy is being made equal."""
+        return self._target is not None and self._target.lenient
+
+    def serve(self, forward: Connection, backward: Connection) -> None:
+        """Start to serve the connections; the thread owns them from here on."""
+        self._forward, self._backward = forward, backward
+        self._thread = threading.Thread(target=self._run, name="receive", daemon=True)
+        self._thread.start()
+
+    def close(self) -> str:
+        """Fence: acknowledge nothing more, apply and sync what was acknowledged (P8).
+
+        Why this copy does not hold all of that, or nothing.
+        """
+        self._closing = True
+        for connection in (self._forward, self._backward):
+            if connection is not None:
+                connection.abort()
+        if self._thread is not None:
+            self._thread.join()
+        if self._applier is not None:
+            self._failure = self._applier.finish() or self._failure
+        if not self._failure:
+            try:
+                self._store.sync_all()
+            except OSError as error:
+                self._failure = f"syncfs failed: {error.strerror or error}"
+        self._syncer.close()
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.close(self._wake)
+            self._wake = -1
+        return self._failure
+
+    def say(self, raw: bytes) -> None:
+        """Send a frame to the primary, from any thread; an empty one is not sent."""
+        if not raw:
+            return
+        self._outbox.put(raw)
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    # --- thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        assert self._forward is not None
+        assert self._backward is not None
+        try:
+            text = self._begin(self._forward, self._backward)
+            refused = bool(text)
+            if not refused:
+                self._serve(self._forward, self._backward)
+                text = "the primary ended the session" if self._goodbye else "the stream ended"
+        except ReplicationError as problem:
+            text, refused = problem.text, False
+        except OSError as problem:
+            text, refused = f"the stream broke ({problem.strerror or problem})", False
+        finally:
+            self._forward.close()
+            self._backward.close()
+        if not self._closing:
+            self._report(SessionLost(self.key, text, refused))
+
+    def _begin(self, forward: Connection, backward: Connection) -> str:
+        """Read the hello and answer it. Why the session was refused, or nothing."""
+        forward.set_timeout(_HELLO_TIMEOUT_S)
+        head = forward.receive_exactly(wire.HEAD.size)
+        length = wire.HEAD.unpack(head)[0]
+        if length > wire.FRAME_LIMIT:
+            raise ReplicationError(f"the session begins with a frame of {length} bytes")
+        raw = head + forward.receive_exactly(length)
+        frame = next(Parser(self._tag, from_primary=True).feed(raw))
+        if frame.kind is not Kind.HELLO:
+            raise ReplicationError(f"the session begins with {frame.kind.name}, not with a hello")
+        hello = handshake.decode_hello(frame.payload)
+        mine = self._intent.candidate_count()
+        problem = handshake.contradiction(self.start_mode, mine, hello.candidates)
+        if hello.session != self.key or hello.start is not self.start_mode:
+            problem = f"{hello.session}, {hello.start} was offered; expected {self.key}"
+        if problem:
+            refusal = handshake.encode_refusal(Refusal("contradiction", problem))
+            backward.send([wire.frame(Kind.REFUSED, self._tag, 0, refusal)])
+            return problem
+        if self.start_mode is not SessionStart.IN_SYNC:
+            self._intent.retain()
+        self._target = TargetSide(self._store, self._intent, self._tag, hello)
+        self._applier = Applier(
+            self._store,
+            self._intent,
+            self._syncer,
+            self._target,
+            self._tag,
+            self.say,
+            self._apply_failed,
+        )
+        self._applier.start()
+        welcome = handshake.encode_welcome(Welcome(mine, INSTANCE))
+        backward.send([wire.frame(Kind.WELCOME, self._tag, 0, welcome)])
+        if self.start_mode is SessionStart.CANDIDATES:
+            backward.send(self._candidate_frames())
+        forward.set_timeout(None)
+        self._report(SessionUp(self.key, mine))
+        return ""
+
+    def _candidate_frames(self) -> list[bytes]:
+        records = self._intent.candidates() or []
+        size = wire.RECORDS_PER_FRAME
+        parts = [records[at : at + size] for at in range(0, len(records), size)] or [[]]
+        return [
+            wire.frame(
+                Kind.CANDIDATES,
+                self._tag,
+                0,
+                wire.encode_records(part),
+                wire.FLAG_LAST if part is parts[-1] else 0,
+            )
+            for part in parts
+        ]
+
+    def _serve(self, forward: Connection, backward: Connection) -> None:
+        assert self._applier is not None
+        applier, poll = self._applier, select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.register(forward.fileno(), select.POLLIN)
+        listening = True
+        parser = Parser(self._tag, from_primary=True)
+        buffer = memoryview(bytearray(RECEIVE_BYTES))
+        next_progress = now_ms() + _PROGRESS_MS
+        while not self._goodbye:
+            timeout = max(0, next_progress - now_ms())
+            events = poll.poll(min(timeout, _PROGRESS_MS if listening else 20))
+            for descriptor, _ in events:
+                if descriptor == self._wake:
+                    os.eventfd_read(self._wake)
+                elif not self._receive(forward, backward, parser, buffer):
+                    return
+            self._send_outbox(backward)
+            if now_ms() >= next_progress:
+                next_progress = now_ms() + _PROGRESS_MS
+                syncing = self._syncer.running > 0
+                payload = wire.encode_progress(applier.applied, applier.waiting_bytes, syncing)
+                backward.send([wire.frame(Kind.PROGRESS, self._tag, 0, payload)])
+            room = applier.waiting_bytes < QUEUE_BYTES
+            if room != listening:
+                listening = room
+                poll.modify(forward.fileno(), select.POLLIN if room else 0)
+
+    def _receive(
+        self, forward: Connection, backward: Connection, parser: Parser, buffer: memoryview
+    ) -> bool:
+        """Receive what there is, acknowledge it, queue it. False at the end of the stream."""
+        assert self._applier is not None
+        while True:
+            size = forward.receive_into(buffer)
+            if not size or self._closing or self._failure:
+                # Fenced, or this copy fell behind: nothing more is acknowledged.
+                return False
+            frames: list[Frame] = []
+            number = 0
+            for frame in parser.feed(buffer[:size]):
+                if frame.kind is Kind.GOODBYE:
+                    self._goodbye = True
+                    break
+                if frame.kind is Kind.HELLO:
+                    raise ReplicationError("a second hello in one session")
+                frames.append(frame)
+                # Retire frames name an operation of the past.
+                if frame.number > number and frame.kind is not Kind.RETIRE:
+                    number = frame.number
+            if frames:
+                if number:
+                    backward.send([wire.frame(Kind.ACKNOWLEDGED, self._tag, number)])
+                total = sum(len(one.payload) + wire.HEAD.size for one in frames)
+                self._applier.put(frames, total)
+            if self._goodbye or not forward.pending():
+                return True
+
+    def _send_outbox(self, backward: Connection) -> None:
+        batch = []
+        try:
+            for _ in range(500):
+                batch.append(self._outbox.get_nowait())
+        except Empty:
+            pass
+        if batch:
+            backward.send(batch)
+
+    # --- failures -------------------------------------------------------------------------
+
+    def _apply_failed(self, text: str) -> None:
+        self._failure = text
+        self._report(LocalDiskFailed(f"the primary's stream cannot be applied: {text}"))
+
+    def _sync_failed(self, error: OSError) -> None:
+        self._failure = f"fsync failed: {error.strerror or error}"
+        self.say(wire.frame(Kind.FAILED, self._tag, 0, self._failure.encode()))
+        self._report(LocalDiskFailed(self._failure))

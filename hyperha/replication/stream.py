@@ -1,0 +1,331 @@
+"""The primary's end of one session: two connections, a sender thread and a receiver thread (T6).
+
+The pipeline puts frames into the queue, in order, from the moment the session is made; they leave
+once the handshake is done. Only the sender writes to the forward connection and only the receiver
+reads the backward one (T5, T8). What the peer says is handed to the listener; nothing here decides.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from queue import Empty, SimpleQueue
+from typing import Final, Protocol
+
+from hyperha.core.actions import SessionStart
+from hyperha.domain import SessionKey
+from hyperha.errors import ReplicationError
+from hyperha.replication import handshake, wire
+from hyperha.replication.clock import now_ms
+from hyperha.replication.control import EngineConfig, PeerLink
+from hyperha.replication.handshake import Hello, Welcome
+from hyperha.replication.operations import FileId, Record
+from hyperha.replication.preamble import Direction, Preamble, cluster_hash
+from hyperha.replication.preamble import encode as encode_preamble
+from hyperha.replication.transport import RECEIVE_BYTES, Connection, connect
+from hyperha.replication.wire import Frame, Kind, Parser
+
+_BATCH_BYTES: Final = 4 << 20
+_BATCH_FRAMES: Final = 500
+_CONNECT_TIMEOUT_S: Final = 1.0
+_WELCOME_TIMEOUT_S: Final = 30.0
+_RETRY_S: Final = 0.05
+
+
+class Listener(Protocol):
+    """Who hears what the peer says; called from the receiver thread."""
+
+    def session_up(self, session: PrimarySession, welcome: Welcome, theirs: list[Record]) -> None:
+        """The handshake is done; `theirs`: the peer's candidates when the start asks for them."""
+
+    def session_lost(self, session: PrimarySession, text: str, refused: bool) -> None:
+        """It ended, or could not begin; said once, not after `close`."""
+
+    def acknowledged(self, session: PrimarySession, number: int) -> None:
+        """The peer has everything up to `number` in memory."""
+
+    def flushed(self, session: PrimarySession, number: int) -> None:
+        """The peer has what frame `number` asked for on stable storage."""
+
+    def peer_failed(self, session: PrimarySession, text: str) -> None:
+        """The peer could not apply something: its copy is outdated."""
+
+
+class PrimarySession:
+    """One session as seen by the primary. `put` may be called by anyone who keeps the order."""
+
+    def __init__(self, config: EngineConfig, key: SessionKey, start: SessionStart) -> None:
+        self.config = config
+        self.key = key
+        self.start = start
+        self.tag = wire.session_tag(key)
+        self.seed = secrets.randbits(63)
+        self.announced: dict[FileId, int] = {}
+        self.queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self.put = self.queue.put
+        self.replies: SimpleQueue[Frame | None] = SimpleQueue()
+        """What concerns a resync; None when the session has ended."""
+        self.queued_bytes = 0
+        """Written under the pipeline's lock."""
+        self.sent_bytes = 0
+        """Written by the sender."""
+        self.last_number = 0
+        """Of the last frame that is to be acknowledged; written under the pipeline's lock."""
+        self.copied = False
+        """Whether both copies are equal: at once, or since the resync has copied everything."""
+        self.up = False
+        self.progress_ms = now_ms()
+        """When the peer last got on with its work (D8')."""
+        self.peer_waiting_bytes = 0
+        self._applied = -1
+        self._syncing_since_ms = 0
+        self.slow_sync_ms = 0
+        """How long an fsync of the peer counts as progress; set by the pipeline's watch."""
+        self._closing = False
+        self._lost = False
+        self._lock = threading.Lock()
+        self._forward: Connection | None = None
+        self._backward: Connection | None = None
+        self._sender: threading.Thread | None = None
+        self._receiver: threading.Thread | None = None
+
+    # --- life -----------------------------------------------------------------------------
+
+    def open(self, listener: Listener, candidates: int) -> None:
+        """Begin to connect, in a thread of its own; returns at once."""
+        self._receiver = threading.Thread(
+            target=self._run, args=(listener, candidates), name="session", daemon=True
+        )
+        self._receiver.start()
+
+    def close(self, *, clean: bool = True) -> None:
+        """End the session without a report. `clean`: what is queued is sent first, with a goodbye.
+
+        Not to be called from the session's own threads.
+        """
+        self._closing = True
+        if clean and self.up:
+            self.put(wire.frame(Kind.GOODBYE, self.tag))
+            self.queue.put(None)
+            if self._sender is not None:
+                self._sender.join(1.0)
+        self._abort()
+        for thread in (self._sender, self._receiver):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
+
+    def _abort(self) -> None:
+        self.queue.put(None)
+        with self._lock:
+            connections = (self._forward, self._backward)
+        for connection in connections:
+            if connection is not None:
+                connection.abort()
+
+    def _run(self, listener: Listener, candidates: int) -> None:
+        text, refused = "", False
+        try:
+            text, refused = self._begin(listener, candidates)
+            if not text:
+                self._receive(listener)
+                text = "the peer closed the replication connection"
+        except ReplicationError as problem:
+            text = problem.text
+        except OSError as problem:
+            text = f"the replication connection broke ({problem.strerror or problem})"
+        self.up = False
+        self._abort()
+        if self._sender is not None:
+            self._sender.join()
+        for connection in (self._forward, self._backward):
+            if connection is not None:
+                connection.close()
+        self.replies.put(None)
+        if not self._closing and not self._lost:
+            self._lost = True
+            listener.session_lost(self, text, refused)
+
+    # --- handshake ------------------------------------------------------------------------
+
+    def _begin(self, listener: Listener, candidates: int) -> tuple[str, bool]:
+        """Connect and agree. (reason, refused) when it cannot be; an empty reason when it is up."""
+        deadline = now_ms() + self.config.stall_limit_ms
+        problem = "no LAN carries replication"
+        while True:
+            for link in self.config.links:
+                if self._closing:
+                    return "closed", False
+                try:
+                    answer = self._offer(link, candidates)
+                except (OSError, ReplicationError) as error:
+                    problem = f"{link.lan} to {link.peer_address}:{link.peer_port}: {error}"
+                    self._drop()
+                    continue
+                if answer.kind is Kind.REFUSED:
+                    refusal = handshake.decode_refusal(answer.payload)
+                    problem = refusal.text
+                    self._drop()
+                    if refusal.code != handshake.NOT_EXPECTED:
+                        return problem, True
+                    continue
+                return self._agree(listener, candidates, answer)
+            if now_ms() >= deadline:
+                return problem, False
+            time.sleep(_RETRY_S)
+
+    def _offer(self, link: PeerLink, candidates: int) -> Frame:
+        pair = secrets.token_bytes(16)
+        for direction in Direction:
+            connection = connect(
+                link.peer_address, link.peer_port, link.local_address, _CONNECT_TIMEOUT_S
+            )
+            with self._lock:
+                if direction is Direction.FORWARD:
+                    self._forward = connection
+                else:
+                    self._backward = connection
+            connection.send([encode_preamble(self._preamble(link, direction, pair))])
+            if link.tls is not None:
+                peer = self.config.peer
+                connection.secure(link.tls, peer, server=False, timeout_s=_WELCOME_TIMEOUT_S)
+        assert self._forward is not None
+        assert self._backward is not None
+        hello = Hello(self.key, self.start, candidates, self.seed)
+        self._forward.send([wire.frame(Kind.HELLO, self.tag, 0, handshake.encode_hello(hello))])
+        self._backward.set_timeout(_WELCOME_TIMEOUT_S)
+        return self._one_frame()
+
+    def _preamble(self, link: PeerLink, direction: Direction, pair: bytes) -> Preamble:
+        config = self.config
+        return Preamble(
+            cluster_hash(config.cluster_id),
+            config.module,
+            config.number,
+            config.node,
+            self.key,
+            direction,
+            pair,
+            link.tls is not None,
+        )
+
+    def _one_frame(self) -> Frame:
+        """A single frame, and not one byte beyond it."""
+        assert self._backward is not None
+        head = self._backward.receive_exactly(wire.HEAD.size)
+        length = wire.HEAD.unpack(head)[0]
+        if length > wire.FRAME_LIMIT:
+            raise ReplicationError(f"the peer answers with a frame of {length} bytes")
+        raw = head + self._backward.receive_exactly(length)
+        return next(Parser(self.tag, from_primary=False).feed(raw))
+
+    def _agree(self, listener: Listener, mine: int, answer: Frame) -> tuple[str, bool]:
+        if answer.kind is not Kind.WELCOME:
+            raise ReplicationError(f"the peer answers the hello with {answer.kind.name}")
+        welcome = handshake.decode_welcome(answer.payload)
+        problem = handshake.contradiction(self.start, mine, welcome.candidates)
+        if problem:
+            return problem, True
+        theirs: list[Record] = []
+        while self.start is SessionStart.CANDIDATES:
+            part = self._one_frame()
+            if part.kind is not Kind.CANDIDATES:
+                raise ReplicationError(f"the peer sends {part.kind.name} before its candidates")
+            theirs += wire.decode_records(part.payload, "candidates")
+            if part.flags & wire.FLAG_LAST:
+                break
+        assert self._forward is not None
+        assert self._backward is not None
+        self._forward.set_timeout(None)
+        self._backward.set_timeout(None)
+        self.progress_ms = now_ms()
+        self._sender = threading.Thread(target=self._send, name="session-send", daemon=True)
+        self.up = True
+        self._sender.start()
+        listener.session_up(self, welcome, theirs)
+        return "", False
+
+    def _drop(self) -> None:
+        with self._lock:
+            connections = (self._forward, self._backward)
+            self._forward = self._backward = None
+        for connection in connections:
+            if connection is not None:
+                connection.close()
+
+    # --- threads --------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        assert self._forward is not None
+        get, take, size = self.queue.get, self.queue.get_nowait, self.queue.qsize
+        send = self._forward.send
+        try:
+            while True:
+                item = get()
+                if item is None:
+                    return
+                batch, total = [item], len(item)
+                ended = False
+                for _ in range(min(size(), _BATCH_FRAMES)):
+                    try:
+                        item = take()
+                    except Empty:
+                        break
+                    if item is None:
+                        ended = True
+                        break
+                    batch.append(item)
+                    total += len(item)
+                    if total >= _BATCH_BYTES:
+                        break
+                send(batch)
+                self.sent_bytes += total
+                if ended:
+                    return
+        except OSError:
+            # The receiver sees the end too, and reports it.
+            for connection in (self._forward, self._backward):
+                if connection is not None:
+                    connection.abort()
+
+    def _receive(self, listener: Listener) -> None:
+        assert self._backward is not None
+        parser = Parser(self.tag, from_primary=False)
+        buffer = memoryview(bytearray(RECEIVE_BYTES))
+        receive, feed = self._backward.receive_into, parser.feed
+        acknowledged, flushed = listener.acknowledged, listener.flushed
+        while True:
+            size = receive(buffer)
+            if not size:
+                return
+            number = -1
+            for frame in feed(buffer[:size]):
+                kind = frame.kind
+                if kind is Kind.ACKNOWLEDGED:
+                    number = frame.number
+                elif kind is Kind.FLUSHED:
+                    self.progress_ms = now_ms()
+                    flushed(self, frame.number)
+                elif kind is Kind.PROGRESS:
+                    self._note_progress(frame)
+                elif kind is Kind.FAILED:
+                    listener.peer_failed(self, frame.payload.decode("utf-8", "replace"))
+                else:
+                    self.replies.put(frame)
+            if number >= 0:
+                self.progress_ms = now_ms()
+                acknowledged(self, number)
+
+    def _note_progress(self, frame: Frame) -> None:
+        """An fsync of the peer counts as progress, but not for ever (D8')."""
+        applied, waiting, syncing = wire.decode_progress(frame.payload)
+        now = now_ms()
+        self.peer_waiting_bytes = waiting
+        if not syncing:
+            self._syncing_since_ms = 0
+        elif not self._syncing_since_ms:
+            self._syncing_since_ms = now
+        moved = applied != self._applied
+        self._applied = applied
+        if moved or (syncing and now - self._syncing_since_ms <= self.slow_sync_ms):
+            self.progress_ms = now

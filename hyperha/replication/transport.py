@@ -1,0 +1,139 @@
+"""TCP connections of a replication session, plain or TLS 1.3 with both sides' certificates.
+
+Each connection is used by one thread per end (T5); only `abort` may be called by others. Nothing
+here knows frames. Certificates are pinned to the cluster's authority, and the peer's must name the
+expected node; the time of validity alone never refuses a peer (S4: they are made to outlast it).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Final
+
+from hyperha.errors import ReplicationError
+from hyperha.replication.control import TlsFiles
+
+RECEIVE_BYTES: Final = 1 << 19
+_VECTOR_LIMIT: Final = 512
+_BUFFER_BYTES: Final = 4 << 20
+
+
+class Connection:
+    """One connected socket. `abort` ends blocked calls from any thread; `close` is the owner's."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        self._socket: socket.socket = plain
+        # A second object for the same connection: shutting it down never touches the SSL object.
+        self._control = plain.dup()
+        self._tls: ssl.SSLSocket | None = None
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def secure(self, files: TlsFiles, peer: str, *, server: bool, timeout_s: float) -> None:
+        """Do the TLS handshake and check that the other side is `peer`."""
+        context = _context(files, server=server)
+        self._socket.settimeout(timeout_s)
+        try:
+            secured = context.wrap_socket(self._socket, server_side=server)
+        except (OSError, ValueError) as problem:
+            raise ReplicationError(
+                f"no TLS with {peer}: {problem}",
+                "Both nodes need certificates of this cluster's authority.",
+            ) from None
+        self._socket = self._tls = secured
+        secured.settimeout(None)
+        name = _common_name(secured.getpeercert())
+        if name != peer:
+            raise ReplicationError(f"the certificate on the replication LAN is {name}'s")
+
+    def set_timeout(self, timeout_s: float | None) -> None:
+        """Bound the next calls; None: wait for ever."""
+        self._socket.settimeout(timeout_s)
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return self._socket.fileno()
+
+    def send(self, buffers: list[bytes]) -> None:
+        """Send all buffers in order, as few calls as possible. Raises OSError."""
+        if self._tls is not None:
+            self._tls.sendall(b"".join(buffers))
+            return
+        send = self._socket.sendmsg
+        rest: list[bytes | memoryview] = list(buffers)
+        while rest:
+            sent = send(rest[:_VECTOR_LIMIT])
+            while rest and sent >= len(rest[0]):
+                sent -= len(rest.pop(0))
+            if sent:
+                rest[0] = memoryview(rest[0])[sent:]
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Receive what there is, at least one byte; 0 at the end. Raises OSError."""
+        return self._socket.recv_into(buffer)
+
+    def receive_exactly(self, size: int) -> bytes:
+        """Receive `size` bytes. Raises ReplicationError when the stream ends before."""
+        data = b""
+        while len(data) < size:
+            piece = self._socket.recv(size - len(data))
+            if not piece:
+                raise ReplicationError("the peer closed the connection")
+            data += piece
+        return data
+
+    def pending(self) -> bool:
+        """Whether received bytes wait inside the TLS layer, where poll(2) does not see them."""
+        return self._tls is not None and self._tls.pending() > 0
+
+    def abort(self) -> None:
+        """End the connection from any thread; the owner's calls return or raise."""
+        try:
+            self._control.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            # Already gone, which is what was wanted.
+            pass
+
+    def close(self) -> None:
+        """Close it; for the owner, when no thread uses it any more."""
+        self.abort()
+        self._socket.close()
+        self._control.close()
+
+
+def connect(address: str, port: int, local_address: str, timeout_s: float) -> Connection:
+    """Connect from the node's own address on that LAN. Raises OSError."""
+    plain = socket.create_connection(
+        (address, port), timeout=timeout_s, source_address=(local_address, 0)
+    )
+    plain.settimeout(timeout_s)
+    return Connection(plain)
+
+
+def _context(files: TlsFiles, *, server: bool) -> ssl.SSLContext:
+    protocol = ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    if server:
+        # A ticket would wait for ever in a connection that its client only writes to.
+        context.num_tickets = 0
+    try:
+        context.load_verify_locations(files.ca)
+        context.load_cert_chain(files.certificate, files.key)
+    except (OSError, ssl.SSLError) as problem:
+        raise ReplicationError(
+            f"the certificates for replication cannot be loaded ({problem}): "
+            f"{files.ca}, {files.certificate}, {files.key}"
+        ) from None
+    return context
+
+
+def _common_name(certificate: object) -> str:
+    if isinstance(certificate, dict):
+        for part in certificate.get("subject", ()):
+            for name, value in part:
+                if name == "commonName":
+                    return str(value)
+    return ""
