@@ -256,6 +256,11 @@ class Run:
             await asyncio.sleep(_KILL_PAUSE_S)
 
 
+def new_run_id(name: str) -> str:
+    """An id that names a run's cgroup and marks its processes."""
+    return f"{clean(name).replace('/', '-').replace(' ', '-')[:40]}-{secrets.token_hex(8)}"
+
+
 async def start(
     command: Sequence[str],
     *,
@@ -270,9 +275,11 @@ async def start(
     keep_tree: bool = False,
     outlive: bool = False,
     pass_fds: Sequence[int] = (),
+    run_id: str = "",
 ) -> Run:
     """Start a command in a session and (with `place`) a cgroup of its own.
 
+    `run_id`, from `new_run_id`, where the processes had to be known before the start.
     `name` says what it is in errors. `output` is called for each line in the event loop. With
     `outlive` the child does not die with this process. Raises FailedError naming the step that
     failed (cgroup, user, directory, command), TimedOutError when a step hangs, RefusedError on
@@ -284,7 +291,7 @@ async def start(
         raise RuntimeError("children are forked by the main thread only (S1)")
     if not command or any("\0" in part for part in command):
         raise FailedError(f"{name}: the command is empty or contains NUL")
-    run_id = f"{clean(name).replace('/', '-').replace(' ', '-')[:40]}-{secrets.token_hex(8)}"
+    run_id = run_id or new_run_id(name)
     cgroup = _make_cgroup(place, run_id, name)
     told, telling = os.pipe()
     order = {
@@ -409,4 +416,4 @@ async def run_to_end(
     return done, run.lines
 
 
-__all__ = ["Exit", "OutputLine", "Run", "Stream", "run_to_end", "start"]
+__all__ = ["Exit", "OutputLine", "Run", "Stream", "new_run_id", "run_to_end", "start"]

@@ -163,12 +163,16 @@ class RunPlace:
         digest = hashlib.sha256(str(run_directory).encode()).hexdigest()[:8]
         return cls(f"{node}-{digest}")
 
+    def tree(self, run_id: str) -> ProcessTree:
+        """How the processes of a run will be found that is started with this id: for the
+        guardian, which is armed before the start."""
+        return ProcessTree(run_id, os.path.join(self._root, run_id) if self._root else "")
+
     def make(self, run_id: str) -> str:
         """Make the cgroup of a run and return its path, empty where cgroups are not possible."""
-        if not self._root:
-            return ""
-        path = os.path.join(self._root, run_id)
-        os.makedirs(path, exist_ok=True)
+        path = self.tree(run_id).cgroup
+        if path:
+            os.makedirs(path, exist_ok=True)
         return path
 
     def leftovers(self) -> list[ProcessTree]:

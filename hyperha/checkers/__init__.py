@@ -1,0 +1,1 @@
+"""Checkers: kinds of checks, and when they run, count and speak."""

@@ -1,0 +1,1 @@
+"""What happened: messages with sequence numbers, the journal on disk, outputs of scripts."""

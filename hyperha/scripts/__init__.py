@@ -1,0 +1,1 @@
+"""Operators' scripts around or instead of a driver's steps: bounded, captured, explained."""
