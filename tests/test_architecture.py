@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 BASE = {"domain", "errors", "text"}
-FOUNDATION = {"ports", "config", "durable", "spawn"}
+FOUNDATION = {"ports", "config", "durable", "spawn", "encoding"}
 ADAPTERS = {
     "heartbeat",
     "witness",
