@@ -1,0 +1,278 @@
+"""Resync: candidates only, under live load, holes, moves, adoption, interruption; equal copies."""
+
+import os
+import random
+import shutil
+import stat
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from hyperha.core.actions import Acknowledge, SessionStart
+from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionLost, SessionUp
+from hyperha.replication.operations import ROOT_ID
+from tests.support.engine_pair import Guest, Monkey, Pair, call, pair_at, wait_for
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def pair(tmp_path: Path):
+    with pair_at(tmp_path) as both:
+        yield both
+
+
+def go_alone(pair: Pair) -> None:
+    pair.a.primary.close_session(clean=False)
+    pair.b.acceptor.close()
+    pair.a.intent.enter_alone("g1")
+    pair.a.primary.set_mode(Acknowledge.LOCAL)
+
+
+def bytes_sent(pair: Pair) -> int:
+    """From the closing line of the last resync."""
+    lines = [one.text for one in pair.a.events if hasattr(one, "text") and "sent in" in one.text]
+    return int(lines[-1].split(" sent in")[0].split()[-1])
+
+
+def test_a_fresh_secondary_gets_everything(pair: Pair) -> None:
+    tree = pair.a.folder
+    (tree / "d" / "e").mkdir(parents=True)
+    (tree / "disk").write_bytes(os.urandom(3_500_000))
+    (tree / "d" / "empty").touch()
+    os.link(tree / "disk", tree / "d" / "e" / "hard")
+    os.symlink("nowhere", tree / "d" / "soft")
+    os.mkfifo(tree / "fifo")
+    os.mknod(tree / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    os.setxattr(tree / "disk", "user.note", b"x\0y")
+    os.chmod(tree / "d", 0o2770)
+    os.chown(tree / "d" / "empty", 12, 34)
+    os.utime(tree / "d", ns=(1, 2_000_000_001))
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    assert pair.a.has(ResyncProgressed)
+    # From here on it is an ordinary session.
+    guest = Guest(pair.a)
+    guest.create(ROOT_ID, b"later")
+    wait_for(lambda: guest.answers == 1)
+    pair.check_equal()
+
+
+def test_holes_stay_holes_and_appear(pair: Pair) -> None:
+    with open(pair.a.folder / "sparse", "wb") as file:
+        file.truncate(300 << 20)
+        file.seek(100 << 20)
+        file.write(b"data" * 1000)
+    with open(pair.b.folder / "sparse", "wb") as file:
+        file.write(b"\1" * (8 << 20))
+        file.seek(200 << 20)
+        file.write(b"old" * 1000)
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    assert (pair.b.folder / "sparse").stat().st_blocks * 512 < 1 << 20
+
+
+def test_adopting_a_copied_folder_moves_only_what_differs(pair: Pair) -> None:
+    for number in range(20):
+        (pair.a.folder / f"f{number}").write_bytes(os.urandom(200_000))
+    subprocess.run(
+        ["cp", "-a", f"{pair.a.folder}/.", f"{pair.b.folder}/"], check=True, capture_output=True
+    )
+    shutil.rmtree(pair.b.folder / ".hyperha")
+    pair.b.intent.close()
+    pair.b.close()
+    pair.b.open(fresh=True)
+    with open(pair.b.folder / "f3", "r+b") as file:
+        file.seek(70_000)
+        file.write(b"changed")
+    (pair.b.folder / "stranger").write_bytes(b"goes away")
+    (pair.b.folder / "strangers").mkdir()
+    (pair.b.folder / "strangers" / "x").touch()
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    assert bytes_sent(pair) == 65536
+    lost = pair.b.folder / ".hyperha" / "lost"
+    wait_for(lambda: not lost.exists() or not list(lost.iterdir()))
+
+
+def test_only_candidates_are_looked_at(pair: Pair) -> None:
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"disk")
+    other = guest.create(ROOT_ID, b"other")
+    for number in range(16):
+        guest.write(file, number << 20, os.urandom(1 << 20))
+        guest.write(other, number << 20, os.urandom(1 << 20))
+    wait_for(lambda: guest.answers == 34)
+    pair.barrier(pair.a)
+    go_alone(pair)
+    guest.write(file, 5_000_000, b"x")
+    guest.write(file, 12_000_000, b"y" * 100_000)
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    assert bytes_sent(pair) <= 4 * 65536
+    progress = [one for one in pair.a.events if isinstance(one, ResyncProgressed)]
+    assert progress[-1].total_bytes <= 3 << 20
+
+
+def test_what_moved_is_found_by_its_id(pair: Pair) -> None:
+    pair.in_sync()
+    guest = Guest(pair.a)
+    one = guest.create(ROOT_ID, b"one", stat.S_IFDIR | 0o755)
+    two = guest.create(ROOT_ID, b"two", stat.S_IFDIR | 0o755)
+    inner = guest.create(one, b"inner", stat.S_IFDIR | 0o755)
+    big = guest.create(inner, b"big")
+    guest.write(big, 0, os.urandom(1 << 20))
+    swap = guest.create(inner, b"swap", stat.S_IFDIR | 0o755)
+    wait_for(lambda: guest.answers == 6)
+    pair.barrier(pair.a)
+    go_alone(pair)
+    guest.rename(one, b"inner", two, b"moved")
+    guest.rename(two, b"moved", ROOT_ID, b"top")
+    guest.rename(inner, b"swap", ROOT_ID, b"swap")
+    guest.rename(ROOT_ID, b"one", swap, b"one")
+    guest.rename(ROOT_ID, b"two", inner, b"two")
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    assert bytes_sent(pair) == 0
+
+
+def test_the_peers_own_changes_are_undone(pair: Pair) -> None:
+    """Union of both maps: what only the target changed is a candidate too (Z6)."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"disk")
+    guest.write(file, 0, os.urandom(2 << 20)[: 1 << 20])
+    wait_for(lambda: guest.answers == 2)
+    pair.barrier(pair.a)
+    go_alone(pair)
+    other = Guest(pair.b)
+    pair.b.primary.promote(Acknowledge.LOCAL)
+    other.write(file, 700_000, b"only here")
+    other.create(ROOT_ID, b"only-here")
+    other.rename(ROOT_ID, b"disk", ROOT_ID, b"renamed")
+    pair.b.primary.demote()
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+
+
+@pytest.mark.parametrize("start", [SessionStart.FULL, SessionStart.CANDIDATES])
+@pytest.mark.parametrize("attempt", range(3))
+def test_under_live_load_both_copies_end_equal(
+    pair: Pair, start: SessionStart, attempt: int
+) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}, attempt {attempt}")
+    pair.in_sync()
+    guest = Guest(pair.a)
+    monkey = Monkey(guest, seed)
+    for _ in range(200):
+        monkey.step()
+    wait_for(lambda: pair.a.primary.parked_count() == 0)
+    go_alone(pair)
+    for _ in range(300):
+        monkey.step()
+    stop = threading.Event()
+
+    def live() -> None:
+        while not stop.is_set():
+            monkey.step()
+            stop.wait(0.0005)
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        pair.resync(start)
+        for _ in range(50):
+            stop.wait(0.001)
+    finally:
+        stop.set()
+        thread.join()
+    wait_for(lambda: pair.a.primary.parked_count() == 0)
+    assert not guest.errors
+    pair.check_equal()
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_cuts_anywhere_are_healed_by_the_next_resync(pair: Pair, attempt: int) -> None:
+    """Random cuts, crashes of either side, cuts in the middle of resyncs."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}, attempt {attempt}")
+    chance = random.Random(seed)
+    pair.in_sync()
+    monkey = Monkey(Guest(pair.a), seed)
+    for _ in range(6):
+        for _ in range(chance.randrange(120)):
+            monkey.step()
+        what = chance.random()
+        if what < 0.3:
+            pair.b.crash()
+        elif what < 0.5:
+            # The guest's memory of the tree survives; the process and its tables do not.
+            pair.a.crash()
+            monkey.guest = Guest(pair.a)
+        go_alone(pair)
+        pair.a.primary.promote(Acknowledge.LOCAL)
+        for _ in range(chance.randrange(80)):
+            monkey.step()
+        if chance.random() < 0.4:
+            pair.connect(SessionStart.CANDIDATES)
+            pair.a.wait(SessionUp)
+            for _ in range(chance.randrange(40)):
+                monkey.step()
+            go_alone(pair)
+        pair.a.events.clear()
+        pair.resync(SessionStart.CANDIDATES)
+        pair.check_equal()
+
+
+def test_a_damaged_log_compares_everything(pair: Pair) -> None:
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"disk")
+    guest.write(file, 0, b"x" * 100)
+    wait_for(lambda: guest.answers == 2)
+    pair.barrier(pair.a)
+    go_alone(pair)
+    pair.b.close()
+    (pair.b.folder / ".hyperha" / "intent").write_bytes(b"garbage")
+    (pair.b.folder / "disk").write_bytes(b"y" * 100)
+    pair.b.open(fresh=False)
+    assert pair.b.intent.candidate_count() == -1
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+
+
+def test_end_of_resync_is_refused_while_not_everything_is_copied(pair: Pair) -> None:
+    (pair.a.folder / "big").write_bytes(os.urandom(30 << 20))
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    key = pair.connect(SessionStart.FULL)
+    pair.a.wait(SessionUp)
+    with pytest.raises(AssertionError, match="not copied everything"):
+        call(lambda done: pair.a.primary.switch_to_both(key, done))
+    pair.a.wait(ResyncCopied, 60)
+    call(lambda done: pair.a.primary.switch_to_both(key, done))
+    pair.check_equal()
+
+
+def test_losing_the_target_during_a_resync_holds_nobody(pair: Pair) -> None:
+    """R11: acknowledgements during a resync need this node only."""
+    (pair.a.folder / "big").write_bytes(os.urandom(30 << 20))
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.connect(SessionStart.FULL)
+    pair.a.wait(SessionUp)
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    pair.b.acceptor.close()
+    pair.a.wait(SessionLost)
+    guest.write(file, 0, b"x")
+    guest.flush(file)
+    wait_for(lambda: guest.answers == 3)
+    assert pair.a.primary.parked_count() == 0
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
