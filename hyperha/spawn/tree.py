@@ -61,10 +61,14 @@ class ProcessTree:
         return True
 
     def _stray(self) -> list[int]:
-        """By /proc: who carries the marker, is of the session, or descends from one of those."""
-        wanted = f"{MARKER}={self.marker}".encode()
+        """By /proc: who carries the marker, is of the session, or descends from one of those.
+
+        A descendant that carries another marker is of a run of its own: a daemon's VMs and its
+        guardian are not part of the daemon.
+        """
         parents: dict[int, int] = {}
         found: set[int] = set()
+        others: set[int] = set()
         own = os.getpid()
         for name in os.listdir("/proc"):
             if not name.isdigit() or int(name) == own:
@@ -74,11 +78,18 @@ class ProcessTree:
             if facts is None:
                 continue
             parents[process], session = facts
-            if (self.session and session == self.session) or _carries(process, wanted):
+            marker = _marker_of(process)
+            if marker == self.marker or (self.session and session == self.session):
                 found.add(process)
+            elif marker:
+                others.add(process)
         grown = True
         while grown:
-            more = {p for p, parent in parents.items() if parent in found and p not in found}
+            more = {
+                process
+                for process, parent in parents.items()
+                if parent in found and process not in found and process not in others
+            }
             grown = bool(more)
             found |= more
         return sorted(found)
@@ -96,12 +107,19 @@ def _facts(process: int) -> tuple[int, int] | None:
     return int(fields[1]), int(fields[3])
 
 
-def _carries(process: int, wanted: bytes) -> bool:
+def _marker_of(process: int) -> str:
+    """The run that a process was started for, empty when it carries no marker."""
     try:
         with open(f"/proc/{process}/environ", "rb") as file:
-            return wanted in file.read().split(b"\0")
+            variables = file.read().split(b"\0")
     except OSError:
-        return False
+        return ""
+    prefix = f"{MARKER}=".encode()
+    # The last one counts: a run that starts a run replaces the variable, it never has two.
+    for variable in reversed(variables):
+        if variable.startswith(prefix):
+            return variable[len(prefix) :].decode("utf-8", "replace")
+    return ""
 
 
 def _cgroup_members(path: str) -> list[int]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -40,6 +43,7 @@ from hyperha.heartbeat.seal import (
 from hyperha.heartbeat.tracker import LanChanged, PeerFound, PeerLost, Tracker
 
 KEY = b"k" * 32
+ROOT = Path(__file__).parents[2]
 statuses = st.builds(
     ModuleStatus,
     number=st.integers(1, 32),
@@ -151,6 +155,50 @@ def test_a_restarted_receiver_believes_no_recording() -> None:
     assert before.admit(recorded) is Verdict.NEW_INSTANCE
     after = PeerGate(0, random.Random(2).randbytes)
     assert after.admit(recorded) is Verdict.UNPROVEN
+
+
+@given(st.integers(0, 2**32), st.integers(0, 60))
+def test_both_sides_believe_each_other_whatever_is_lost(seed: int, noise: int) -> None:
+    """Loss, repetition and restarts for a while, then a quiet network: two beats are enough."""
+    chance = random.Random(seed)
+    gates = [PeerGate(0, chance.randbytes), PeerGate(1, chance.randbytes)]
+    instances = [chance.randbytes(16), chance.randbytes(16)]
+    counters_used = itertools.count(1)
+    recorded: list[tuple[int, Header]] = []
+    age = {instances[0]: 0, instances[1]: 0}
+    newest = [0, 0]
+
+    def beat(sender: int, *, arrives: bool) -> Verdict | None:
+        gate = gates[sender]
+        header = Header(
+            b"", sender, instances[sender], next(counters_used), gate.nonce, gate.peer_nonce
+        )
+        recorded.append((1 - sender, header))
+        if not arrives:
+            return None
+        believed = gates[1 - sender].admit(header)
+        if believed in (Verdict.ACCEPTED, Verdict.NEW_INSTANCE):
+            newest[1 - sender] = age[header.instance]
+        return believed
+
+    for _ in range(noise):
+        what = chance.random()
+        if what < 0.1:
+            one = chance.randrange(2)
+            gates[one], instances[one] = PeerGate(one, chance.randbytes), chance.randbytes(16)
+            age[instances[one]] = len(age)
+        elif what < 0.3 and recorded:
+            receiver, header = chance.choice(recorded)
+            believed = gates[receiver].admit(header)
+            if believed in (Verdict.ACCEPTED, Verdict.NEW_INSTANCE):
+                # A late one may pass, one of a process that was followed by another never (A21).
+                assert age[header.instance] >= newest[receiver]
+                newest[receiver] = age[header.instance]
+        else:
+            beat(chance.randrange(2), arrives=chance.random() < 0.5)
+    for _ in range(3):
+        last = beat(0, arrives=True), beat(1, arrives=True)
+    assert set(last) <= {Verdict.ACCEPTED, Verdict.NEW_INSTANCE}
 
 
 def _tracker(*lans: str) -> Tracker:
@@ -375,6 +423,51 @@ async def test_a_wrong_key_is_refused_and_said_once() -> None:
         second.stop()
     assert one.of("heard") == []
     assert ("refused", "packets from 127.0.0.2 do not carry this cluster's key") in one.told
+
+
+_STALLING = """
+import asyncio, sys
+from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings
+class Told:
+    def __getattr__(self, name):
+        return lambda *what: print(name, *what[:1], flush=True)
+async def main():
+    lan = LanPath("prod", "127.0.0.1", "127.0.0.2")
+    settings = LinkSettings(b"k" * 32, "c", 0, (lan,), int(sys.argv[1]), 100, 600)
+    links = HeartbeatLinks(settings, Told())
+    links.start()
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.anyio
+async def test_a_node_that_was_stopped_says_so_before_it_judges_its_peer() -> None:
+    port = _free_port()
+    two = Recorder()
+    second = HeartbeatLinks(_settings(1, port), two)
+    second.start()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _STALLING, str(port), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    assert child.stdout is not None
+    try:
+        lines = b""
+        async with asyncio.timeout(20):
+            while b"peer_heard" not in lines:
+                lines = await child.stdout.readline()
+            child.send_signal(signal.SIGSTOP)
+            await two.until(lambda: two.of("silent"))
+            child.send_signal(signal.SIGCONT)
+            await two.until(lambda: len([w for w in two.of("heard") if w[2]]) == 2)
+            while b"stalled" not in lines:
+                lines = await child.stdout.readline()
+                assert b"silent" not in lines, "it has observed nothing (L7)"
+        assert int(lines.split()[1]) >= 500
+    finally:
+        second.stop()
+        child.kill()
+        await child.communicate()
 
 
 @pytest.mark.anyio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -159,6 +160,45 @@ async def test_a_kept_tree_stays_until_it_is_killed(place: RunPlace | None) -> N
     finally:
         assert await run.kill()
     assert not _alive(grandchild)
+
+
+async def test_a_run_started_by_a_run_is_not_part_of_it() -> None:
+    """A daemon's VMs and its guardian are ended by their own rules, not with the daemon."""
+    other = f"other-{os.getpid()}"
+    outer = await start(
+        ["/bin/sh", "-c", f"HYPERHA_RUN={other} setsid sleep 600 & sleep 600 & echo $!; wait"],
+        name="daemon",
+    )
+    up = asyncio.Event()
+    try:
+        async with asyncio.timeout(20):
+            while not any(_marker_is(p, other) for p in _children_of(outer.pid)):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(up.wait(), 0.02)
+        (inner,) = [p for p in _children_of(outer.pid) if _marker_is(p, other)]
+        assert inner not in outer.tree.members()
+        assert await outer.kill()
+        assert _alive(inner)
+    finally:
+        await outer.kill()
+        ProcessTree(other).kill()
+    await outer.wait()
+
+
+def _children_of(process: int) -> list[int]:
+    try:
+        with open(f"/proc/{process}/task/{process}/children", encoding="ascii") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def _marker_is(process: int, marker: str) -> bool:
+    try:
+        with open(f"/proc/{process}/environ", "rb") as file:
+            return f"HYPERHA_RUN={marker}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False
 
 
 async def test_a_time_limit_ends_everything(place: RunPlace | None) -> None:
