@@ -166,7 +166,8 @@ def test_direct_and_cached_handles_agree(served: Served, folder: Path) -> None:
 def test_holes_and_allocation(served: Served, folder: Path) -> None:
     path = folder / "sparse"
     shell(
-        "truncate -s 10M sparse && printf data | dd of=sparse bs=1M seek=4 conv=notrunc status=none",
+        "truncate -s 10M sparse;"
+        "printf data | dd of=sparse bs=1M seek=4 conv=notrunc status=none",
         folder,
     )
     fd = os.open(path, os.O_RDWR)
@@ -225,7 +226,8 @@ def test_removed_directory_as_working_directory(served: Served, folder: Path) ->
 
 def test_append_and_truncate_on_open(served: Served, folder: Path) -> None:
     shell(
-        "echo one > log; for i in 1 2 3; do (for j in $(seq 50); do echo $i$j >> log; done) & done; wait",
+        "echo one > log;"
+        "for i in 1 2 3; do (for j in $(seq 50); do echo $i$j >> log; done) & done; wait",
         folder,
     )
     assert len((folder / "log").read_text().splitlines()) == 151

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ class LocalPipeline:
         self.mirror = mirror
         self.holding = False
         self.takes_writes = True
-        self.parked: list[Callable[[], None]] = []
+        self.parked: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.lock = threading.Lock()
         self.counters = {"writes": 0, "barriers": 0, "changes": 0, "flushes": 0, "closed": 0}
         self.records = 0
@@ -48,22 +47,22 @@ class LocalPipeline:
     def writable(self) -> bool:
         return self.takes_writes
 
-    def _done(self, answer: Callable[[], None]) -> None:
+    def _done(self, answer: Callable[..., None], *arguments: Any) -> None:
         if self.holding:
             with self.lock:
-                self.parked.append(answer)
+                self.parked.append((answer, arguments))
         else:
-            answer()
+            answer(*arguments)
 
     def release(self, number: int = 0) -> None:
         with self.lock:
             self.holding = False
             parked, self.parked = self.parked, []
-        for answer in parked:
-            if number and isinstance(answer, partial):
-                answer.func(number, b"")
+        for answer, arguments in parked:
+            if number and arguments:
+                answer(number, b"")
             else:
-                answer()
+                answer(*arguments)
 
     def write(
         self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
@@ -76,7 +75,7 @@ class LocalPipeline:
             self.mirror.write(file, offset, data)
             self.written.add(file)
         if self.holding:
-            self._done(partial(answer, 0, b""))
+            self._done(answer, 0, b"")
         else:
             answer(0, b"")
 
@@ -102,7 +101,7 @@ class LocalPipeline:
     def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
         self.counters["flushes"] += 1
         self.store.sync(file, data_only)
-        self._done(partial(answer, 0, b""))
+        self._done(answer, 0, b"")
 
     def closed(self, file: FileId) -> None:
         self.counters["closed"] += 1
@@ -268,7 +267,7 @@ class Served:
             env={**os.environ, "FUSE_DISABLED": str(disabled)},
         )
         # A call that hangs in the mount cannot be interrupted; ending the mount frees it.
-        self._watchdog = threading.Timer(45, self._free)
+        self._watchdog = threading.Timer(20, self._free)
         self._watchdog.daemon = True
         self._watchdog.start()
         try:

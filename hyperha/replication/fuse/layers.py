@@ -7,6 +7,7 @@ together with what lies on it) and goes when the folder is uncovered.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,8 +39,7 @@ class MountStack:
     """
 
     def __init__(self, path: str, name: str, run_directory: str) -> None:
-        if os.path.realpath(path) != path:
-            raise FailedError(f"the folder {path} is reached through a symbolic link")
+        _check_path(path)
         self.path = path
         self._name = name
         self._run_directory = run_directory
@@ -136,3 +136,24 @@ class MountStack:
             layer.fence.abort()
             layer.fence.close()
             layer.fence = None
+
+
+def _check_path(path: str) -> None:
+    """Refuse a path that mountinfo would show under another name.
+
+    Without stat(2) on the folder itself: a mount whose server is dead would never answer (M5).
+    """
+    parent, name = os.path.split(path)
+    if not os.path.isabs(path) or not name:
+        raise FailedError(f"the folder {path} is not an absolute path", "Write it in full")
+    try:
+        os.readlink(path)
+    except OSError as error:
+        linked = error.errno == errno.ELOOP
+    else:
+        linked = True
+    if linked or os.path.realpath(parent) != parent:
+        raise FailedError(
+            f"the folder {path} is reached through a symbolic link",
+            f"Use {os.path.realpath(parent)}/{name}, or what the link points to",
+        )

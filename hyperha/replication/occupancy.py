@@ -1,0 +1,156 @@
+"""Who holds a file under a folder from outside the mount: processes, loop devices, mounts (M6).
+
+Whoever opened a plain file before the mount covered it goes on writing beside it, unseen and on one
+node only. One pass over /proc and /sys finds open descriptors, working and root directories,
+mappings, loop devices and mounts inside. It reads; refusing is the caller's part.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from hyperha.replication import mounts
+from hyperha.replication.store import Store
+
+_DELETED: Final = " (deleted)"
+_LOOPS: Final = "/sys/block"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Something that holds a file under the folder."""
+
+    pid: int
+    """0 for what no process holds (a loop device, a mount)."""
+    command: str
+    what: str
+    """open file, working directory, root directory, mapping, loop device, mount inside, link."""
+    path: str
+
+    def __str__(self) -> str:
+        who = f"process {self.pid} ({self.command})" if self.pid else self.command
+        return f"{who}: {self.what} {self.path}"
+
+
+class _Folder:
+    """Tells whether a path or an inode belongs to the folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path.rstrip("/")
+        self.prefix = self.path + "/"
+        self.device = os.stat(path).st_dev
+
+    def holds(self, path: str) -> bool:
+        """By name; a deleted file keeps the name it had."""
+        return path.startswith(self.prefix) or path.removesuffix(_DELETED) == self.path
+
+    def same_device(self, link: str) -> bool:
+        """Whether a link in /proc leads to the folder's file system (not a like-named other)."""
+        try:
+            return os.stat(link).st_dev == self.device
+        except OSError as error:
+            # A handle of a FUSE connection that was ended reaches nothing. Else it went away, or
+            # may not be looked at: then the name alone counts.
+            return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def _command(pid: str) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"
+
+
+def _links(pid: str) -> Iterator[tuple[str, str]]:
+    """What a process's links in /proc are called, and where they are."""
+    yield "working directory", f"/proc/{pid}/cwd"
+    yield "root directory", f"/proc/{pid}/root"
+    directory = f"/proc/{pid}/fd"
+    try:
+        for number in os.listdir(directory):
+            yield "open file", f"{directory}/{number}"
+    except OSError:
+        # The process ended, or is somebody else's and we have no rights.
+        return
+
+
+def _mappings(pid: str, folder: _Folder) -> set[str]:
+    device = f"{os.major(folder.device):02x}:{os.minor(folder.device):02x}"
+    found: set[str] = set()
+    try:
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                fields = line.rstrip("\n").split(None, 5)
+                if len(fields) == 6 and fields[3] == device and folder.holds(fields[5]):
+                    found.add(fields[5])
+    except OSError:
+        return found
+    return found
+
+
+def _held_by(pid: str, folder: _Folder, ours: frozenset[int]) -> Iterator[Holder]:
+    command = _command(pid)
+    for what, link in _links(pid):
+        try:
+            path = os.readlink(link)
+        except OSError:
+            continue
+        if not folder.holds(path) or not folder.same_device(link):
+            continue
+        if what == "open file" and int(pid) == os.getpid() and int(link.rsplit("/", 1)[1]) in ours:
+            continue
+        yield Holder(int(pid), command, what, path)
+    for path in sorted(_mappings(pid, folder)):
+        yield Holder(int(pid), command, "mapping", path)
+
+
+def _loop_devices(folder: _Folder) -> Iterator[Holder]:
+    try:
+        names = [name for name in os.listdir(_LOOPS) if name.startswith("loop")]
+    except OSError:
+        return
+    for name in names:
+        try:
+            with open(f"{_LOOPS}/{name}/loop/backing_file", encoding="utf-8") as file:
+                path = file.read().strip()
+        except OSError:
+            continue
+        if folder.holds(path):
+            yield Holder(0, f"/dev/{name}", "loop device", path)
+
+
+def holders(path: str, *, ours: frozenset[int] = frozenset()) -> list[Holder]:
+    """Everything that holds a file under the plain folder `path` (absolute, no symbolic links).
+
+    `ours` are this process's own descriptors that may be open (the folder's). Without root rights
+    only the caller's own processes are seen (M14). The folder must not be covered.
+    """
+    folder = _Folder(path)
+    found: list[Holder] = []
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            found.extend(_held_by(pid, folder, ours))
+    found.extend(_loop_devices(folder))
+    for entry in mounts.beneath(folder.path, mounts.mounted()):
+        found.append(Holder(0, entry.kind, "mount inside", entry.path))
+    return found
+
+
+def links_from_outside(store: Store) -> list[str]:
+    """Files that have more links than the folder shows: written to by another name (M6).
+
+    Walks the whole folder; paths are below it.
+    """
+    seen: dict[bytes, tuple[int, int, bytes]] = {}
+    for found in store.walk():
+        entry = found.entry
+        if entry.directory or entry.nlink < 2:
+            continue
+        count, _, path = seen.get(entry.handle, (0, 0, found.path))
+        seen[entry.handle] = (count + 1, entry.nlink, path)
+    return [os.fsdecode(path) for count, links, path in seen.values() if links > count]

@@ -1,0 +1,123 @@
+"""Whoever holds a file under the folder is found and named (M6)."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperha.replication.occupancy import Holder, holders, links_from_outside
+from hyperha.replication.store import Store
+
+
+@contextlib.contextmanager
+def child(code: str, folder: Path) -> Iterator[int]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "\nprint('up', flush=True); input()", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("code", "what", "name"),
+    [
+        ("import sys; f = open(sys.argv[1] + '/file')", "open file", "/file"),
+        ("import sys, os; os.chdir(sys.argv[1])", "working directory", ""),
+        ("import sys, os; os.chdir(sys.argv[1] + '/sub')", "working directory", "/sub"),
+        (
+            "import sys, mmap; f = open(sys.argv[1] + '/file', 'rb');"
+            "m = mmap.mmap(f.fileno(), 0, prot=1); f.close()",
+            "mapping",
+            "/file",
+        ),
+        (
+            "import sys, os; f = open(sys.argv[1] + '/file'); os.unlink(sys.argv[1] + '/file')",
+            "open file",
+            "/file (deleted)",
+        ),
+    ],
+)
+def test_processes(tmp_path: Path, code: str, what: str, name: str) -> None:
+    (tmp_path / "file").write_bytes(bytes(4096))
+    (tmp_path / "sub").mkdir()
+    (tmp_path.parent / f"{tmp_path.name}-near").mkdir()
+    assert holders(str(tmp_path)) == []
+    with child(code, tmp_path) as pid:
+        found = holders(str(tmp_path))
+        assert [(h.pid, h.what, h.path) for h in found if h.what == what] == [
+            (pid, what, str(tmp_path) + name)
+        ]
+        assert f"process {pid}" in str(found[0])
+        assert holders(str(tmp_path.parent / f"{tmp_path.name}-near")) == []
+    assert holders(str(tmp_path)) == []
+
+
+def test_our_own_folder_descriptor_is_left_out(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert [h.what for h in holders(str(tmp_path))] == ["open file"]
+        assert holders(str(tmp_path), ours=frozenset((fd,))) == []
+    finally:
+        os.close(fd)
+
+
+def test_our_own_mapping_counts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(4096))
+    with open(tmp_path / "file", "r+b") as file, mmap.mmap(file.fileno(), 4096):
+        assert {h.what for h in holders(str(tmp_path))} == {"open file", "mapping"}
+
+
+@pytest.mark.root
+def test_loop_devices_and_mounts(tmp_path: Path) -> None:
+    if shutil.which("losetup") is None:
+        pytest.fail("losetup is needed")
+    with open(tmp_path / "image", "wb") as file:
+        file.truncate(1 << 20)
+    device = subprocess.run(
+        ["losetup", "--show", "-f", str(tmp_path / "image")],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    try:
+        expected = Holder(0, device, "loop device", str(tmp_path / "image"))
+        assert holders(str(tmp_path)) == [expected]
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+    (tmp_path / "in").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path / "in")], check=True)
+    try:
+        assert [h.what for h in holders(str(tmp_path))] == ["mount inside"]
+    finally:
+        subprocess.run(["umount", str(tmp_path / "in")], check=True)
+
+
+def test_links_from_outside(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("x")
+    os.link(folder / "a", folder / "b")
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        store = Store(fd)
+        assert links_from_outside(store) == []
+        os.link(folder / "a", tmp_path / "outside")
+        assert len(links_from_outside(store)) == 1
+    finally:
+        os.close(fd)
