@@ -150,14 +150,27 @@ class Run:
 
         A process with a held write does not end before its data path is fenced (L5').
         """
+        return await self._end_tree(timeout_s, thorough=True)
+
+    async def _end_tree(self, timeout_s: float, *, thorough: bool) -> bool:
+        """Kill until nobody is left. A cgroup is asked at once; /proc is searched in a thread,
+        where there is no cgroup or, with `thorough`, to be sure at the end."""
         deadline = time.monotonic() + timeout_s
+        search = not self.tree.cgroup
         while True:
             if self.running:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
-            self.tree.kill()
-            if not self.running and not self.tree.members():
-                break
+            if search:
+                left = await asyncio.to_thread(_kill_and_look, self.tree)
+            else:
+                self.tree.kill(thorough=False)
+                left = bool(self.tree.members(thorough=False))
+            if not self.running and not left:
+                if search or not thorough:
+                    break
+                search = True
+                continue
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(_KILL_PAUSE_S)
@@ -235,7 +248,7 @@ class Run:
         if self._killing is not None:
             await self._killing
         if not self._keep_tree:
-            await self.kill()
+            await self._end_tree(2.0, thorough=False)
         # Whoever inherited the pipes and was allowed to stay may hold them open for ever.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._drained.wait(), _DRAIN_S)
@@ -259,6 +272,11 @@ class Run:
 def new_run_id(name: str) -> str:
     """An id that names a run's cgroup and marks its processes."""
     return f"{clean(name).replace('/', '-').replace(' ', '-')[:40]}-{secrets.token_hex(8)}"
+
+
+def _kill_and_look(tree: ProcessTree) -> bool:
+    tree.kill()
+    return bool(tree.members())
 
 
 async def start(

@@ -30,21 +30,27 @@ class ProcessTree:
     cgroup: str = ""
     session: int = 0
 
-    def members(self) -> list[int]:
-        """The living processes of the run; zombies do not count, they hold nothing any more."""
+    def members(self, *, thorough: bool = True) -> list[int]:
+        """The living processes of the run; zombies do not count, they hold nothing any more.
+
+        Thorough looks through all of /proc also where there is a cgroup: tens of milliseconds on
+        a busy machine, so not for an event loop.
+        """
         if self.cgroup:
             found = _cgroup_members(self.cgroup)
-            if found:
+            if found or not thorough:
                 return found
         return self._stray()
 
-    def kill(self) -> None:
+    def kill(self, *, thorough: bool = True) -> None:
         """One round of SIGKILL to everything; call again while `members` says something."""
         if self.cgroup:
             try:
                 _write(os.path.join(self.cgroup, "cgroup.kill"), "1")
             except OSError:  # Before Linux 5.14, or already removed.
                 _signal_all(_cgroup_members(self.cgroup))
+            if not thorough:
+                return
         _signal_all(self._stray())
 
     def remove(self) -> bool:
