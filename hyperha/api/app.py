@@ -132,7 +132,7 @@ def _add_reading(app: FastAPI, service: NodeService) -> None:
 
     @app.get("/v1/operations/{operation}")
     async def operation(operation: RunName, caller: Monitor) -> OperationView:
-        return service.operation(operation)
+        return await service.operation(operation)
 
     @app.get("/v1/modules/{module}/ready", response_model=None)
     async def ready(module: ModuleName) -> Response:

@@ -61,8 +61,8 @@ class NodeService(Protocol):
     ) -> Accepted:
         """Suspend or resume, on both nodes."""
 
-    def operation(self, operation_id: str) -> OperationView:
-        """A command that was accepted; raises NotFoundError."""
+    async def operation(self, operation_id: str) -> OperationView:
+        """A command that was accepted, here or on the other node; raises NotFoundError."""
 
     def log_page(self, name: str, after: int, limit: int) -> LogPage:
         """The newest lines of a module's log."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -33,6 +33,7 @@ from hyperha.api.wire import (
     StreamLine,
 )
 
+T = TypeVar("T")
 STREAM_SILENCE_S = 3 * KEEPALIVE_S
 
 
@@ -153,7 +154,7 @@ class NodeClient:
         except (httpx.HTTPError, ValidationError) as problem:
             raise self._unreachable(problem) from problem
 
-    async def _get(self, path: str, kind: Any) -> Any:
+    async def _get(self, path: str, kind: type[T]) -> T:
         return TypeAdapter(kind).validate_python(await self._ask("GET", path, None))
 
     async def _send(self, method: str, path: str, body: BaseModel) -> Accepted:

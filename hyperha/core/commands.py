@@ -145,6 +145,7 @@ def given(turn: Turn, event: CommandGiven) -> None:
             confirmed=event.confirmed,
             full=event.full,
             adopt=event.adopt,
+            automatic=event.automatic,
         )
     )
     if not event.automatic:

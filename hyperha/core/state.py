@@ -172,6 +172,7 @@ class Command:
     confirmed: bool = False
     full: bool = False
     adopt: bool = False
+    automatic: bool = False
 
 
 @dataclass(frozen=True, slots=True)

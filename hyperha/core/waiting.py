@@ -91,7 +91,10 @@ def detached(turn: Turn, event: EngineDone) -> None:
     lineage = state.lineage
     if event.ok and state.attached:
         lineage = replace(lineage, marker_written=True)
-    turn.persist(lineage=lineage, settings=replace(state.settings, wanted=again))
+    # What the daemon does by itself (a shutdown) leaves what the operator wanted.
+    automatic = state.command is not None and state.command.automatic
+    wanted = state.settings.wanted if automatic else again
+    turn.persist(lineage=lineage, settings=replace(state.settings, wanted=wanted))
     end = state.end or Why("", "stopped")
     turn.set(facts=None, writable=False, goal=Goal.STOP, end=None, last_man=False, handover=None)
     turn.set(link=Link.NONE, session=None, resync=None, frozen_since_ms=None, paused=False)

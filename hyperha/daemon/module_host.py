@@ -1,0 +1,380 @@
+"""Everything of one module on this node, wired together: core task, engine, VM, log, records."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hyperha.api.wire import CheckerView, ModuleReport, OperationView, PreflightItem
+from hyperha.config import Configuration, Home
+from hyperha.config.module import ModuleConfig
+from hyperha.core import actions as a
+from hyperha.core.events import CheckerAction, EngineDone, Event
+from hyperha.core.explain import data_state, readiness
+from hyperha.core.records import Lineage, Settings
+from hyperha.core.state import Config, Isolation, ModuleState, Phase, Timing
+from hyperha.daemon.checks import ModuleChecks
+from hyperha.daemon.engine_host import Callbacks, EngineHost, Kept
+from hyperha.daemon.guardian_client import GuardianClient
+from hyperha.daemon.module_task import ModuleTask, Ports
+from hyperha.daemon.peer_link import PeerChannel
+from hyperha.daemon.probe import Prober, ProbeTargets
+from hyperha.daemon.records import ModuleRecords
+from hyperha.daemon.steps import StepArchive
+from hyperha.daemon.views import side
+from hyperha.daemon.vm_host import Stops, VmHost
+from hyperha.domain import Epoch
+from hyperha.errors import HyperhaError
+from hyperha.heartbeat.links import HeartbeatLinks
+from hyperha.heartbeat.message import ModuleStatus
+from hyperha.logbook.journal import Logbook
+from hyperha.logbook.outputs import OutputArchive
+from hyperha.replication.control import EngineConfig, LogLine, PeerLink, Statistics, TlsFiles
+from hyperha.replication.preamble import Preamble
+from hyperha.scripts.runner import ScriptRunner
+from hyperha.spawn.tree import RunPlace
+from hyperha.vm.port import StopMode, VmSpec
+from hyperha.vm.process import ProcessDriver
+
+_log = logging.getLogger(__name__)
+_STOPPING = (Phase.ASKING, Phase.STOPPING, Phase.FLUSHING, Phase.KILLING, Phase.DETACHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all modules of the node share."""
+
+    home: Home
+    configuration: Configuration
+    place: RunPlace
+    guardian: GuardianClient
+    links: HeartbeatLinks
+    logbook: Logbook
+    probe_targets: ProbeTargets
+    client_context: Any
+    finished: Callable[[str, bool, str], None]
+    changed: Callable[[], None]
+
+
+def resource_id(cluster_id: str, module: str) -> str:
+    """The id of a module's data: the same on both nodes, another in every cluster (R0)."""
+    return hashlib.sha256(f"hyperha resource {cluster_id} {module}".encode()).hexdigest()[:32]
+
+
+class ModuleHost:
+    """One module on this node. `open` before anything else, `close` at the end."""
+
+    def __init__(self, config: ModuleConfig, around: Surroundings) -> None:
+        self.config = config
+        self.name = config.name
+        self.number = config.number
+        self.around = around
+        self.node = around.configuration.node
+        self.peer = around.configuration.peer
+        self.folder = config.folder_of(self.node)
+        self.damage = ""
+        self.certified: Epoch | None = None
+        """The epoch that the guardian certified as over for a former daemon (L8)."""
+        self.operation: OperationView | None = None
+        self.statistics: Statistics | None = None
+        self.events: deque[dict[str, object]] = deque(maxlen=2000)
+        self.preflight: list[PreflightItem] = []
+        self._records = ModuleRecords(around.home.module_state(config.name), self.node, config.name)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._released = asyncio.Event()
+        self.task: ModuleTask
+        self.steps: StepArchive
+        self.checks: ModuleChecks
+
+    async def open(self) -> None:
+        """Read the records, build the parts, begin to run the core."""
+        around, config = self.around, self.config
+        loaded = await asyncio.to_thread(self._records.load)
+        self.damage = loaded.damage
+        cluster = around.configuration.cluster
+        lineage = loaded.lineage or Lineage(
+            resource_id(cluster.id, self.name), self.node, self.peer
+        )
+        settings = loaded.settings or Settings(boot=config.boot, failover=config.failover)
+        if self.certified is not None:
+            settings = replace(settings, certified_epoch=self.certified)
+        self.task = ModuleTask(self._core_config(), lineage, settings, self._changed)
+        archive = OutputArchive(around.home.script_logs(self.name))
+        self.steps = StepArchive(self.name, self.node, archive, self._step_line)
+        await self.steps.load()
+        self.vm = self._make_vm()
+        self.engine = self._make_engine()
+        self.checks = ModuleChecks(self)
+        self.vm.running_changed = self.checks.running_changed
+        prober = Prober(around.probe_targets, around.client_context, self.post)
+        timeout_ms = 2 * cluster.timing.heartbeat_ms
+        channel = PeerChannel(around.links, self.number, timeout_ms)
+        self.task.connect(Ports(self._records, self, self.vm, channel, prober, self))
+        if self.damage:
+            self.log("E", "daemon", "C12", self.damage)
+        self._tasks.append(
+            asyncio.get_running_loop().create_task(self.task.run(), name=f"core {self.name}")
+        )
+
+    async def close(self) -> None:
+        """End everything; what runs is ended, too."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.task.cancel_timers()
+        await self.checks.close()
+        await self.vm.close()
+        await self.engine.close()
+
+    # --- building ----------------------------------------------------------------------------
+
+    def _core_config(self) -> Config:
+        cluster, config = self.around.configuration.cluster, self.config
+        timing = cluster.timing
+        vm_checker = next((one for one in config.checker if one.kind == "vm"), None)
+        return Config(
+            module=self.name,
+            number=self.number,
+            node=self.node,
+            peer=self.peer,
+            isolation=Isolation(cluster.arbitration.isolation),
+            timing=Timing(
+                suspect_ms=timing.suspect_ms,
+                stall_limit_ms=timing.stall_limit_ms,
+                takeover_wait_ms=timing.takeover_wait_ms,
+                pause_after_ms=timing.pause_after_ms,
+                retry_ms=timing.heartbeat_ms,
+            ),
+            restarts=config.restart_budget.count,
+            restart_window_ms=config.restart_budget.window_h * 3_600_000,
+            exit_action=CheckerAction(vm_checker.action if vm_checker else "restart"),
+            vm_checker=vm_checker.name if vm_checker else self.name,
+            first_node=cluster.nodes[0],
+        )
+
+    def _make_vm(self) -> VmHost:
+        around, config = self.around, self.config
+        spec = VmSpec(
+            self.name, self.number, self.node, self.peer, self.folder, config.driver_options
+        )
+        stops = Stops(
+            StopMode(config.stop.normal), StopMode(config.stop.force), config.stop.timeout_s
+        )
+        scripts = ScriptRunner(
+            self.name,
+            around.home.scripts_directory(self.name),
+            place=around.place,
+            timeout_s=config.scripts.timeout_s,
+            replace=config.scripts.replace,
+            on_line=lambda step, line: host.on_script_line(step, line),
+        )
+        host = VmHost(
+            spec, stops, scripts, self.steps, around.guardian, self.post, self._wait_released
+        )
+        host.use(
+            ProcessDriver(spec, place=around.place, on_exit=host.on_exit, on_line=host.on_line)
+        )
+        return host
+
+    def _make_engine(self) -> EngineHost:
+        around, cluster = self.around, self.around.configuration.cluster
+        home = around.home
+        files = TlsFiles(
+            str(home.authority_certificate), str(home.node_certificate), str(home.node_key)
+        )
+        links = tuple(
+            PeerLink(
+                lan.name,
+                lan.addresses[self.peer],
+                cluster.ports.peer,
+                lan.addresses[self.node],
+                None if lan.encryption == "none" else files,
+            )
+            for lan in cluster.replication_lans()
+        )
+        config = EngineConfig(
+            cluster_id=cluster.id,
+            module=self.name,
+            number=self.number,
+            node=self.node,
+            peer=self.peer,
+            folder=self.folder,
+            run_directory=str(home.run),
+            links=links,
+            suspect_ms=cluster.timing.suspect_ms,
+            stall_limit_ms=cluster.timing.stall_limit_ms,
+            strict=self.config.replication.durability == "strict",
+            resync_rate_mib_s=self.config.replication.resync_rate_mib_s,
+        )
+        callbacks = Callbacks(
+            post=self._engine_event,
+            line=self._engine_line,
+            alive=around.links.session_alive,
+            descriptors=self._descriptors,
+            statistics=self._statistics,
+        )
+        return EngineHost(config, around.place, callbacks)
+
+    # --- ports of the core -------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """An event for the core."""
+        self.task.post(event)
+
+    def perform(self, action: a.EngineAction) -> None:
+        """`ports.Replicator`."""
+        self.engine.perform(action)
+
+    def tell(self, level: a.Level, rule: str, text: str, cause: str) -> None:
+        """`ports.Teller`: one line in the module's log."""
+        self.log(level.value, "daemon", rule, text, cause)
+
+    def finish(self, operation_id: str, done: bool, text: str) -> None:
+        """`ports.Teller`: an operation has ended."""
+        self.around.finished(operation_id, done, text)
+
+    def journal(self, cause: str, kind: str, body: dict[str, object]) -> None:
+        """`ports.Teller`: an event and what it caused, for the support bundle."""
+        self.events.append({"id": cause, "what": kind, **body})
+
+    def log(
+        self, level: str, source: str, rule: str, text: str, cause: str = "", run: str = ""
+    ) -> None:
+        """One line in the module's log; `run` names the script run it belongs to."""
+        event = f"{cause}|{run}" if run else cause
+        self.around.logbook.log(
+            self.name,
+            level,  # type: ignore[arg-type]
+            text,
+            source=source,
+            rule=rule,
+            event=event,
+        )
+
+    # --- what the parts tell -----------------------------------------------------------------
+
+    def _engine_event(self, event: Event) -> None:
+        if isinstance(event, EngineDone) and self.task.state.phase is Phase.DETACHING:
+            # Only a Detach is outstanding then: the guardian has nothing to watch any more.
+            task = asyncio.get_running_loop().create_task(self._after_detach(event))
+            self._tasks.append(task)
+            return
+        self.post(event)
+
+    async def _after_detach(self, event: EngineDone) -> None:
+        with contextlib.suppress(HyperhaError):
+            await self.vm.detached()
+        self.post(event)
+
+    def _engine_line(self, line: LogLine) -> None:
+        self.log(line.level, "replication", line.rule, line.text)
+
+    def _descriptors(self, kept: Kept) -> None:
+        self.vm.descriptors(kept)
+
+    def _statistics(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+        if statistics.handles_open == 0:
+            self._released.set()
+        else:
+            self._released.clear()
+
+    async def _wait_released(self) -> bool:
+        """M12: wait until every handle of the last run is released, as the engine reports it."""
+        if self.statistics is None:
+            return True
+        self._released.clear()
+        try:
+            async with asyncio.timeout(3.0):
+                await self._released.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _step_line(self, level: str, source: str, rule: str, text: str, run: str) -> None:
+        self.log(level, source, rule, text, "", run)
+
+    def _changed(self, state: ModuleState) -> None:
+        if self.certified is not None and state.settings.certified_epoch is None:
+            self.certified = None
+            self._tasks.append(asyncio.get_running_loop().create_task(self._forget()))
+        self.checks.state_changed(state)
+        self.around.changed()
+
+    async def _forget(self) -> None:
+        """The peer has answered: the guardian need not remember the certificate (L8)."""
+        with contextlib.suppress(HyperhaError):
+            await self.around.guardian.forget(self.name)
+
+    def take_socket(self, lan: str, found: Preamble, raw: bytes, connection: socket.socket) -> bool:
+        """A connection of the peer's replication process for this module."""
+        del found
+        return self.engine.take_socket(lan, raw, connection)
+
+    # --- views -------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> ModuleState:
+        """The core's state."""
+        return self.task.state
+
+    def status(self) -> ModuleStatus:
+        """What the heartbeats say about this side."""
+        state = self.state
+        epoch = state.lineage.held if state.role.runs_vm else state.lineage.epoch
+        return ModuleStatus(
+            number=self.number,
+            role=state.role,
+            readiness=readiness(state),
+            data=data_state(state),
+            epoch=epoch.counter,
+            generation=state.lineage.current.id[:16],
+            stopping=state.phase in _STOPPING,
+            wanted=state.settings.wanted,
+        )
+
+    def report(self) -> ModuleReport:
+        """The module as this node sees it."""
+        state = self.state
+        if self.damage and state.lineage.current.id:
+            self.damage = ""  # An operator's decision has made a new record since.
+        return ModuleReport(
+            number=self.number,
+            driver=self.config.driver,
+            folder=self.folder,
+            generation=state.lineage.current.id,
+            failover=state.settings.failover,
+            preflight=self.preflight,
+            side=side(
+                state,
+                wall_ms=time.time_ns() // 1_000_000,
+                checkers=self.checker_views(),
+                operation=self.operation,
+                window_h=self.config.restart_budget.window_h,
+                vm_observed=True,
+                damage=self.damage or self.task.broken,
+            ),
+        )
+
+    def checker_views(self) -> list[CheckerView]:
+        """The checkers with their last verdicts."""
+        return self.checks.views()
+
+    async def look_ahead(self) -> None:
+        """Refresh the preflight list."""
+        reasons = await self.vm.driver.preflight()
+        found = [
+            PreflightItem(code=one.code, node=self.node, text=one.text, fix=one.fix)
+            for one in reasons
+        ]
+        if found != self.preflight:
+            self.preflight = found
+            self.around.changed()

@@ -1,0 +1,364 @@
+"""The daemon of one node: builds everything, starts it in order, ends it in order.
+
+The only module that knows everybody. It decides nothing about high availability.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hyperha.api.app import build_app
+from hyperha.api.server import ApiServer, local_socket, make_server, serve, tcp_socket
+from hyperha.api.service import Caller
+from hyperha.api.wire import CheckerChange, NodeReport
+from hyperha.config import Home, load_all
+from hyperha.core.events import CommandGiven, Verb
+from hyperha.core.state import Phase
+from hyperha.daemon.guardian_client import GuardianClient, GuardianSettings, Notice
+from hyperha.daemon.listener import ReplicationListener
+from hyperha.daemon.module_host import ModuleHost, Surroundings
+from hyperha.daemon.peer_api import PeerApi
+from hyperha.daemon.peer_link import PeerLink
+from hyperha.daemon.probe import ProbeTargets
+from hyperha.daemon.service import Service
+from hyperha.durable import DaemonLock
+from hyperha.errors import DeniedError, HyperhaError
+from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings
+from hyperha.logbook.journal import Logbook
+from hyperha.replication.preamble import Preamble
+from hyperha.security.authority import holder_of
+from hyperha.security.cluster_key import load_cluster_key
+from hyperha.security.identity import local_identity
+from hyperha.security.tls import api_server_context, node_client_context
+from hyperha.spawn.tree import RunPlace
+
+_log = logging.getLogger(__name__)
+POLL_S = 1.0
+LOOK_AHEAD_S = 15.0
+SHUTDOWN_MARGIN_S = 30.0
+
+
+class NodeDaemon:
+    """One node. `run` returns when it has been asked to end and everything is down."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.configuration = load_all(home)
+        self.boot_id = secrets.token_hex(8)
+        self.modules: dict[str, ModuleHost] = {}
+        self.limits: list[str] = []
+        self.peer_report: NodeReport | None = None
+        self.peer_link = PeerLink(self._changed)
+        self._stop = asyncio.Event()
+        self._peer_changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._servers: list[ApiServer] = []
+        self._started = False
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Start, serve until told to stop, stop cleanly. Raises HyperhaError when it cannot."""
+        if sys.platform == "win32":
+            raise DeniedError("this release runs nodes on Linux only")
+        self.home.create()
+        with DaemonLock(self.home.daemon_lock):
+            await self._open()
+            try:
+                await self._begin()
+                ready()
+                await self._stop.wait()
+                await self._stop_modules()
+            finally:
+                await self._close()
+
+    def stop(self) -> None:
+        """Ask the daemon to end; the modules are stopped cleanly first."""
+        self._stop.set()
+
+    # --- starting ----------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        configuration, home = self.configuration, self.home
+        cluster, node, peer = configuration.cluster, configuration.node, configuration.peer
+        self.logbook = Logbook(home.journal)
+        self.place = RunPlace.for_home(node, home.run)
+        if self.place.limit:
+            self.limits.append(self.place.limit)
+        if os.geteuid() != 0:
+            self.limits.append(
+                "not root: other users cannot use the folder, owners stay as they are"
+            )
+        self._client_context = node_client_context(
+            home.authority_certificate, home.node_certificate, home.node_key
+        )
+        addresses = tuple(lan.addresses[peer] for lan in cluster.lan)
+        self.peer_api = PeerApi(peer, addresses, cluster.ports.api, self._client_context)
+        self.guardian = GuardianClient(
+            GuardianSettings.of(home, configuration),
+            on_lost=self._guardian_lost,
+            on_notice=self._guardian_notice,
+        )
+        self._certified = await self.guardian.connect()
+        await self._end_leftovers()
+        self.links = HeartbeatLinks(
+            LinkSettings(
+                key=load_cluster_key(home.cluster_key),
+                cluster_id=cluster.id,
+                own_index=cluster.nodes.index(node),
+                lans=tuple(
+                    LanPath(lan.name, lan.addresses[node], lan.addresses[peer])
+                    for lan in cluster.lan
+                ),
+                port=cluster.ports.peer,
+                heartbeat_ms=cluster.timing.heartbeat_ms,
+                suspect_ms=cluster.timing.suspect_ms,
+                config_version=cluster.version,
+            ),
+            self.peer_link,
+        )
+        self.peer_link.links = self.links
+        self.peer_link.lans = {lan.name: False for lan in cluster.lan}
+        self.service = Service(self)
+        self.listener = ReplicationListener(cluster.ports.peer, cluster.id, peer, self._take)
+
+    async def _end_leftovers(self) -> None:
+        """Runs of a daemon that is dead, where no guardian ended them."""
+        for tree in self.place.leftovers():
+            if tree.members():
+                self.logbook.log("", "W", f"ends processes left by a former daemon: {tree.marker}")
+                tree.kill()
+
+    async def _begin(self) -> None:
+        cluster, node = self.configuration.cluster, self.configuration.node
+        around = Surroundings(
+            home=self.home,
+            configuration=self.configuration,
+            place=self.place,
+            guardian=self.guardian,
+            links=self.links,
+            logbook=self.logbook,
+            probe_targets=self._probe_targets(),
+            client_context=self._client_context,
+            finished=self._finished,
+            changed=self._changed,
+        )
+        for name, config in self.configuration.modules.items():
+            host = ModuleHost(config, around)
+            host.certified = next((c.epoch for c in self._certified if c.module == name), None)
+            self.modules[name] = host
+            await host.open()
+            self.peer_link.add(host)
+        self._started = True
+        self._changed()
+        self.links.start()
+        for lan in cluster.replication_lans():
+            self.listener.listen(lan.name, lan.addresses[node])
+        await self._serve_api()
+        self._go(self._poll_peer())
+        self._go(self._look_ahead())
+        for host in self.modules.values():
+            self._go(self._boot(host))
+
+    def _probe_targets(self) -> ProbeTargets:
+        cluster, node = self.configuration.cluster, self.configuration.node
+        peer = self.configuration.peer
+        return ProbeTargets(
+            peer_addresses=tuple(lan.addresses[peer] for lan in cluster.lan),
+            own_addresses=tuple(lan.addresses[node] for lan in cluster.lan),
+            ports=(cluster.ports.api, cluster.ports.peer),
+            others=cluster.arbitration.probe,
+            timeout_s=min(1.0, cluster.timing.suspect_ms / 1500),
+        )
+
+    async def _serve_api(self) -> None:
+        home, cluster = self.home, self.configuration.cluster
+        app = build_app(self.service)
+        local = make_server(app, _local_caller, None)
+        self._serve(local, local_socket(home.api_socket))
+        context = api_server_context(
+            home.authority_certificate, home.node_certificate, home.node_key
+        )
+        for lan in cluster.lan:
+            address = lan.addresses[self.configuration.node]
+            server = make_server(app, self._remote_caller, context)
+            self._serve(server, tcp_socket(address, cluster.ports.api, "API"))
+
+    def _serve(self, server: ApiServer, listening: socket.socket) -> None:
+        self._servers.append(server)
+        self._go(serve(server, listening))
+
+    def _go(self, work: Awaitable[Any]) -> None:
+        self._tasks.append(asyncio.ensure_future(work))
+
+    async def _boot(self, host: ModuleHost) -> None:
+        settings = host.state.settings
+        if settings.boot == "off" or (settings.boot == "auto" and not settings.wanted):
+            return
+        await asyncio.sleep(host.config.boot_delay_s)
+        if host.state.phase is Phase.IDLE and not self._stop.is_set():
+            host.post(CommandGiven(Verb.START, "", "boot", automatic=True))
+
+    # --- callers -----------------------------------------------------------------------------
+
+    def _remote_caller(self, transport: asyncio.BaseTransport) -> Caller | None:
+        connection: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        der = connection.getpeercert(binary_form=True) if connection is not None else None
+        if der is None:
+            return None
+        found = holder_of(der)
+        cluster = self.configuration.cluster
+        if found.cluster_id != cluster.id or found.node not in cluster.nodes:
+            return None
+        if found.node == self.configuration.node:
+            # This node's own key, used from here: as good as root on it.
+            return Caller("root", "admin", found.node)
+        return Caller(found.node, "admin", found.node, found.node)
+
+    # --- what the parts tell -----------------------------------------------------------------
+
+    def _take(self, lan: str, found: Preamble, raw: bytes, connection: socket.socket) -> bool:
+        host = self.modules.get(found.module)
+        if host is None or host.number != found.number:
+            return False
+        return host.take_socket(lan, found, raw, connection)
+
+    def _finished(self, operation_id: str, done: bool, text: str) -> None:
+        if operation_id:
+            self.service.operations.finish(operation_id, done, text)
+
+    def _changed(self) -> None:
+        self._peer_changed.set()
+        if not self._started:
+            return
+        statuses = tuple(host.status() for host in self.modules.values())
+        self.links.set_status(statuses, config_version=self.configuration.cluster.version)
+        self.service.subscribers.state_changed()
+
+    def _guardian_lost(self) -> None:
+        if not self._stop.is_set():
+            self._go(self._guard_again())
+
+    async def _guard_again(self) -> None:
+        self.logbook.log("", "E", "the guardian is gone: another one is started", rule="P1")
+        while not self._stop.is_set():
+            try:
+                await self.guardian.connect()
+                for host in self.modules.values():
+                    await host.vm.arm()
+                return
+            except HyperhaError as problem:
+                _log.error("no guardian: %s", problem)
+                await asyncio.sleep(1)
+
+    def _guardian_notice(self, notice: Notice) -> None:
+        self.logbook.log(notice.module, "W", f"guardian {notice.what}: {notice.reason}", rule="L5'")
+
+    async def _poll_peer(self) -> None:
+        """Keep the other node's report fresh: at once when something changed, else every second."""
+        absent = True
+        while True:
+            report = await self.peer_api.report() if not self.peer_link.silent else None
+            if report is not None:
+                if absent:
+                    await self._tell_suspensions(report)
+                absent = False
+                if report != self.peer_report:
+                    self.peer_report = report
+                    self.service.subscribers.state_changed()
+            elif self.peer_link.silent:
+                absent = True
+                self.service.subscribers.state_changed()
+            self._peer_changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._peer_changed.wait()
+            await asyncio.sleep(0.1)
+
+    async def _tell_suspensions(self, report: NodeReport) -> None:
+        """A node that was absent learns what was suspended meanwhile, before it may act."""
+        for name, host in self.modules.items():
+            theirs = report.modules.get(name)
+            if theirs is None or not host.state.role.runs_vm:
+                continue
+            held = {one.name for one in theirs.side.checkers if one.suspended}
+            for one in host.checker_views():
+                if one.suspended is None or one.name in held:
+                    continue
+                s = one.suspended
+                change = CheckerChange(suspended=True, until=s.until, reason=s.reason)
+                caller = Caller(s.by, "admin", self.configuration.node)
+                with contextlib.suppress(HyperhaError):
+                    await self.peer_api.change_checker(name, one.name, change, caller)
+
+    async def _look_ahead(self) -> None:
+        while True:
+            for host in self.modules.values():
+                with contextlib.suppress(HyperhaError):
+                    await host.look_ahead()
+            await asyncio.sleep(LOOK_AHEAD_S)
+
+    # --- ending ------------------------------------------------------------------------------
+
+    async def _stop_modules(self) -> None:
+        limit_s = SHUTDOWN_MARGIN_S
+        for host in self.modules.values():
+            if host.state.phase is not Phase.IDLE:
+                host.post(CommandGiven(Verb.STOP, "", "shutdown", automatic=True))
+                limit_s = max(limit_s, host.config.stop.timeout_s + SHUTDOWN_MARGIN_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while any(h.state.phase is not Phase.IDLE for h in self.modules.values()):
+                    await asyncio.sleep(0.05)
+
+    async def _close(self) -> None:
+        self._stop.set()
+        for server in self._servers:
+            server.should_exit = True
+        for host in self.modules.values():
+            await host.close()
+        self.logbook.close()
+        for task in self._tasks:
+            if not task.done():
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.listener.close()
+        if self._started:
+            self.links.stop()
+        await self.peer_api.close()
+        with contextlib.suppress(HyperhaError):
+            await self.guardian.release()
+        self.place.close()
+        with contextlib.suppress(FileNotFoundError):
+            self.home.api_socket.unlink()
+
+
+def _local_caller(transport: asyncio.BaseTransport) -> Caller | None:
+    connection = transport.get_extra_info("socket")
+    try:
+        found = local_identity(connection)
+    except DeniedError:
+        return None
+    return Caller(found.name, found.access.value, found.origin)
+
+
+def run_node(home: Home) -> None:
+    """Run the daemon until SIGTERM or SIGINT; the whole program of `hyperha node run`."""
+
+    async def main() -> None:
+        daemon = NodeDaemon(home)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, daemon.stop)
+        await daemon.run(lambda: print(f"{daemon.configuration.node} is running", flush=True))  # noqa: T201
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level="WARNING")
+    asyncio.run(main())

@@ -1,0 +1,301 @@
+"""The API's view of this node: `api.service.NodeService` on top of the module hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hyperha
+from hyperha.api.service import Caller
+from hyperha.api.wire import (
+    Accepted,
+    ActionRequest,
+    CheckerChange,
+    ClusterView,
+    LogPage,
+    ModuleView,
+    NodeReport,
+    NodeView,
+    OperationView,
+    PreflightItem,
+    ScriptOutput,
+    ScriptRun,
+    StreamLine,
+)
+from hyperha.core.commands import problem
+from hyperha.core.events import CommandGiven, SettingsChanged, Verb
+from hyperha.daemon.module_task import boottime_ms
+from hyperha.daemon.operations import Operations
+from hyperha.daemon.stream import Subscribers, log_line
+from hyperha.daemon.views import merged, resource_state, rfc3339
+from hyperha.domain import Readiness
+from hyperha.errors import (
+    BusyError,
+    HyperhaError,
+    LossError,
+    NotFoundError,
+    RefusedError,
+    StaleViewError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from hyperha.daemon.module_host import ModuleHost
+    from hyperha.daemon.node import NodeDaemon
+
+_PROBLEMS = {"stale-view": StaleViewError, "busy": BusyError, "loss": LossError}
+
+
+class Service:
+    """Implements `NodeService`."""
+
+    def __init__(self, daemon: NodeDaemon) -> None:
+        self._daemon = daemon
+        self.node = daemon.configuration.node
+        self.peer = daemon.configuration.peer
+        self.subscribers = Subscribers(
+            self.node, daemon.boot_id, daemon.logbook, lambda: self.cluster()
+        )
+        self.operations = Operations(self.node, self._operation_changed)
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def _host(self, name: str) -> ModuleHost:
+        host = self._daemon.modules.get(name)
+        if host is None:
+            known = ", ".join(self._daemon.modules) or "none"
+            raise NotFoundError(f"there is no module {name!r}", f"Modules here: {known}.")
+        return host
+
+    def node_report(self) -> NodeReport:
+        """This node alone."""
+        return NodeReport(
+            node=self.node,
+            view=self._own_view(),
+            modules={name: host.report() for name, host in self._daemon.modules.items()},
+        )
+
+    def _own_view(self) -> NodeView:
+        link = self._daemon.peer_link
+        return NodeView(
+            reachable=True,
+            seen_ms_ago=0,
+            boot_id=self._daemon.boot_id,
+            version=hyperha.__version__,
+            config_version=self._daemon.configuration.cluster.version,
+            lans={lan: resource_state(up) for lan, up in link.lans.items()},
+            limits=[*self._daemon.limits, *link.refusals],
+        )
+
+    def _peer_view(self) -> NodeView:
+        link, report = self._daemon.peer_link, self._daemon.peer_report
+        age = None if link.heard_at_ms is None else boottime_ms() - link.heard_at_ms
+        reachable = not link.silent
+        if report is None:
+            return NodeView(reachable=reachable, seen_ms_ago=0 if reachable else age)
+        return report.view.model_copy(
+            update={"reachable": reachable, "seen_ms_ago": 0 if reachable else age}
+        )
+
+    def cluster(self) -> ClusterView:
+        """Both nodes, the other one's part with its age."""
+        report = self._daemon.peer_report
+        nodes = {self.node: self._own_view(), self.peer: self._peer_view()}
+        modules = {
+            name: merged(self.node, host.report(), self.peer, report)
+            for name, host in self._daemon.modules.items()
+        }
+        return ClusterView(
+            cluster=self._daemon.configuration.cluster.cluster,
+            answered_by=self.node,
+            at=rfc3339(time.time_ns() // 1_000_000),
+            boot_id=self._daemon.boot_id,
+            seq=self._daemon.logbook.last_seq,
+            nodes=dict(sorted(nodes.items())),
+            modules=modules,
+        )
+
+    def module(self, name: str) -> ModuleView:
+        """One module."""
+        host = self._host(name)
+        return merged(self.node, host.report(), self.peer, self._daemon.peer_report)
+
+    def preflight(self, name: str) -> list[PreflightItem]:
+        """Why a start or failover would not work now."""
+        return self.module(name).preflight
+
+    async def operation(self, operation_id: str) -> OperationView:
+        """A command that was accepted, here or on the other node."""
+        if operation_id.startswith(f"{self.peer}-"):
+            return await self._daemon.peer_api.operation(operation_id)
+        return self.operations.get(operation_id)
+
+    def log_page(self, name: str, after: int, limit: int) -> LogPage:
+        """The newest lines of a module's log."""
+        self._host(name)
+        logbook = self._daemon.logbook
+        entries = logbook.messages(name, after=after, limit=limit)
+        lines = [log_line(entry, self.node) for entry in entries]
+        return LogPage(lines=lines, next=logbook.last_seq)
+
+    def script_runs(self, name: str) -> list[ScriptRun]:
+        """The kept runs of the module's scripts, newest first."""
+        return self._host(name).steps.runs()
+
+    def script_output(self, name: str, run: str) -> ScriptOutput:
+        """What one run said."""
+        return self._host(name).steps.output(run)
+
+    def stream(self, after: int | None) -> AsyncIterator[StreamLine]:
+        """What happens from here on."""
+        return self.subscribers.stream(after)
+
+    def ready(self, name: str) -> tuple[bool, str]:
+        """Whether the VM runs here and is ready."""
+        side = self._host(name).report().side
+        is_ready = side.role.runs_vm and side.readiness is Readiness.READY
+        return is_ready, f"{side.role} {side.readiness}"
+
+    def _operation_changed(self, view: OperationView) -> None:
+        host = self._daemon.modules.get(view.module)
+        if host is not None:
+            host.operation = view if view.state == "running" else None
+        self.subscribers.operation_changed(view)
+
+    # --- commands ----------------------------------------------------------------------------
+
+    async def act(self, name: str, request: ActionRequest, caller: Caller) -> Accepted:
+        """Begin a command here or on the node it names."""
+        host = self._host(name)
+        node = request.node or self.node
+        if node == self.peer and not caller.peer_node:
+            return await self._daemon.peer_api.act(name, request, caller)
+        if node != self.node:
+            raise NotFoundError(f"there is no node {node!r}", f"Nodes: {self.node}, {self.peer}.")
+        repeated = self.operations.repeated(request.request_id)
+        if repeated is not None:
+            return Accepted(operation=repeated)
+        if "-" in request.verb:
+            return await self._switch(host, request, caller)
+        event = self._command(host, request, caller)
+        self._check(host, event)
+        view = self.operations.begin(name, request.verb, caller.name, request.request_id)
+        await self._audit(caller, f"{request.verb} {name}", request.reason)
+        host.post(_with_id(event, view.id))
+        return Accepted(operation=view.id)
+
+    def _command(self, host: ModuleHost, request: ActionRequest, caller: Caller) -> CommandGiven:
+        confirm = request.options.confirm
+        if confirm is not None and confirm != host.name:
+            raise UsageError(
+                f"the confirmation names {confirm!r}, the module is {host.name!r}",
+                f"To accept the loss: --confirm {host.name}.",
+            )
+        return CommandGiven(
+            verb=Verb(request.verb),
+            operation_id="",
+            by=caller.name,
+            reason=request.reason,
+            expect_role=request.expect.role,
+            expect_generation=request.expect.generation,
+            confirmed=confirm == host.name,
+            full=request.options.full,
+            adopt=request.options.adopt,
+        )
+
+    def _check(self, host: ModuleHost, event: CommandGiven) -> None:
+        if host.task.broken:
+            raise RefusedError(host.task.broken, "Restart the daemon and send a support bundle.")
+        found = problem(host.state, event)
+        if found is None:
+            return
+        kind = _PROBLEMS.get(found.code, RefusedError)
+        fix = f"To accept the loss: --confirm {host.name}." if found.code == "loss" else ""
+        raise kind(found.text, fix)
+
+    async def _switch(self, host: ModuleHost, request: ActionRequest, caller: Caller) -> Accepted:
+        what, _, value = request.verb.partition("-")
+        view = self.operations.begin(host.name, request.verb, caller.name, request.request_id)
+        await self._audit(caller, f"{what} {value} {host.name}", request.reason)
+        host.post(
+            SettingsChanged(
+                operation_id=view.id,
+                by=caller.name,
+                failover=value == "on" if what == "failover" else None,
+                boot=value if what == "boot" else None,
+                reason=request.reason,
+            )
+        )
+        return Accepted(operation=view.id)
+
+    async def change_checker(
+        self, name: str, checker: str, change: CheckerChange, caller: Caller
+    ) -> Accepted:
+        """Suspend or resume, here and on the other node."""
+        host = self._host(name)
+        known = [one.name for one in host.config.checker]
+        if checker != "all" and checker not in known:
+            listed = ", ".join(known) or "none"
+            raise NotFoundError(f"there is no checker {checker!r}", f"Checkers: {listed}.")
+        if change.suspended and not change.reason:
+            raise UsageError("a suspension needs a reason", "Say why, for whoever finds it.")
+        until_ms = _wall_ms(change.until) if change.until else None
+        word = "suspend" if change.suspended else "resume"
+        view = self.operations.begin(name, f"checker-{word}", caller.name, "")
+        await self._audit(caller, f"{word} {checker} {name}", change.reason)
+        which = "" if checker == "all" else checker
+        host.post(
+            SettingsChanged(
+                operation_id=view.id,
+                by=caller.name,
+                suspend=which if change.suspended else None,
+                resume=which if not change.suspended else None,
+                reason=change.reason,
+                until_wall_ms=until_ms,
+            )
+        )
+        if not caller.peer_node:
+            # An absent peer is told when it is back, by the one that runs.
+            with contextlib.suppress(HyperhaError):
+                await self._daemon.peer_api.change_checker(name, checker, change, caller)
+        return Accepted(operation=view.id)
+
+    async def _audit(self, caller: Caller, what: str, reason: str) -> None:
+        entry = {
+            "at": rfc3339(time.time_ns() // 1_000_000),
+            "who": caller.name,
+            "role": caller.role,
+            "from": caller.origin,
+            "what": what,
+            "why": reason,
+        }
+        path = self._daemon.home.audit / "audit.jsonl"
+        await asyncio.to_thread(_append, path, json.dumps(entry))
+
+
+def _append(path: Path, line: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def _with_id(event: CommandGiven, operation_id: str) -> CommandGiven:
+    from dataclasses import replace
+
+    return replace(event, operation_id=operation_id)
+
+
+def _wall_ms(text: str) -> int:
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no time", "Write RFC 3339: 2026-01-31T22:00:00Z.") from None
+    if moment.tzinfo is None:
+        raise UsageError(f"{text!r} has no time zone", "Add Z or +01:00.")
+    return int(moment.timestamp() * 1000)
