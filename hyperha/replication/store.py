@@ -17,10 +17,18 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from hyperha.replication import identity, syscalls
+from hyperha.replication.entries import (
+    PRIVATE_NAME,
+    Descriptor,
+    Entry,
+    Found,
+    attributes_of,
+    check_name,
+    type_of,
+)
 from hyperha.replication.operations import (
     NO_ID,
     ROOT_ID,
@@ -30,8 +38,7 @@ from hyperha.replication.operations import (
     Target,
 )
 
-PRIVATE_NAME: Final = b".hyperha"
-"""The engine's own directory in the folder's root: never replicated, never visible."""
+__all__ = ["PRIVATE_NAME", "Descriptor", "Entry", "Found", "Store", "attributes_of", "check_name"]
 
 # The method `list` hides the type inside the class.
 _Names = list[bytes]
@@ -39,87 +46,9 @@ _Ranges = list[tuple[int, int]]
 _Scan = list[tuple[bytes, int, int]]
 
 _OPEN_LIMIT: Final = 256
+_DESCRIPTORS: Final = 1 << 18
 _BENEATH: Final = syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _PATH: Final = syscalls.O_PATH | _BENEATH
-
-
-class Descriptor:
-    """An open descriptor, closed when the last user lets go of it.
-
-    Whoever holds the object may use `fd`; a cache that drops it does not close it under a user. So
-    keep it in a variable while `fd` is used: `store.data(file).fd` alone names a closed descriptor.
-    """
-
-    __slots__ = ("directory", "fd", "recent", "writable")
-
-    def __init__(self, fd: int, *, writable: bool = False, directory: bool = False) -> None:
-        self.fd = fd
-        self.writable = writable
-        self.directory = directory
-        self.recent = True
-
-    def __del__(self) -> None:
-        try:
-            os.close(self.fd)
-        except OSError:
-            # The number is free already; there is nobody to tell in a finaliser.
-            pass
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One name in a directory and its inode. `file` is NO_ID where the inode carries no id."""
-
-    name: bytes
-    file: FileId
-    attributes: Attributes
-    nlink: int
-    handle: bytes
-    """The inode's own handle, unique for its life on this node."""
-
-    @property
-    def directory(self) -> bool:
-        """Whether the inode is a directory."""
-        return stat.S_ISDIR(self.attributes.mode)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a walk meets: an entry, the id of its directory and its path below the folder."""
-
-    parent: FileId
-    path: bytes
-    entry: Entry
-
-
-def check_name(name: bytes) -> None:
-    """Refuse what is not one plain component (M13): EINVAL, or ENAMETOOLONG above 255 bytes."""
-    if not name or b"/" in name or b"\0" in name or name in (b".", b".."):
-        raise OSError(errno.EINVAL, "not a plain file name", os.fsdecode(name))
-    if len(name) > 255:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), os.fsdecode(name))
-
-
-def attributes_of(status: os.stat_result) -> Attributes:
-    """The attributes that both copies share; a size only for regular files."""
-    regular = stat.S_ISREG(status.st_mode)
-    device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
-    return Attributes(
-        mode=status.st_mode,
-        uid=status.st_uid,
-        gid=status.st_gid,
-        size=status.st_size if regular else 0,
-        mtime_ns=status.st_mtime_ns,
-        rdev=status.st_rdev if device else 0,
-    )
-
-
-def _type_of(entry: os.DirEntry[str]) -> int:
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
 
 
 def _stale(file: FileId) -> OSError:
@@ -148,8 +77,7 @@ class Store:
         self._lock = threading.Lock()
         self._walked = False
         self._noatime = syscalls.O_NOATIME
-        if not self.privileged:
-            _raise_descriptor_limit()
+        _raise_descriptor_limit(self.privileged)
 
     # --- identity -------------------------------------------------------------------------
 
@@ -222,6 +150,11 @@ class Store:
             raise
         self._learn(file, handle, held)
         return True
+
+    def remember(self, file: FileId, handle: bytes) -> None:
+        """Trust what a predecessor of this process knew: a handle never names another inode."""
+        if self.privileged and file != NO_ID:
+            self._learn(file, handle)
 
     def forget(self, file: FileId) -> None:
         """Drop what is kept for an id whose inode lost its last name."""
@@ -386,7 +319,7 @@ class Store:
         fd = os.open(".", os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=held.fd)
         try:
             with os.scandir(fd) as entries:
-                found = [(os.fsencode(e.name), e.inode(), _type_of(e)) for e in entries]
+                found = [(os.fsencode(e.name), e.inode(), type_of(e)) for e in entries]
         finally:
             os.close(fd)
         if held is self._root:
@@ -580,9 +513,14 @@ class Store:
         self._anchors.clear()
 
 
-def _raise_descriptor_limit() -> None:
-    """Without handles each known inode needs a descriptor: take what the hard limit allows."""
+def _raise_descriptor_limit(privileged: bool) -> None:
+    """Every open file of the guest is a descriptor here (without rights, every known inode)."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = max(hard, _DESCRIPTORS) if privileged else hard
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except (OSError, ValueError):
+        # Above what the kernel gives to anybody (fs.nr_open): the hard limit it is.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

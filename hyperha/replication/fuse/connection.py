@@ -41,7 +41,7 @@ ZONE: Final = 1 << 20
 ZONE_RECORD_LIMIT: Final = 64
 """An operation over more zones gets one record of the whole file (Z5)."""
 
-_GONE: Final = (errno.ENODEV, errno.ENOENT, errno.ECONNABORTED, errno.ENOTCONN)
+_GONE: Final = (errno.ENODEV, errno.ENOENT, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF)
 
 
 def discard() -> None:
@@ -85,6 +85,15 @@ class Connection:
         self.kept: dict[int, Kept] = {}
         self.kept_lock = threading.Lock()
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="fuse-slow")
+
+    def close(self) -> None:
+        """After the connection has ended: answers that still come go nowhere, files are closed."""
+        self.pool.shutdown(wait=True)
+        device, self.device = self.device, -1
+        os.close(device)
+        self.handles.clear()
+        self.nodes.clear()
+        self.table.close()
 
     # --- answers --------------------------------------------------------------------------
 
@@ -263,7 +272,7 @@ class Connection:
 
         try:
             self.pipeline.change(records, run, pending.acknowledged)
-        except OSError:
+        except Exception:
             self.table.release(pending.slot)
             raise
 

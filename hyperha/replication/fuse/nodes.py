@@ -92,6 +92,7 @@ class NodeTable:
             node = Node(record.node, record.file, record.handle, record.directory)
             node.lookups = record.lookups
             node.slot = record.slot
+            store.remember(record.file, record.handle)
             self._insert(node)
             self._next = max(self._next, record.node + _GAP)
         self._add_root()
@@ -137,6 +138,11 @@ class NodeTable:
         node.file = file
         if node.slot is not None:
             self._table.set_file(node.slot, file)
+
+    def clear(self) -> None:
+        """Let go of every inode that is kept alive; the connection has ended."""
+        self.by_number.clear()
+        self._by_handle.clear()
 
     def forget(self, number: int, lookups: int) -> None:
         """The kernel dropped that many lookups; at zero the node is gone."""
@@ -211,6 +217,13 @@ class HandleTable:
     def opened(self) -> list[Handle]:
         """Every open handle at this moment."""
         return list(self.by_number.values())
+
+    def clear(self) -> None:
+        """Close every handle; the connection has ended and nobody can use them any more."""
+        self.by_number.clear()
+        with self._idle:
+            self._files = 0
+            self._idle.notify_all()
 
     def open_files(self) -> int:
         """How many file handles (not directories) are not yet released."""

@@ -17,6 +17,7 @@ from hyperha.replication.fuse import protocol
 
 log = logging.getLogger(__name__)
 
+_END_SECONDS: Final = 2
 _IGNORED: Final = (errno.ENOENT, errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED)
 
 
@@ -42,8 +43,9 @@ class Notifier:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after what is queued; a held page can keep it, so nobody waits."""
+        """End the thread; for an ended connection, where nothing can hold it any more."""
         self._queue.put(None)
+        self._thread.join(_END_SECONDS)
 
     def invalidate(self, node: int) -> None:
         """Have the kernel drop the attributes and pages of a node."""

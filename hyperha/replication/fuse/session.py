@@ -126,9 +126,7 @@ class Session:
         if self._thread.is_alive():
             return False
         self._notifier.stop()
-        self._connection.pool.shutdown(wait=True)
-        os.close(self.device)
-        self.table.close()
+        self._connection.close()
         return True
 
     def _run(self) -> None:

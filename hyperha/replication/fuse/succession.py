@@ -12,6 +12,7 @@ from __future__ import annotations
 import marshal
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -111,6 +112,8 @@ class SharedTable:
 
     def __init__(self, descriptor: int | None = None) -> None:
         self._chunks: list[tuple[_Kind, mmap.mmap]] = []
+        self._closing = threading.Lock()
+        self._closed = False
         self._free: dict[_Kind, list[Slot]] = {kind: [] for kind in _Kind}
         if descriptor is None:
             self.descriptor = os.memfd_create("hyperha-table", os.MFD_CLOEXEC)
@@ -152,9 +155,11 @@ class SharedTable:
 
     def close(self) -> None:
         """Unmap and let go of the descriptor; the memory lives while another process holds it."""
-        for _, memory in self._chunks:
-            memory.close()
-        self._chunks.clear()
+        with self._closing:
+            self._closed = True
+            for _, memory in self._chunks:
+                memory.close()
+            self._chunks.clear()
         self._head.close()
         os.close(self.descriptor)
 
@@ -184,9 +189,12 @@ class SharedTable:
         return free.pop()
 
     def release(self, slot: Slot) -> None:
-        """Make a slot free."""
-        _KEY.pack_into(slot.memory, slot.offset, 0)
-        self._free[slot.kind].append(slot)
+        """Make a slot free; nothing when the table has been closed meanwhile."""
+        with self._closing:
+            if self._closed:
+                return
+            _KEY.pack_into(slot.memory, slot.offset, 0)
+            self._free[slot.kind].append(slot)
 
     # --- nodes ----------------------------------------------------------------------------
 
