@@ -74,11 +74,13 @@ class EngineConfig:
 @dataclass(frozen=True, slots=True)
 class Start(ProcessMessage):
     """First message to the process. A successor (M4) gets with it the kept descriptors, in the
-    order of `descriptors`."""
+    order of `descriptors`, and answers with `TakenOver`."""
 
     config: EngineConfig
     successor: bool = False
     descriptors: tuple[str, ...] = ()
+    fence: str = ""
+    """As in the predecessor's `Descriptors`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +95,10 @@ class TakeSocket(ProcessMessage):
 class Descriptors(ProcessMessage):
     """Duplicates for the daemon to keep: names in the order of the descriptors beside it.
 
-    `device` (/dev/fuse) and `table` are kept for a successor (M4); `fence...` arm the guardian
-    (L5'). `fence` says how to rebuild the fence from its descriptors. A new set replaces the
-    former one, whose descriptors are to be closed.
+    `folder` (the plain folder below the mount), `device` (/dev/fuse) and `table` are kept for a
+    successor (M4); `fence` arms the guardian (L5'), and the field of that name says of which kind
+    it is. Without rights there may be no fence. A new set replaces the former one, whose
+    descriptors are to be closed.
     """
 
     names: tuple[str, ...]

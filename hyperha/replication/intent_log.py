@@ -337,9 +337,13 @@ class IntentLog:
     def retain(self) -> None:
         """From here on nothing is retired before `clear`: a resync has begun (R3, R4).
 
-        Needs no disk: after a crash every record found is retained anyway.
+        Needs no disk: after a crash every record found is retained anyway. What was recorded up to
+        now is behind whatever barrier `clear` follows, also if another node counted it.
         """
         self._retaining = True
+        with self.lock:
+            for entry in self.active.values():
+                entry.last = 0
 
     def enter_alone(self, base: str) -> None:
         """Z1: every record becomes dirty, relative to `base`, in one durable step.

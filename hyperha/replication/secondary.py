@@ -67,6 +67,8 @@ class SecondarySession:
         self._thread: threading.Thread | None = None
         self._target: TargetSide | None = None
         self._goodbye = False
+        self.up = False
+        """Whether the handshake is done and the stream has not ended."""
 
     @property
     def covered(self) -> int:
@@ -139,6 +141,7 @@ class SecondarySession:
         except OSError as problem:
             text, refused = f"the stream broke ({problem.strerror or problem})", False
         finally:
+            self.up = False
             self._forward.close()
             self._backward.close()
         if not self._closing:
@@ -182,6 +185,7 @@ class SecondarySession:
         if self.start_mode is SessionStart.CANDIDATES:
             backward.send(self._candidate_frames())
         forward.set_timeout(None)
+        self.up = True
         self._report(SessionUp(self.key, mine))
         return ""
 

@@ -191,8 +191,8 @@ class Pair:
     def differences(self) -> str:
         """What rsync would still do, from `a` to `b`; empty when the copies are equal."""
         done = subprocess.run(
-            ["rsync", "-aHAXn", "--checksum", "--delete", "--itemize-changes", "--exclude=/.hyperha",
-             "--filter=-x trusted.hyperha.id", f"{self.a.folder}/", f"{self.b.folder}/"],
+            ["rsync", "-aHAXn", "--checksum", "--delete", "--itemize-changes",
+             "--exclude=/.hyperha", "--filter=-x trusted.hyperha.id", f"{self.a.folder}/", f"{self.b.folder}/"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         return done.stdout

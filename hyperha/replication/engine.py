@@ -1,0 +1,550 @@
+"""One module's engine on one node: folder, log, mount, pipeline and sessions, as the core orders.
+
+Every `EngineAction` ends with one `EngineDone`. Quick orders are done by the thread that brings
+them, in order; those that wait for the peer or the disk end later, so that nothing can hold up a
+freeze. The engine decides nothing about roles: it does what it is told, or says why it cannot.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from hyperha.core import actions
+from hyperha.core.actions import Acknowledge, SessionStart
+from hyperha.core.events import AttachFacts, EngineDone, Event, MarkerState, MountLost
+from hyperha.domain import Marker
+from hyperha.errors import HyperhaError, RefusedError, ReplicationError
+from hyperha.replication import marker as markers
+from hyperha.replication import preamble as preambles
+from hyperha.replication.acceptor import Acceptor
+from hyperha.replication.control import (
+    Descriptors,
+    EngineConfig,
+    LogLine,
+    ProcessMessage,
+    Statistics,
+    TakeSocket,
+)
+from hyperha.replication.fuse.fence import Fence
+from hyperha.replication.fuse.layers import Layer, MountStack
+from hyperha.replication.fuse.protocol import Feature
+from hyperha.replication.fuse.session import Session
+from hyperha.replication.intent_log import IntentLog
+from hyperha.replication.marker import DamagedMarker, FolderFacts
+from hyperha.replication.occupancy import holders
+from hyperha.replication.operations import Answer, Change, FileId, Record
+from hyperha.replication.primary import Primary
+from hyperha.replication.resync_source import ResyncSource
+from hyperha.replication.store import Store
+
+log = logging.getLogger(__name__)
+
+Send = Callable[[Event | ProcessMessage, tuple[int, ...]], None]
+_READY_S: Final = 5.0
+_DRAIN_S: Final = 30.0
+
+
+class Engine:
+    """The process's one engine. `send` passes events and messages to the daemon."""
+
+    def __init__(self, config: EngineConfig, send: Send) -> None:
+        self.config = config
+        self.detached = threading.Event()
+        """Set when the folder is uncovered and the process may end."""
+        self._send = send
+        self._stack: MountStack | None = None
+        self._folder = -1
+        self._store: Store | None = None
+        self._intent: IntentLog | None = None
+        self._primary: Primary | None = None
+        self._acceptor: Acceptor | None = None
+        self._session: Session | None = None
+        self._lan_tls = {link.lan: link.tls for link in config.links}
+        self._disabled = 0
+        for name in config.kernel_features_off:
+            if name not in Feature.__members__:
+                known = ", ".join(sorted(Feature.__members__))
+                raise ReplicationError(f"unknown kernel feature {name!r}", f"Known: {known}")
+            self._disabled |= Feature[name]
+
+    # --- orders ---------------------------------------------------------------------------
+
+    def perform(self, action: actions.EngineAction) -> None:
+        """Do one order of the core; its `EngineDone` comes now or later."""
+        operation: int = action.operation  # type: ignore[attr-defined]
+        try:
+            handler = self._HANDLERS[type(action)]
+            handler(self, action)
+        except HyperhaError as problem:
+            self._done(operation, False, str(problem))
+        except OSError as problem:
+            where = f" ({os.fsdecode(problem.filename)})" if problem.filename else ""
+            self._done(operation, False, f"{problem.strerror or problem}{where}")
+
+    def _done(
+        self, operation: int, ok: bool, text: str = "", facts: AttachFacts | None = None
+    ) -> None:
+        self._send(EngineDone(operation, ok, text, facts), ())
+
+    def _later(self, operation: int, work: Callable[[], str]) -> None:
+        """Run something that may wait; its text says why it failed, or nothing."""
+
+        def run() -> None:
+            try:
+                text = work()
+            except HyperhaError as problem:
+                text = str(problem)
+            except OSError as problem:
+                text = problem.strerror or str(problem)
+            self._done(operation, not text, text)
+
+        threading.Thread(target=run, name=f"order-{operation}", daemon=True).start()
+
+    def report(self, message: Event | LogLine) -> None:
+        """What pipeline, sessions and resync have to say."""
+        self._send(message, ())
+
+    def _tell(self, level: str, rule: str, text: str) -> None:
+        self._send(LogLine(level, rule, text), ())
+
+    # --- covering -------------------------------------------------------------------------
+
+    def _attach(self, action: actions.Attach) -> None:
+        if self._stack is not None:
+            raise RefusedError(f"{self.config.folder} is covered already")
+        stack = MountStack(
+            self.config.folder, f"hyperha-{self.config.module}", self.config.run_directory
+        )
+        peeled = stack.peel_stale()
+        if peeled:
+            self._tell("W", "M5", f"{peeled} stale mounts on {self.config.folder} were removed")
+        folder = stack.open_folder()
+        try:
+            facts = self._prepare(folder, action)
+            self._stack = stack
+            self._session = self._serve(stack.cover())
+            stack.watch(self._mount_lost)
+        except BaseException:
+            self._let_go()
+            os.close(folder)
+            raise
+        self._folder = folder
+        self._announce_descriptors()
+        self._done(action.operation, True, "", facts)
+
+    def _prepare(self, folder: int, action: actions.Attach) -> AttachFacts:
+        """Check the plain folder and open store and log, before it is covered (M6, R12)."""
+        holding = holders(self.config.folder, ours=frozenset((folder,)))
+        if holding:
+            raise RefusedError(
+                f"{self.config.folder} is in use: {holding[0]}",
+                "Stop that process; while it holds a file it would bypass replication (M6).",
+            )
+        found = markers.inspect(folder)
+        if not found.xattrs or not found.handles:
+            lack = "extended attributes" if not found.xattrs else "file handles"
+            raise RefusedError(
+                f"the file system of {self.config.folder} has no {lack}",
+                "Use ext4, xfs or btrfs.",
+            )
+        state, known = _judge(found, action.accept)
+        accepted = state is MarkerState.MATCHES or action.adopt
+        accepted = accepted or (state is MarkerState.ABSENT and not action.accept)
+        fresh = state is MarkerState.ABSENT and not action.accept
+        if accepted:
+            markers.write_marker(folder, action.write)
+        self._open(folder, action.write.resource, fresh=fresh, usable=accepted)
+        count = -1 if self._intent is None else self._intent.candidate_count()
+        text = "" if self._intent is None else self._intent.damage
+        if isinstance(found.marker, DamagedMarker):
+            text = f"{found.marker.reason}; {text}" if text else found.marker.reason
+        return AttachFacts(state, known, found.empty, count, text)
+
+    def _open(self, folder: int, resource: str, *, fresh: bool, usable: bool) -> None:
+        """Open store and log. A folder that is not ours keeps its own log untouched (R12)."""
+        store = self._store = Store(folder)
+        if usable:
+            private = store.private_directory()
+            try:
+                self._intent = IntentLog(private, resource, store.handle, fresh=fresh)
+            finally:
+                os.close(private)
+            primary = Primary(store, self._intent, self.config, self.report)
+            primary.resync_started = lambda session, welcome, theirs: ResyncSource(
+                primary, session, welcome, theirs
+            ).start()
+            primary.barriers.run()
+            self._primary = primary
+            self._acceptor = Acceptor(store, self._intent, self.config, self.report)
+
+    def _serve(self, layer: Layer) -> Session:
+        assert self._store is not None
+        pipeline = self._primary or ReadOnly()
+        session = Session(self._store, pipeline, layer.device, disabled=self._disabled)
+        session.start()
+        if not session.ready.wait(_READY_S):
+            raise ReplicationError(f"the kernel did not begin to use {self.config.folder}")
+        return session
+
+    def _mount_lost(self, text: str) -> None:
+        self._send(MountLost(text), ())
+
+    def _announce_descriptors(self) -> None:
+        """Give the daemon what a successor and the guardian need (M4, L5')."""
+        stack, session = self._stack, self._session
+        if stack is None or session is None or stack.top is None:
+            return
+        names = ["folder", "device", "table"]
+        descriptors = [self._folder, session.device, session.table.descriptor]
+        kind = ""
+        if stack.top.fence is not None:
+            kind = stack.top.fence.describe()
+            for descriptor in stack.top.fence.descriptors:
+                names.append("fence")
+                descriptors.append(descriptor)
+        self._send(Descriptors(tuple(names), kind), tuple(descriptors))
+
+    def _let_go(self) -> None:
+        """Undo covering, as far as it went."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.uncover()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+        acceptor, self._acceptor = self._acceptor, None
+        if acceptor is not None:
+            acceptor.close()
+        primary, self._primary = self._primary, None
+        if primary is not None:
+            primary.close()
+        intent, self._intent = self._intent, None
+        if intent is not None:
+            intent.close()
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def _detach(self, action: actions.Detach) -> None:
+        """Uncover; what the kernel still sends meanwhile is refused, never done silently."""
+        if self._stack is None:
+            self._done(action.operation, True)
+            self.detached.set()
+            return
+        problem = ""
+        if self._primary is not None:
+            self._primary.close_session(clean=True)
+            self._primary.demote()
+        if self._acceptor is not None:
+            problem = self._acceptor.close()
+        assert self._store is not None
+        self._store.sync_all()
+        if action.write is not None:
+            markers.write_marker(self._folder, action.write)
+        self._let_go()
+        os.close(self._folder)
+        self._folder = -1
+        self._done(action.operation, not problem, problem)
+        self.detached.set()
+
+    def _set_marker(self, action: actions.SetMarker) -> None:
+        if self._folder < 0:
+            raise RefusedError(f"{self.config.folder} is not covered")
+        markers.write_marker(self._folder, action.write)
+        self._done(action.operation, True)
+
+    # --- roles ----------------------------------------------------------------------------
+
+    def _parts(self) -> tuple[Primary, Acceptor, IntentLog, Session]:
+        primary, acceptor, intent = self._primary, self._acceptor, self._intent
+        if self._session is None:
+            raise RefusedError(f"{self.config.folder} is not covered")
+        if primary is None or acceptor is None or intent is None:
+            raise RefusedError(
+                f"the marker of {self.config.folder} is not this module's (R12)",
+                "Check the folder; `second --adopt` takes it over.",
+            )
+        return primary, acceptor, intent, self._session
+
+    def _promote(self, action: actions.Promote) -> None:
+        primary, acceptor, _, session = self._parts()
+        if not session.primary:
+            problem = acceptor.close()
+            if problem:
+                raise ReplicationError(f"what was acknowledged is not all here: {problem}")
+            try:
+                session.become_primary()
+            except ReplicationError as problem_of_kernel:
+                # Pages of standby times are left: a new connection has none (M2, N7).
+                self._tell("W", "M2", f"a new mount replaces the old one: {problem_of_kernel}")
+                self._replace()
+                assert self._session is not None
+                self._session.become_primary()
+        primary.promote(action.acknowledge)
+        self._done(action.operation, True)
+
+    def _demote(self, action: actions.Demote) -> None:
+        primary, _, _, session = self._parts()
+        primary.close_session(clean=False)
+        primary.demote()
+        if session.primary:
+            self._replace()
+        self._done(action.operation, True)
+
+    def _replace(self) -> None:
+        """A new standby layer on top; the connection below ends with all it holds (M2, M3)."""
+        assert self._stack is not None
+        old = self._session
+        fresh: list[Session] = []
+        self._stack.replace(lambda layer: fresh.append(self._serve(layer)))
+        self._session = fresh[0]
+        self._announce_descriptors()
+        if old is not None and not old.close():
+            self._tell("W", "M2", "the reader of the replaced mount has not ended yet")
+
+    # --- acknowledging --------------------------------------------------------------------
+
+    def _enter_alone(self, action: actions.EnterAlone) -> None:
+        _, _, intent, _ = self._parts()
+        intent.enter_alone(action.base)
+        self._done(action.operation, True)
+
+    def _release(self, action: actions.Release) -> None:
+        self._parts()[0].set_mode(Acknowledge.LOCAL)
+        self._done(action.operation, True)
+
+    def _freeze(self, action: actions.Freeze) -> None:
+        self._parts()[0].set_mode(Acknowledge.NONE)
+        self._done(action.operation, True)
+
+    def _end_parked(self, action: actions.EndParked) -> None:
+        self._parts()[0].end_parked()
+        self._done(action.operation, True)
+
+    def _barrier(self, action: actions.Barrier) -> None:
+        primary, acceptor, _, _ = self._parts()
+        if primary.writable():
+            primary.barriers.start(
+                lambda ok, text: self._done(action.operation, ok, text), forget_all=True
+            )
+            return
+
+        def work() -> str:
+            end = time.monotonic() + _DRAIN_S
+            while acceptor.session is not None and acceptor.session.waiting_bytes:
+                if time.monotonic() > end:
+                    return "the queue of the stream is not applied yet"
+                time.sleep(0.01)
+            assert self._store is not None
+            self._store.sync_all()
+            return ""
+
+        self._later(action.operation, work)
+
+    # --- sessions -------------------------------------------------------------------------
+
+    def _expect(self, action: actions.ExpectSession) -> None:
+        _, acceptor, _, _ = self._parts()
+
+        def work() -> str:
+            problem = acceptor.expect(action.session, action.start)
+            if problem and action.start is SessionStart.IN_SYNC:
+                acceptor.close()
+                return f"the former session left this copy behind: {problem}"
+            return ""
+
+        self._later(action.operation, work)
+
+    def _open_session(self, action: actions.OpenSession) -> None:
+        primary, acceptor, _, _ = self._parts()
+
+        def work() -> str:
+            acceptor.close()
+            primary.open_session(action.session, action.start)
+            return ""
+
+        self._later(action.operation, work)
+
+    def _close_session(self, action: actions.CloseSession) -> None:
+        primary, acceptor, _, _ = self._parts()
+
+        def work() -> str:
+            primary.close_session(clean=True)
+            return acceptor.close()
+
+        self._later(action.operation, work)
+
+    def _end_resync(self, action: actions.EndResync) -> None:
+        self._parts()[0].switch_to_both(
+            action.session, lambda ok, text: self._done(action.operation, ok, text)
+        )
+
+    def _clear_map(self, action: actions.ClearMap) -> None:
+        primary, acceptor, intent, _ = self._parts()
+        if primary.writable():
+            primary.barriers.clear()
+        elif not intent.clear(acceptor.covered):
+            raise ReplicationError("operations of the guest are not behind a barrier yet")
+        self._done(action.operation, True)
+
+    def take_socket(self, take: TakeSocket, descriptor: int) -> None:
+        """A connection that the daemon has accepted for this module."""
+        accepted = socket.socket(fileno=descriptor)
+        accepted.setblocking(True)
+        try:
+            preamble = preambles.decode(bytes.fromhex(take.preamble))
+            if self._acceptor is None:
+                raise ReplicationError(f"{preamble.node} connects, but no folder is covered")
+            if take.lan not in self._lan_tls:
+                raise ReplicationError(f"replication is not configured on LAN {take.lan}")
+        except (HyperhaError, ValueError) as problem:
+            accepted.close()
+            self._tell("W", "T3", f"a replication connection was refused: {problem}")
+            return
+        acceptor, tls = self._acceptor, self._lan_tls[take.lan]
+
+        def work() -> None:
+            try:
+                acceptor.take(accepted, preamble, tls)
+            except HyperhaError as problem:
+                self._tell("W", "T3", f"a replication connection was refused: {problem}")
+
+        threading.Thread(target=work, name="accept", daemon=True).start()
+
+    # --- succession -----------------------------------------------------------------------
+
+    def take_over(self, kept: dict[str, list[int]], fence_kind: str) -> None:
+        """Continue what a predecessor served on the same connection (M4, N1).
+
+        Nothing is answered before the core orders it. Raises HyperhaError when it cannot be.
+        """
+        try:
+            folder, device, table = (kept[name][0] for name in ("folder", "device", "table"))
+        except (KeyError, IndexError):
+            raise ReplicationError("the kept descriptors are not complete") from None
+        found = markers.read_marker(folder)
+        if not isinstance(found, Marker):
+            raise ReplicationError("the folder's marker cannot be read (R12)")
+        self._open(folder, found.resource, fresh=False, usable=True)
+        assert self._store is not None
+        assert self._primary is not None
+        stack = self._stack = MountStack(
+            self.config.folder, f"hyperha-{self.config.module}", self.config.run_directory
+        )
+        fences = kept.get("fence", [])
+        fence = Fence.from_descriptors(fence_kind, fences) if fences and fence_kind else None
+        stack.adopt(device, fence)
+        self._folder = folder
+        session = Session(
+            self._store, self._primary, device, disabled=self._disabled, inherited=table
+        )
+        self._session = session
+        if session.primary:
+            self._primary.promote(Acknowledge.NONE)
+        session.start()
+        stack.watch(self._mount_lost)
+        self._announce_descriptors()
+        self._tell("W", "M4", "a new replication process serves the mount of the one that died")
+
+    # --- statistics -----------------------------------------------------------------------
+
+    def statistics(self) -> Statistics | None:
+        """What the daemon gets every second; None before the folder is covered."""
+        primary, session = self._primary, self._session
+        if primary is None or session is None or self._intent is None:
+            return None
+        acceptor = self._acceptor
+        serving = None if acceptor is None else acceptor.session
+        if acceptor is not None:
+            acceptor.tick()
+        ours = primary.session
+        if ours is not None:
+            state = "connecting" if not ours.up else "up" if ours.copied else "resync"
+            queue = ours.queued_bytes - ours.sent_bytes
+        elif serving is not None and serving.up:
+            state = "resync" if serving.resyncing else "serving"
+            queue = serving.waiting_bytes
+        else:
+            state, queue = "none", 0
+        return Statistics(
+            session=state,
+            acknowledge=primary.mode.value if primary.writable() else "standby",
+            parked=primary.parked_count(),
+            oldest_parked_ms=primary.barriers.oldest_ms(),
+            writes=primary.writes,
+            written_bytes=primary.written_bytes,
+            log_records=self._intent.used,
+            log_capacity=self._intent.capacity,
+            queue_bytes=queue,
+            handles_open=session.handles_open(),
+        )
+
+    _HANDLERS: Final[dict[type[actions.EngineAction], Callable[..., None]]] = {
+        actions.Attach: _attach,
+        actions.Detach: _detach,
+        actions.SetMarker: _set_marker,
+        actions.ExpectSession: _expect,
+        actions.OpenSession: _open_session,
+        actions.CloseSession: _close_session,
+        actions.Promote: _promote,
+        actions.Demote: _demote,
+        actions.EnterAlone: _enter_alone,
+        actions.Release: _release,
+        actions.Freeze: _freeze,
+        actions.EndParked: _end_parked,
+        actions.Barrier: _barrier,
+        actions.EndResync: _end_resync,
+        actions.ClearMap: _clear_map,
+    }
+
+
+class ReadOnly:
+    """The pipeline of a folder that is covered but not ours: every mutation is refused (R12)."""
+
+    def writable(self) -> bool:
+        """Never."""
+        return False
+
+    def write(
+        self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
+    ) -> None:
+        """EROFS."""
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def change(
+        self,
+        records: tuple[Record, ...],
+        execute: Callable[[], Change | None],
+        answer: Callable[[], None],
+        *,
+        barrier: bool = False,
+    ) -> None:
+        """EROFS."""
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
+        """Nothing was written: done."""
+        answer(0, b"")
+
+    def closed(self, file: FileId) -> None:
+        """Nothing was written."""
+
+
+def _judge(found: FolderFacts, accept: tuple[Marker, ...]) -> tuple[MarkerState, Marker | None]:
+    """What the folder's marker says about it (R12, N6)."""
+    marker = found.marker
+    if marker is None:
+        return MarkerState.ABSENT, None
+    if isinstance(marker, DamagedMarker):
+        # A crash between the two writes leaves two values, both of which the record knows.
+        if marker.attribute in accept and marker.file in accept:
+            return MarkerState.MATCHES, marker.file
+        return MarkerState.DAMAGED, marker.attribute or marker.file
+    return (MarkerState.MATCHES if marker in accept else MarkerState.DIFFERS), marker

@@ -1,0 +1,276 @@
+"""What was done and may not be answered yet, and by which rule it will be (D1, R11, F2, T6).
+
+`Ledger` numbers operations, parks their answers, and gives them when the mode and the peer's
+acknowledgements allow. It performs nothing on files and opens no session. One lock guards it, which
+is never held across a system call; answers are given outside of it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from hyperha.core.actions import Acknowledge, SessionStart
+from hyperha.domain import SessionKey
+from hyperha.replication.barriers import Barriers
+from hyperha.replication.control import EngineConfig
+from hyperha.replication.intent_log import IntentLog
+from hyperha.replication.operations import Answer, FileId, Record
+from hyperha.replication.store import Store
+from hyperha.replication.stream import PrimarySession
+from hyperha.replication.syncer import Syncer
+
+BACKLOG_BYTES: Final = 32 << 20
+"""While acknowledgements need this node only: beyond this much unsent, writes wait for the peer."""
+
+Parked = tuple[int, PrimarySession | None, Callable[..., None], tuple[Any, ...]]
+
+
+class Flush:
+    """A barrier that somebody waits for: done when both nodes have it on stable storage (F2)."""
+
+    __slots__ = ("answer", "error", "local", "remote", "session")
+
+    def __init__(self, answer: Answer, session: PrimarySession | None, *, remote: bool) -> None:
+        self.answer = answer
+        self.session = session
+        self.local = False
+        self.remote = remote
+        self.error = 0
+
+
+class Ledger:
+    """State that the data path, the receiver of acknowledgements and the control thread share."""
+
+    syncer: Syncer
+    barriers: Barriers
+
+    def __init__(self, store: Store, intent: IntentLog, config: EngineConfig) -> None:
+        self.store = store
+        self.intent = intent
+        self.config = config
+        self.lock = intent.lock
+        self.mode = Acknowledge.NONE
+        self.session: PrimarySession | None = None
+        self.number = 0
+        """Of the last operation or request; grows for the life of the process."""
+        self.begun = 0
+        """Number of the last write; it enters the stream before its local call returns."""
+        self.completed = 0
+        """Number of the last operation whose local call has returned."""
+        self.acknowledged_number = 0
+        self.version = 0
+        """Grows when a change begins and when it is in the stream: who reads the tree between two
+        equal values has read one position of the stream."""
+        self.watched: dict[tuple[FileId, int], int] = {}
+        """Like `version`, for the zones that a resync reads just now: grows when a write to the
+        zone enters the stream and when its local call has returned."""
+        self.changed: Callable[[tuple[Record, ...]], None] | None = None
+        """Hears the records of each change in the stream, under the lock, during a resync."""
+        self._parked: deque[Parked] = deque()
+        self._flushes: dict[int, Flush] = {}
+        self._written: set[FileId] = set()
+        self._ack_waiters: list[tuple[int, Callable[[bool, str], None]]] = []
+        self._refusing = ""
+        """Why nothing is done any more: a failed disk, or a freeze that was ended (M7)."""
+        self._broken = False
+
+    # --- completing an operation ----------------------------------------------------------
+
+    def put(self, session: PrimarySession, raw: bytes, number: int = 0) -> None:
+        """Put a frame into the stream; the caller has the lock. Numbered ones are acknowledged."""
+        session.put(raw)
+        session.queued_bytes += len(raw)
+        if number:
+            session.last_number = number
+
+    def _complete(
+        self,
+        number: int,
+        session: PrimarySession | None,
+        answer: Callable[..., None],
+        arguments: tuple[Any, ...],
+    ) -> None:
+        """The local call has returned: answer, or park until the rules allow it."""
+        with self.lock:
+            self.completed = number
+            if self.mode is Acknowledge.LOCAL:
+                now = session is None or (
+                    session.queued_bytes - session.sent_bytes < BACKLOG_BYTES
+                    or number <= self.acknowledged_number
+                )
+            elif self.mode is Acknowledge.BOTH:
+                now = number <= self.acknowledged_number and session is self.session
+                now = now and session is not None
+            else:
+                now = False
+            if not now:
+                self._parked.append((number, session, answer, arguments))
+        if now:
+            answer(*arguments)
+
+    def _complete_barrier(
+        self, number: int, file: FileId | None, session: PrimarySession | None, answer: Answer
+    ) -> None:
+        """A write with O_DSYNC is answered when both nodes have it on stable storage (M1)."""
+        with self.lock:
+            self.completed = number
+            # The peer may have been faster than the local call.
+            early = self.barriers.early.pop(number, False)
+            remote = early or self.mode is Acknowledge.LOCAL
+            flush = self._flushes[number] = Flush(answer, session, remote=remote)
+
+        def done(error: OSError | None) -> None:
+            self._synced(number, flush, error)
+
+        if file is None:
+            self.syncer.everything(done)
+        else:
+            self.syncer.file(file, True, done)
+
+    def _synced(self, number: int, flush: Flush, error: OSError | None) -> None:
+        with self.lock:
+            if error is not None or self._flushes.get(number) is not flush:
+                # A failed disk: the answer stays away, the core abdicates (D10). Or forgotten:
+                # the connection that waited for it has ended.
+                return
+            flush.local = True
+            ripe = self._ripe(flush)
+            if ripe:
+                self._flushes.pop(number, None)
+        if ripe:
+            flush.answer(0, b"")
+
+    def _ripe(self, flush: Flush) -> bool:
+        if not flush.local or self.mode is Acknowledge.NONE:
+            return False
+        return self.mode is Acknowledge.LOCAL or flush.remote
+
+    # --- the mode -------------------------------------------------------------------------
+
+    def set_mode(self, mode: Acknowledge) -> None:
+        """Answer by another rule from here on; also what is parked already."""
+        with self.lock:
+            self.mode = mode
+            if not self._broken:
+                self._refusing = ""
+            ready = self._take_ready()
+            ripe = [(n, one) for n, one in self._flushes.items() if self._ripe(one)]
+            for number, _ in ripe:
+                del self._flushes[number]
+        self._answer(ready)
+        for _, flush in ripe:
+            flush.answer(0, b"")
+
+    def end_parked(self) -> None:
+        """M7: every parked write and flush ends with EIO, also new ones, until the mode changes.
+
+        Parked changes other than writes have no error to give: they stay parked.
+        """
+        with self.lock:
+            if self.mode is Acknowledge.LOCAL:
+                return
+            self._refusing = "the freeze was ended"
+            parked = [one for one in self._parked if one[3]]
+            self._parked = deque(one for one in self._parked if not one[3])
+            flushes = list(self._flushes.values())
+            self._flushes.clear()
+        for one in parked:
+            one[2](errno.EIO, b"")
+        for flush in flushes:
+            flush.answer(errno.EIO, b"")
+
+    def forget_parked(self) -> None:
+        """Forget what is parked; its records stay in the log (M2, M3)."""
+        with self.lock:
+            self.mode = Acknowledge.NONE
+            self._parked.clear()
+            self._flushes.clear()
+            self._refusing = ""
+
+    def switch_to_both(self, key: SessionKey, done: Callable[[bool, str], None]) -> None:
+        """R11: acknowledgement by both; `done` when everything sent earlier is acknowledged."""
+        with self.lock:
+            session = self.session
+            if session is None or session.key != key or not session.up:
+                text = "the session is not up any more"
+            elif session.start is not SessionStart.IN_SYNC and not session.copied:
+                text = "the resync has not copied everything"
+            else:
+                text = ""
+                self.mode = Acknowledge.BOTH
+                # Whatever an earlier session left unanswered is on the peer by now.
+                self._parked = deque((n, session, f, a) for n, _, f, a in self._parked)
+                if session.last_number > self.acknowledged_number:
+                    self._ack_waiters.append((session.last_number, done))
+                    return
+                ready = self._take_ready()
+        if not text:
+            self._answer(ready)
+        done(not text, text)
+
+    def _take_ready(self) -> list[Parked]:
+        """Take what may be answered; the caller has the lock."""
+        parked = self._parked
+        if self.mode is Acknowledge.LOCAL:
+            ready = list(parked)
+            parked.clear()
+            return ready
+        ready = []
+        if self.mode is Acknowledge.BOTH and self.session is not None:
+            number = self.acknowledged_number
+            while parked and parked[0][0] <= number and parked[0][1] is self.session:
+                ready.append(parked.popleft())
+        return ready
+
+    def _answer(self, ready: list[Parked]) -> None:
+        for one in ready:
+            one[2](*one[3])
+
+    # --- what the peer says ---------------------------------------------------------------
+
+    def acknowledged(self, session: PrimarySession, number: int) -> None:
+        """Cumulative: the peer has everything up to `number`."""
+        with self.lock:
+            if session is not self.session or number <= self.acknowledged_number:
+                return
+            self.acknowledged_number = number
+            parked, ready = self._parked, []
+            if self.mode is not Acknowledge.NONE:
+                while parked and parked[0][0] <= number and parked[0][1] is session:
+                    ready.append(parked.popleft())
+            waiters = self._ack_waiters
+            if waiters:
+                self._ack_waiters = [one for one in waiters if one[0] > number]
+        for one in ready:
+            one[2](*one[3])
+        for wanted, done in waiters:
+            if wanted <= number:
+                done(True, "")
+
+    def flushed(self, session: PrimarySession, number: int) -> None:
+        """The peer has what frame `number` asked for on stable storage."""
+        with self.lock:
+            flush = self._flushes.get(number)
+            barrier = None
+            if flush is not None and flush.session is session:
+                flush.remote = True
+                if not self._ripe(flush):
+                    return
+                del self._flushes[number]
+            elif session is self.session:
+                flush, barrier = None, self.barriers.remote_done(number)
+        if flush is not None:
+            flush.answer(0, b"")
+        elif barrier is not None:
+            self.barriers.finish(barrier)
+
+    def flushes_wait(self) -> bool:
+        """Whether a flush waits for the peer; the caller has the lock."""
+        return any(one.local and not one.remote for one in self._flushes.values())
+
+    def parked_count(self) -> int:
+        """Operations that wait for their answer."""
+        return len(self._parked) + len(self._flushes)
