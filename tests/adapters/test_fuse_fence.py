@@ -198,20 +198,20 @@ print("done", flush=True)
 """
 
 
-@pytest.mark.parametrize(
-    ("setup", "operation", "result"),
-    [
-        ("pass", "os.mkdir('new')", ["new", "old"]),
-        ("pass", "open('new', 'x').write('x')", ["new", "old"]),
-        ("pass", "os.symlink('old', 'new')", ["new", "old"]),
-        ("pass", "os.link('old', 'new')", ["new", "old"]),
-        ("pass", "os.unlink('old')", []),
-        ("pass", "os.rename('old', 'new')", ["new"]),
-        ("pass", "os.setxattr('old', 'user.x', b'v', os.XATTR_CREATE)", ["old"]),
-        ("os.setxattr('old', 'user.x', b'v')", "os.removexattr('old', 'user.x')", ["old"]),
-        ("pass", "os.setxattr('old', 'user.x', bytes(3000), os.XATTR_CREATE)", ["old"]),
-    ],
-)
+OPERATIONS = [
+    ("pass", "os.mkdir('new')", ["new", "old"]),
+    ("pass", "open('new', 'x').write('x')", ["new", "old"]),
+    ("pass", "os.symlink('old', 'new')", ["new", "old"]),
+    ("pass", "os.link('old', 'new')", ["new", "old"]),
+    ("pass", "os.unlink('old')", []),
+    ("pass", "os.rename('old', 'new')", ["new"]),
+    ("pass", "os.setxattr('old', 'user.x', b'v', os.XATTR_CREATE)", ["old"]),
+    ("os.setxattr('old', 'user.x', b'v')", "os.removexattr('old', 'user.x')", ["old"]),
+    ("pass", "os.setxattr('old', 'user.x', bytes(3000), os.XATTR_CREATE)", ["old"]),
+]
+
+
+@pytest.mark.parametrize(("setup", "operation", "result"), OPERATIONS)
 def test_a_successor_answers_what_was_done_once(
     folder: Path, run: Path, mirror: Path, setup: str, operation: str, result: list[str]
 ) -> None:
@@ -231,6 +231,30 @@ def test_a_successor_answers_what_was_done_once(
                 assert line(held) == "done"
                 assert sorted(os.listdir(folder)) == result
                 assert second.do("pending") == []
+                second.do("times")
+                assert compare(folder, mirror) == ""
+        for number in kept:
+            os.close(number)
+
+
+@pytest.mark.parametrize(("setup", "operation", "result"), OPERATIONS)
+def test_a_successor_settles_what_was_begun(
+    folder: Path, run: Path, mirror: Path, setup: str, operation: str, result: list[str]
+) -> None:
+    """Done locally and not noted, let alone sent: the peer must get it, the caller its answer."""
+    first = Served(folder, run, mirror=mirror)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(first.kill)
+        (folder / "old").write_text("old")
+        with running(NAMES, folder, setup) as before:
+            assert line(before) == "done"
+        kept = first.descriptors()
+        first.do("die")
+        with running(NAMES, folder, operation) as held:
+            assert first.process.wait(10) == -signal.SIGKILL
+            with Served(folder, run, mirror=mirror, inherited=kept) as second:
+                assert line(held) == "done"
+                assert sorted(os.listdir(folder)) == result
                 second.do("times")
                 assert compare(folder, mirror) == ""
         for number in kept:

@@ -117,6 +117,10 @@ class LocalPipeline:
         self.written.clear()
 
 
+def _die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Server:
     """The child process."""
 
@@ -191,6 +195,9 @@ class Server:
             session.limit_room(argument)
         elif command == "pending":
             return [type(change).__name__ for change in session.pending_namespace_changes()]
+        elif command == "die":
+            # Between the local call and the note of its result: the narrowest gap (M4).
+            session.table.finish_operation = _die  # type: ignore[method-assign,assignment]
         elif command == "descriptors":
             self._hand_over(argument)
         else:
