@@ -79,8 +79,6 @@ class Start(ProcessMessage):
     config: EngineConfig
     successor: bool = False
     descriptors: tuple[str, ...] = ()
-    fence: str = ""
-    """As in the predecessor's `Descriptors`."""
 
 
 @dataclass(frozen=True, slots=True)

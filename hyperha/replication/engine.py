@@ -23,6 +23,7 @@ from hyperha.domain import Marker
 from hyperha.errors import HyperhaError, RefusedError, ReplicationError
 from hyperha.replication import marker as markers
 from hyperha.replication import preamble as preambles
+from hyperha.replication import syscalls
 from hyperha.replication.acceptor import Acceptor
 from hyperha.replication.control import (
     Descriptors,
@@ -32,7 +33,7 @@ from hyperha.replication.control import (
     Statistics,
     TakeSocket,
 )
-from hyperha.replication.fuse.fence import Fence
+from hyperha.replication.fuse.fence import ABORT_FILE, FORCED_UNMOUNT, Fence
 from hyperha.replication.fuse.layers import Layer, MountStack
 from hyperha.replication.fuse.protocol import Feature
 from hyperha.replication.fuse.session import Session
@@ -47,6 +48,7 @@ from hyperha.replication.store import Store
 log = logging.getLogger(__name__)
 
 Send = Callable[[Event | ProcessMessage, tuple[int, ...]], None]
+_FUSECTL_MAGIC: Final = 0x65735543
 _READY_S: Final = 5.0
 _DRAIN_S: Final = 30.0
 
@@ -420,7 +422,7 @@ class Engine:
 
     # --- succession -----------------------------------------------------------------------
 
-    def take_over(self, kept: dict[str, list[int]], fence_kind: str) -> None:
+    def take_over(self, kept: dict[str, list[int]]) -> None:
         """Continue what a predecessor served on the same connection (M4, N1).
 
         Nothing is answered before the core orders it. Raises HyperhaError when it cannot be.
@@ -438,9 +440,7 @@ class Engine:
         stack = self._stack = MountStack(
             self.config.folder, f"hyperha-{self.config.module}", self.config.run_directory
         )
-        fences = kept.get("fence", [])
-        fence = Fence.from_descriptors(fence_kind, fences) if fences and fence_kind else None
-        stack.adopt(device, fence)
+        stack.adopt(device, _fence(kept.get("fence", [])))
         self._folder = folder
         session = Session(
             self._store, self._primary, device, disabled=self._disabled, inherited=table
@@ -503,6 +503,14 @@ class Engine:
         actions.EndResync: _end_resync,
         actions.ClearMap: _clear_map,
     }
+
+
+def _fence(descriptors: list[int]) -> Fence | None:
+    """The fence that a predecessor's descriptor is."""
+    if not descriptors:
+        return None
+    abort_file = syscalls.file_system_type(descriptors[0]) == _FUSECTL_MAGIC
+    return Fence(ABORT_FILE if abort_file else FORCED_UNMOUNT, descriptors[:1])
 
 
 class ReadOnly:

@@ -134,7 +134,7 @@ class Process:
             for name, descriptor in zip(start.descriptors, descriptors, strict=True):
                 kept.setdefault(name, []).append(descriptor)
             try:
-                engine.take_over(kept, start.fence)
+                engine.take_over(kept)
             except (HyperhaError, OSError, ValueError) as problem:
                 self._channel.send(TakenOver(False, str(problem)))
             else:

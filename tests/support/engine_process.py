@@ -86,12 +86,11 @@ class NodeProcess:
         self._reading.start()
         names: tuple[str, ...] = ()
         descriptors: list[int] = []
-        kind = ""
         if successor:
             assert self.kept is not None
-            names, kind = self.kept[0].names, self.kept[0].fence
+            names = self.kept[0].names
             descriptors = self.kept[1]
-        raw = control.encode(Start(self.config, successor, names, kind))
+        raw = control.encode(Start(self.config, successor, names))
         socket.send_fds(ours, [raw], descriptors)
 
     def kill(self) -> None:
