@@ -234,7 +234,7 @@ class Store:
             return held
         if file == ROOT_ID:
             return self._root
-        held = self._open_data(self._path_descriptor(file))
+        held = self.open_data(self._path_descriptor(file))
         self.keep_open(file, held)
         return held
 
@@ -256,7 +256,8 @@ class Store:
             held.recent = False
             self._open[file] = held
 
-    def _open_data(self, path: Descriptor) -> Descriptor:
+    def open_data(self, path: Descriptor) -> Descriptor:
+        """Open for reading and, where possible, writing what an O_PATH descriptor names."""
         mode = os.fstat(path.fd).st_mode
         if stat.S_ISDIR(mode):
             return Descriptor(self.reopen(path, os.O_RDONLY), directory=True)

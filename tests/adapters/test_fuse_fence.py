@@ -107,6 +107,40 @@ def test_held_answers_hold_nobody_else(folder: Path, run: Path) -> None:
             session.do("release")
 
 
+def test_many_held_writes_leave_room_for_reads(folder: Path, run: Path) -> None:
+    with Served(folder, run) as session:
+        (folder / "disk").write_bytes(bytes(1 << 20))
+        (folder / "other").write_bytes(b"x" * 100_000)
+        session.do("hold")
+        load = subprocess.Popen(
+            [
+                "fio",
+                "--name=t",
+                f"--filename={folder}/disk",
+                "--size=1m",
+                "--rw=randwrite",
+                "--bs=4k",
+                "--direct=1",
+                "--ioengine=libaio",
+                "--iodepth=128",
+                "--overwrite=1",
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            until_parked(session, 100)
+            with open(folder / "other", "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                before = time.monotonic()
+                assert file.read() == b"x" * 100_000
+                assert time.monotonic() - before < 1
+            session.do("release")
+            assert load.wait(30) == 0
+        finally:
+            load.kill()
+            load.wait()
+
+
 def test_a_freeze_ends_with_the_error_that_the_engine_gives(folder: Path, run: Path) -> None:
     with Served(folder, run) as session:
         (folder / "disk").write_text("")

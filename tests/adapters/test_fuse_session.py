@@ -166,8 +166,7 @@ def test_direct_and_cached_handles_agree(served: Served, folder: Path) -> None:
 def test_holes_and_allocation(served: Served, folder: Path) -> None:
     path = folder / "sparse"
     shell(
-        "truncate -s 10M sparse;"
-        "printf data | dd of=sparse bs=1M seek=4 conv=notrunc status=none",
+        "truncate -s 10M sparse;printf data | dd of=sparse bs=1M seek=4 conv=notrunc status=none",
         folder,
     )
     fd = os.open(path, os.O_RDWR)
@@ -438,6 +437,18 @@ def test_synchronous_flags_are_barriers(served: Served, folder: Path, flag: int)
     assert served.do("counters")["flushes"] == 3
 
 
+@pytest.mark.parametrize("engine", ["psync", "libaio", "io_uring"])
+def test_asynchronous_engines_keep_their_barriers(
+    served: Served, folder: Path, engine: str
+) -> None:
+    shell(
+        f"fio --name=b --filename=b --size=1m --rw=randwrite --bs=4k --direct=1 --sync=dsync "
+        f"--ioengine={engine} --iodepth=8",
+        folder,
+    )
+    assert served.do("counters")["barriers"] >= 256
+
+
 def test_close_tells_that_a_written_file_is_done(served: Served, folder: Path) -> None:
     (folder / "a").write_text("x")
     assert served.do("idle", 2000)
@@ -517,6 +528,33 @@ def test_promotion_keeps_handles_and_begins_to_take_writes(folder: Path, run: Pa
                 os.close(reader)
     finally:
         os.close(backing)
+
+
+def test_files_of_before_get_their_ids_in_whatever_way_they_are_reached(
+    folder: Path, run: Path, mirror: Path
+) -> None:
+    for top in (folder, mirror):
+        (top / "d" / "e").mkdir(parents=True)
+        for name in ("d/e/disk", "d/e/mode", "d/e/plain"):
+            (top / name).write_bytes(b"a" * 8192)
+    shell(f"rsync -aHAX {folder}/ {mirror}/", folder)
+    with Served(folder, run, mirror=mirror, primary=False) as session:
+        disk = os.open(folder / "d" / "e" / "disk", os.O_RDWR)
+        mode = os.open(folder / "d" / "e" / "mode", os.O_RDWR)
+        inner = os.open(folder / "d" / "e", os.O_RDONLY)
+        try:
+            session.do("primary")
+            os.pwrite(disk, b"changed", 100)
+            os.fchmod(mode, 0o751)
+            os.posix_fallocate(mode, 0, 10000)
+            os.mkdir("new", dir_fd=inner)
+            (folder / "d" / "e" / "plain").rename(folder / "d" / "moved")
+        finally:
+            for fd in (disk, mode, inner):
+                os.close(fd)
+        session.do("times")
+        assert session.do("log").count("SetXattr") == 5
+        assert compare(folder, mirror) == ""
 
 
 def test_a_pipeline_that_stops_taking_writes(served: Served, folder: Path) -> None:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-from hyperha.replication.fuse import change_record, protocol
+from hyperha.replication.fuse import change_record, local, protocol
 from hyperha.replication.fuse.nodes import HandleTable, Node, NodeTable
 from hyperha.replication.fuse.succession import Progress, SharedTable, Slot
 from hyperha.replication.operations import (
@@ -28,6 +28,7 @@ from hyperha.replication.operations import (
     Pipeline,
     Record,
     RecordKind,
+    SetXattr,
     Target,
 )
 from hyperha.replication.store import Descriptor, Store, check_name
@@ -166,7 +167,37 @@ class Connection:
         """How a change names the inode."""
         if node.file != NO_ID:
             return Target(node.file)
-        return Target(NO_ID, *node.place)
+        if node.place is None:
+            raise OSError(errno.EROFS, "the inode carries no id and its name is not known")
+        parent, name = node.place
+        return Target(NO_ID, self.ensure_id(parent), name)
+
+    def identify(self, parent: Node, name: bytes, handle: bytes) -> FileId:
+        """Give an inode of before hyperha an id, here and on the peer (Z3)."""
+        file = self.store.new_id()
+        parent_file = self.ensure_id(parent)
+
+        def execute() -> Change:
+            attribute = local.identify(self.store, handle, file)
+            return SetXattr(Target(NO_ID, parent_file, name), attribute, file)
+
+        self.note((Record(RecordKind.DIRECTORY, parent_file),), execute)
+        return file
+
+    def ensure_id(self, node: Node) -> FileId:
+        """The id of a node that is about to be changed; EROFS where it cannot get one.
+
+        Without one are only inodes that were looked up while the node was standby.
+        """
+        if node.file != NO_ID:
+            return node.file
+        if not self.primary or node.place is None:
+            raise OSError(errno.EROFS, "the inode carries no id")
+        parent, name = node.place
+        if self.look(parent, name)[0] != node.handle:
+            raise OSError(errno.EROFS, "the inode carries no id and was renamed")
+        self.nodes.identified(node, self.identify(parent, name, node.handle))
+        return node.file
 
     def look(self, parent: Node, name: bytes) -> tuple[bytes, FileId, os.stat_result]:
         """Handle, id and stat(2) of a name in a directory; ENOENT for what is hidden."""
@@ -186,8 +217,7 @@ class Connection:
         node = self.node(number)
         if not node.directory:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if node.file == NO_ID:
-            raise OSError(errno.EROFS, "the directory carries no id")
+        self.ensure_id(node)
         return node
 
     def lose_name(self, node: Node | None) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from hyperha.replication.fuse.protocol import ROOT_NODE
 from hyperha.replication.fuse.succession import SharedTable, Slot
-from hyperha.replication.operations import NO_ID, ROOT_ID, FileId
+from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.store import Descriptor, Store
 
 _GAP: Final = 65536
@@ -47,8 +47,8 @@ class Node:
         self.handle = handle
         self.directory = directory
         self.lookups = 0
-        self.place: tuple[FileId, bytes] = (NO_ID, b"")
-        """Directory and name, for an inode that carries no id."""
+        self.place: tuple[Node, bytes] | None = None
+        """Directory and name where it was last looked up, for an inode that carries no id."""
         self.held: Descriptor | None = None
         """Keeps an inode alive that has lost its last name."""
         self.orphan = False

@@ -65,10 +65,10 @@ class AttributeRequests:
         }
 
     def inode_records(self, node: Node) -> tuple[Record, ...]:
-        """The record of an inode's attributes; of its directory where it carries no id."""
-        if node.file != NO_ID:
-            return (Record(RecordKind.INODE, node.file),)
-        return (Record(RecordKind.DIRECTORY, node.place[0]),)
+        """The record of an inode's attributes; of its directory where it cannot carry an id."""
+        if node.file != NO_ID or self._c.store.privileged or node.directory:
+            return (Record(RecordKind.INODE, self._c.ensure_id(node)),)
+        return (Record(RecordKind.DIRECTORY, self._c.target(node).parent),)
 
     # --- attributes -----------------------------------------------------------------------
 
@@ -145,6 +145,8 @@ class AttributeRequests:
         c = self._c
         if node.directory:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not node.orphan:
+            c.ensure_id(node)
         held = self.data(node, fh)
         former = os.fstat(held.fd).st_size
         records = (
@@ -167,7 +169,7 @@ class AttributeRequests:
         if node.orphan:
             return Descriptor(c.store.reopen(c.descriptor(node), os.O_RDWR), writable=True)
         if node.file == NO_ID:
-            return Descriptor(c.store.reopen(c.descriptor(node), os.O_RDONLY))
+            return c.store.open_data(c.descriptor(node))
         return c.store.data(node.file)
 
     def privilege_steps(self, node: Node, kill_set_id: bool) -> list[Step]:

@@ -93,7 +93,7 @@ class FileRequests:
         if flags & os.O_TRUNC:
             c.check_writable()
         if c.primary and flags & WRITE_ACCESS and node.file == NO_ID:
-            raise OSError(errno.EROFS, "the file carries no id")
+            c.ensure_id(node)
         handle = c.handles.add(
             node, flags, self._answer_flags(node, flags), self._attributes.data(node, None)
         )
@@ -208,6 +208,7 @@ class FileRequests:
             self._write_locally(unique, fh, number, data, offset)
             return
         if not node.clean:
+            c.ensure_id(node)
             self._clear_privileges(node, bool(write_flags & protocol.WRITE_KILL_SUIDGID))
         c.pipeline.write(
             node.file,
@@ -253,6 +254,8 @@ class FileRequests:
         if mode not in ALLOCATE_MODES:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         node = c.node(number)
+        if not node.orphan:
+            c.ensure_id(node)
         held = self._descriptor(fh, number)
 
         def execute() -> Change:

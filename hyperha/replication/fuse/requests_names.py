@@ -27,8 +27,6 @@ from hyperha.replication.operations import (
     RecordKind,
     Remove,
     Rename,
-    SetXattr,
-    Target,
 )
 from hyperha.replication.store import PRIVATE_NAME, check_name
 
@@ -88,32 +86,17 @@ class NameRequests:
         c = self._c
         handle, file, status = c.look(parent, name)
         if file == NO_ID and self._may_identify(parent, status.st_mode):
-            file = self._identify(parent, name, handle)
+            file = c.identify(parent, name, handle)
         node = c.nodes.looked_up(handle, file, stat.S_ISDIR(status.st_mode))
         if file == NO_ID:
-            node.place = (parent.file, name)
+            node.place = (parent, name)
         return node, status
 
     def _may_identify(self, parent: Node, mode: int) -> bool:
         c = self._c
         return (
-            c.primary
-            and parent.file != NO_ID
-            and not parent.orphan
-            and c.store.can_carry_id(mode)
-            and c.pipeline.writable()
+            c.primary and not parent.orphan and c.store.can_carry_id(mode) and c.pipeline.writable()
         )
-
-    def _identify(self, parent: Node, name: bytes, handle: bytes) -> FileId:
-        c = self._c
-        file = c.store.new_id()
-
-        def execute() -> Change:
-            attribute = local.identify(c.store, handle, file)
-            return SetXattr(Target(NO_ID, parent.file, name), attribute, file)
-
-        c.note((Record(RecordKind.DIRECTORY, parent.file),), execute)
-        return file
 
     def _forget(self, unique: int, number: int, length: int) -> None:
         (lookups,) = protocol.U64.unpack_from(self._buffer, protocol.IN_SIZE)
@@ -145,7 +128,7 @@ class NameRequests:
             made = local.make(c.store, wish, file, again=again)
             node = c.nodes.looked_up(made.handle, made.file, stat.S_ISDIR(wish.mode))
             if made.file == NO_ID:
-                node.place = (parent.file, wish.name)
+                node.place = (parent, wish.name)
             return made.change, protocol.encode_entry(node.number, made.status, c.valid_s)
 
         records = (Record(RecordKind.DIRECTORY, parent.file),)
