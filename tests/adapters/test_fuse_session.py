@@ -144,23 +144,29 @@ def test_shared_mapping(served: Served, folder: Path) -> None:
         assert memory[9000:9005] == b"world"
 
 
-def test_direct_and_cached_handles_agree(served: Served, folder: Path) -> None:
+@pytest.mark.parametrize("disabled", [0, Feature.DIRECT_IO_ALLOW_MMAP])
+@pytest.mark.parametrize("direct_first", [True, False])
+def test_direct_and_cached_handles_agree(
+    folder: Path, run: Path, disabled: int, direct_first: bool
+) -> None:
     page = mmap.mmap(-1, 4096)
     path = folder / "disk"
-    path.write_bytes(b"a" * 8192)
-    cached = os.open(path, os.O_RDWR)
-    direct = os.open(path, os.O_RDWR | os.O_DIRECT)
-    try:
-        for letter in (b"b", b"c", b"d"):
-            page[:] = letter * 4096
-            assert os.pwritev(direct, [page], 4096) == 4096
-            assert os.pread(cached, 4096, 4096) == letter * 4096
-            assert os.pwrite(cached, letter * 10, 0) == 10
-            os.preadv(direct, [page], 0)
-            assert page[:10] == letter * 10
-    finally:
-        os.close(cached)
-        os.close(direct)
+    with Served(folder, run, disabled=int(disabled)):
+        path.write_bytes(b"a" * 8192)
+        kinds = [os.O_RDWR | os.O_DIRECT, os.O_RDWR]
+        fds = {kind: os.open(path, kind) for kind in (kinds if direct_first else kinds[::-1])}
+        direct, cached = fds[kinds[0]], fds[kinds[1]]
+        try:
+            for letter in (b"b", b"c", b"d"):
+                page[:] = letter * 4096
+                assert os.pwritev(direct, [page], 4096) == 4096
+                assert os.pread(cached, 4096, 4096) == letter * 4096
+                assert os.pwrite(cached, letter * 10, 0) == 10
+                os.preadv(direct, [page], 0)
+                assert page[:10] == letter * 10
+        finally:
+            os.close(cached)
+            os.close(direct)
 
 
 def test_holes_and_allocation(served: Served, folder: Path) -> None:

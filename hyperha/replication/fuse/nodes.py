@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Final
 
-from hyperha.replication.fuse.protocol import ROOT_NODE
+from hyperha.replication.fuse.protocol import FOPEN_DIRECT_IO, ROOT_NODE
 from hyperha.replication.fuse.succession import SharedTable, Slot
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.store import Descriptor, Store
@@ -26,8 +26,10 @@ class Node:
     """An inode that the kernel may name by number."""
 
     __slots__ = (
+        "cached_opens",
         "clean",
         "direct",
+        "direct_opens",
         "directory",
         "file",
         "handle",
@@ -60,6 +62,8 @@ class Node:
         self.touched = False
         """Opened while the node was standby (M2)."""
         self.writers = 0
+        self.cached_opens = 0
+        self.direct_opens = 0
         self.slot: Slot | None = None
 
 
@@ -185,6 +189,10 @@ class HandleTable:
             handle.node.writers += step
         if handle.node.directory:
             return
+        if handle.answer_flags & FOPEN_DIRECT_IO:
+            handle.node.direct_opens += step
+        else:
+            handle.node.cached_opens += step
         with self._idle:
             self._files += step
             if self._files == 0:

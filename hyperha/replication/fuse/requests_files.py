@@ -76,13 +76,25 @@ class FileRequests:
             node.touched = True
             node.direct = node.direct or bool(flags & WRITE_ACCESS)
             return direct
-        if flags & O_DIRECT:
+        if self._bypasses_cache(node, flags):
             node.direct = node.direct or bool(flags & WRITE_ACCESS)
             return direct
         # Pages survive the open only if nothing can have changed the file beside them.
         keep = not (node.direct or node.touched)
         node.touched = False
         return protocol.FOPEN_KEEP_CACHE if keep else 0
+
+    def _bypasses_cache(self, node: Node, flags: int) -> bool:
+        """Whether a primary's open gets FOPEN_DIRECT_IO.
+
+        Kernels without DIRECT_IO_ALLOW_MMAP (before 6.6) do not drop cached pages at such writes:
+        there all handles of a file that are open at a time are of one kind.
+        """
+        if self._c.features & protocol.Feature.DIRECT_IO_ALLOW_MMAP:
+            return bool(flags & O_DIRECT)
+        if node.direct_opens:
+            return True
+        return bool(flags & O_DIRECT) and not node.cached_opens
 
     def _open(self, unique: int, number: int, length: int) -> None:
         flags, extra = protocol.OPEN_IN.unpack_from(self._buffer, protocol.IN_SIZE)
