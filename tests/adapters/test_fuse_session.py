@@ -169,6 +169,30 @@ def test_direct_and_cached_handles_agree(
             os.close(direct)
 
 
+def test_reads_that_have_to_wait_for_the_disk(folder: Path, run: Path) -> None:
+    content = os.urandom(3 * MIB + 777)
+    (folder / "cold").write_bytes(content)
+    os.truncate(folder / "cold", 5 * MIB)
+    backing = os.open(folder / "cold", os.O_RDONLY)
+    page = mmap.mmap(-1, 65536)
+    expected = content + bytes(5 * MIB - len(content))
+    try:
+        os.fsync(backing)
+        with Served(folder, run):
+            os.posix_fadvise(backing, 0, 0, os.POSIX_FADV_DONTNEED)
+            fd = os.open(folder / "cold", os.O_RDONLY | os.O_DIRECT)
+            try:
+                for offset in (4 * MIB, 2 * MIB, 3 * MIB, 0):
+                    assert os.preadv(fd, [page], offset) == 65536
+                    assert page[:] == expected[offset : offset + 65536]
+            finally:
+                os.close(fd)
+            os.posix_fadvise(backing, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert (folder / "cold").read_bytes() == expected
+    finally:
+        os.close(backing)
+
+
 def test_holes_and_allocation(served: Served, folder: Path) -> None:
     path = folder / "sparse"
     shell(

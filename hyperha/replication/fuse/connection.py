@@ -42,6 +42,7 @@ ZONE: Final = 1 << 20
 ZONE_RECORD_LIMIT: Final = 64
 """An operation over more zones gets one record of the whole file (Z5)."""
 
+_SLOW_THREADS: Final = 4
 _GONE: Final = (errno.ENODEV, errno.ENOENT, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF)
 
 
@@ -85,7 +86,7 @@ class Connection:
         self.features = table.features
         self.kept: dict[int, Kept] = {}
         self.kept_lock = threading.Lock()
-        self.pool = ThreadPoolExecutor(2, thread_name_prefix="fuse-slow")
+        self.pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="fuse-slow")
 
     def close(self) -> None:
         """After the connection has ended: answers that still come go nowhere, files are closed."""
