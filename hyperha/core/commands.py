@@ -18,6 +18,13 @@ from hyperha.core.turn import Turn
 from hyperha.domain import Role
 
 _STEADY = (Phase.IDLE, Phase.WAITING, Phase.FOLLOWING, Phase.RUNNING, Phase.RESYNCING)
+_BEFORE_RUNNING = (
+    Phase.IDLE,
+    Phase.ATTACHING,
+    Phase.WAITING,
+    Phase.CLAIMING,
+    Phase.JOINING,
+)
 _PLANNED = (Phase.ASKING, Phase.STOPPING, Phase.FLUSHING, Phase.HANDING_OVER, Phase.KILLING)
 
 
@@ -55,7 +62,7 @@ def refusal(state: ModuleState, verb: Verb) -> str:
     node = state.config.node
     if verb is Verb.FORCESTOP:
         return f"{node} is stopped" if state.phase is Phase.IDLE else ""
-    if state.phase in (Phase.DETACHING, Phase.KILLING, Phase.ATTACHING):
+    if state.phase in (Phase.DETACHING, Phase.KILLING):
         return f"{node} is busy: {state.phase}"
     match verb:
         case Verb.START | Verb.SECOND:
@@ -77,7 +84,7 @@ def refusal(state: ModuleState, verb: Verb) -> str:
 
 
 def _blocked(state: ModuleState) -> bool:
-    return state.role is Role.WAIT and state.phase in (Phase.WAITING, Phase.JOINING)
+    return state.role is Role.WAIT and state.phase in _BEFORE_RUNNING
 
 
 def _prim_refusal(state: ModuleState, verb: Verb) -> str:
@@ -88,7 +95,7 @@ def _prim_refusal(state: ModuleState, verb: Verb) -> str:
         )
     if state.peer_heard and state.peer is not None and state.peer.role.runs_vm:
         return f"{peer} runs the VM: stop it there, or use swap"
-    if state.phase not in (Phase.IDLE, Phase.WAITING, Phase.CLAIMING, Phase.JOINING):
+    if state.phase not in _BEFORE_RUNNING:
         return f"{node} is busy: {state.phase}"
     if verb is Verb.PRIM and state.lineage.label is DataLabel.INCONSISTENT:
         return f"the copy on {node} is half made: only primforce could start it"
@@ -188,6 +195,8 @@ def _start(turn: Turn, goal: Goal) -> None:
     # In WAIT the folder is covered already: only the goal is new.
     turn.cancel(Timer.RETRY, Timer.PATIENCE)
     turn.set(goal=goal, hold_until_ms=0, claim=None)
+    if turn.state.phase is Phase.ATTACHING:
+        return  # The folder is being covered: what was asked for is looked at then.
     command = turn.state.command
     if command is not None and command.adopt and turn.state.unknown_data:
         turn.set(goal=Goal.RESTART)

@@ -177,6 +177,8 @@ class EngineDone(Event):
     ok: bool
     text: str = ""
     attach: AttachFacts | None = None
+    candidates: int | None = None
+    """Unresolved log records plus dirty zones now, where a folder is covered (as AttachFacts)."""
 
 
 @dataclass(frozen=True, slots=True)

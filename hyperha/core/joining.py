@@ -126,6 +126,7 @@ def session_up(turn: Turn, event: SessionUp) -> None:
     if event.session != state.session or state.phase is not Phase.JOINING:
         return
     turn.cancel(Timer.RETRY, Timer.PATIENCE)
+    turn.set(yielded=False)
     peer = state.config.peer
     if state.session_start is SessionStart.IN_SYNC:
         turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0)

@@ -196,6 +196,7 @@ def commit(turn: Turn, handover: Handover) -> None:
 def demote(turn: Turn) -> None:
     """M2: the connection of the primary ends, with every page and handle in it."""
     turn.forget()
+    turn.set(link=Link.NONE)
     turn.enter(turn.state.role, Phase.FLUSHING)
     turn.order(CloseSession, Step.CLOSE)
     turn.order(Demote, Step.DEMOTE)

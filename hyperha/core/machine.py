@@ -201,9 +201,18 @@ def _released(turn: Turn, event: e.EngineDone) -> None:
 
 
 def _done(turn: Turn, event: e.EngineDone | e.VmDone | e.ProbeDone) -> None:
+    if isinstance(event, e.EngineDone) and event.candidates is not None and turn.state.facts:
+        turn.set(facts=replace(turn.state.facts, candidates=event.candidates))
     purpose = turn.take(event.operation)
     if purpose is not None and isinstance(event, _RESULTS.get(purpose, e.EngineDone)):
         _STEPS[purpose](turn, event)
+
+
+def _entered(turn: Turn, event: e.EngineDone) -> None:
+    if not event.ok and turn.state.role.runs_vm:
+        failover.disk_failed(turn, e.LocalDiskFailed(f"dirty map not written: {event.text}"))
+    else:
+        running.entered(turn, event)
 
 
 def _vm_started(turn: Turn, event: e.VmDone) -> None:
@@ -232,7 +241,7 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.OUTDATE: takeover.stepped_back,
     Step.LEAVE: leaving.closed_for_leaving,
     Step.TAKE: takeover.taken,
-    Step.ENTER: running.entered,
+    Step.ENTER: _entered,
     Step.RELEASE: _released,
     Step.PROMOTE: running.promoted,
     Step.DEMOTE: leaving.demoted,

@@ -230,6 +230,9 @@ def _step_back(turn: Turn) -> None:
         turn.enter(Role.WAIT, Phase.WAITING, Why("D9", "copy outdated, asks to follow again"))
 
 
+_MAY_TAKE = (Phase.FOLLOWING, Phase.WAITING, Phase.LEAVING, Phase.CLAIMING, Phase.JOINING)
+
+
 def handover_requested(turn: Turn, message: HandoverRequest) -> None:
     """H2: preflight, then a durable claim; only after it does the leaver stop the VM."""
     state = turn.state
@@ -287,7 +290,7 @@ def released(turn: Turn, message: Released) -> None:
         if state.lineage.intent_primary:
             turn.send(Taken(message.epoch))
         return
-    if state.phase not in (Phase.FOLLOWING, Phase.WAITING, Phase.LEAVING, Phase.CLAIMING):
+    if state.phase not in _MAY_TAKE:
         return
     turn.set(handover=Handover(message.epoch, message.kind, ready=True, taking=True))
     turn.cancel(Timer.TAKEOVER)

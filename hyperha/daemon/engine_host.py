@@ -84,7 +84,8 @@ class EngineHost:
         self._worker: asyncio.Task[None] | None = None
         self._pending: set[int] = set()
         self._ending = False
-        self._recovering = False
+        self._detaching = -1
+        self._death: asyncio.Task[None] | None = None
 
     @property
     def kept(self) -> Kept | None:
@@ -139,6 +140,8 @@ class EngineHost:
             return
         operation = _number(action)
         self._pending.add(operation)
+        if isinstance(action, a.Detach):
+            self._detaching = operation
         client.perform(action)
 
     def _answer(self, action: a.EngineAction, ok: bool, text: str) -> None:
@@ -176,6 +179,8 @@ class EngineHost:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, EngineDone):
             self._pending.discard(event.operation)
+            if event.operation == self._detaching:
+                self._ending = True  # The process ends by itself now.
         self._callbacks.post(event)
 
     def _on_message(self, message: ProcessMessage, descriptors: tuple[int, ...]) -> None:
@@ -199,10 +204,9 @@ class EngineHost:
         """The control channel ended: expected after Detach, otherwise a death (M4)."""
         self._client = None
         pending, self._pending = self._pending, set()
-        if self._ending:
-            return
-        task = asyncio.get_running_loop().create_task(self._after_death(text, pending))
-        self._death = task
+        if not self._ending:
+            loop = asyncio.get_running_loop()
+            self._death = loop.create_task(self._after_death(text, pending))
 
     async def _after_death(self, text: str, pending: set[int]) -> None:
         how = text

@@ -120,9 +120,9 @@ class ModuleHost:
         self.task.connect(Ports(self._records, self, self.vm, channel, prober, self))
         if self.damage:
             self.log("E", "daemon", "C12", self.damage)
-        self._tasks.append(
-            asyncio.get_running_loop().create_task(self.task.run(), name=f"core {self.name}")
-        )
+        core = asyncio.get_running_loop().create_task(self.task.run(), name=f"core {self.name}")
+        core.add_done_callback(self._core_ended)
+        self._tasks.append(core)
 
     async def close(self) -> None:
         """End everything; what runs is ended, too."""
@@ -133,6 +133,16 @@ class ModuleHost:
         await self.checks.close()
         await self.vm.close()
         await self.engine.close()
+
+    def _core_ended(self, task: asyncio.Task[None]) -> None:
+        """The core's task never ends by itself: if it does, the module is made safe."""
+        if task.cancelled() or task.exception() is None:
+            return
+        _log.critical("%s: the core's task failed", self.name, exc_info=task.exception())
+        self.task.broken = f"internal error: {task.exception()!r}: the module was made safe"
+        self.vm.perform(a.Fence(-1))
+        self.vm.perform(a.KillVm(-2, self.state.run))
+        self.around.changed()
 
     # --- building ----------------------------------------------------------------------------
 

@@ -49,6 +49,10 @@ def boottime_ms() -> int:
     return read(clock) // 1_000_000
 
 
+def _where(state: ModuleState) -> tuple[str, str]:
+    return state.role.value, state.phase.value
+
+
 class ModuleTask:
     """Owns one module's state on this node; nobody else writes it."""
 
@@ -136,6 +140,7 @@ class ModuleTask:
             body["fields"] = to_plain(event)
         except EncodingError:
             body["fields"] = repr(event)
+        _log.debug("%s %s -> %s %s: %s", stimulus.id, event, *_where(self.state), actions)
         if actions or type(event).__name__ != "ResyncProgressed":
             self._ports.teller.journal(stimulus.id, type(event).__name__, body)
 

@@ -15,6 +15,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from hyperha.api.app import build_app
@@ -58,6 +59,7 @@ class NodeDaemon:
         self.modules: dict[str, ModuleHost] = {}
         self.limits: list[str] = []
         self.peer_report: NodeReport | None = None
+        self._all_idle = asyncio.Event()
         self.peer_link = PeerLink(self._changed)
         self._stop = asyncio.Event()
         self._peer_changed = asyncio.Event()
@@ -102,8 +104,13 @@ class NodeDaemon:
         )
         addresses = tuple(lan.addresses[peer] for lan in cluster.lan)
         self.peer_api = PeerApi(peer, addresses, cluster.ports.api, self._client_context)
+        settings = GuardianSettings.of(home, configuration)
+        linger_ms = os.environ.get("HYPERHA_GUARDIAN_LINGER_MS", "")
+        if linger_ms.isdigit():
+            # The demonstration ends for good with its processes: nobody is left to be told.
+            settings = replace(settings, certificate_ms=int(linger_ms))
         self.guardian = GuardianClient(
-            GuardianSettings.of(home, configuration),
+            settings,
             on_lost=self._guardian_lost,
             on_notice=self._guardian_notice,
         )
@@ -239,6 +246,10 @@ class NodeDaemon:
         self._peer_changed.set()
         if not self._started:
             return
+        if all(host.state.phase is Phase.IDLE for host in self.modules.values()):
+            self._all_idle.set()
+        else:
+            self._all_idle.clear()
         statuses = tuple(host.status() for host in self.modules.values())
         self.links.set_status(statuses, config_version=self.configuration.cluster.version)
         self.service.subscribers.state_changed()
@@ -316,8 +327,7 @@ class NodeDaemon:
                 limit_s = max(limit_s, host.config.stop.timeout_s + SHUTDOWN_MARGIN_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                while any(h.state.phase is not Phase.IDLE for h in self.modules.values()):
-                    await asyncio.sleep(0.05)
+                await self._all_idle.wait()
 
     async def _close(self) -> None:
         self._stop.set()
@@ -360,5 +370,6 @@ def run_node(home: Home) -> None:
             loop.add_signal_handler(number, daemon.stop)
         await daemon.run(lambda: print(f"{daemon.configuration.node} is running", flush=True))  # noqa: T201
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level="WARNING")
+    level = os.environ.get("HYPERHA_LOG_LEVEL", "WARNING").upper()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level=level)
     asyncio.run(main())

@@ -93,7 +93,9 @@ class Engine:
     def _done(
         self, operation: int, ok: bool, text: str = "", facts: AttachFacts | None = None
     ) -> None:
-        self._send(EngineDone(operation, ok, text, facts), ())
+        intent = self._intent
+        count = None if intent is None else intent.candidate_count()
+        self._send(EngineDone(operation, ok, text, facts, count), ())
 
     def _later(self, operation: int, work: Callable[[], str]) -> None:
         """Run something that may wait; its text says why it failed, or nothing."""
@@ -454,6 +456,10 @@ class Engine:
         self._tell("W", "M4", "a new replication process serves the mount of the one that died")
 
     # --- statistics -----------------------------------------------------------------------
+
+    def handles_open(self) -> int:
+        """File handles that the kernel has not released yet (M12)."""
+        return self._session.handles_open() if self._session is not None else 0
 
     def statistics(self) -> Statistics | None:
         """What the daemon gets every second; None before the folder is covered."""

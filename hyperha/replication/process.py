@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from queue import SimpleQueue
 from typing import Final
 
@@ -30,6 +31,7 @@ _DESCRIPTORS: Final = 16
 _PR_SET_IO_FLUSHER: Final = 57
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _STATISTICS_S: Final = 1.0
+_LOOK_S: Final = 0.1
 
 
 class Channel:
@@ -144,9 +146,15 @@ class Process:
     def _statistics(self) -> None:
         engine = self._engine
         assert engine is not None
-        while not engine.detached.wait(_STATISTICS_S):
+        told_s, busy = 0.0, False
+        while not engine.detached.wait(_LOOK_S):
+            # The last handle's release ends a stop (M12): it is told at once.
+            released = busy and engine.handles_open() == 0
+            if not released and time.monotonic() - told_s < _STATISTICS_S:
+                continue
             statistics = engine.statistics()
             if statistics is not None:
+                told_s, busy = time.monotonic(), statistics.handles_open > 0
                 self._channel.send(statistics)
 
 

@@ -90,6 +90,16 @@ def test_stop_of_the_primary_hands_over():
     world.until(R.SECOND, R.PRIM)
 
 
+def test_stop_after_a_swap_hands_over_at_once():
+    world = pair()
+    world.command(world.a, "swap")
+    world.until(R.SECOND, R.PRIM)
+    world.command(world.b, "swap")
+    world.until(R.PRIM, R.SECOND)
+    world.command(world.a, "stop")
+    world.until(R.STOP, R.ALONE, timeout_ms=1000)
+
+
 def test_stop_of_the_secondary_holds_no_write_for_long():
     world = pair()
     world.command(world.b, "stop")

@@ -71,6 +71,7 @@ class Node:
         self.heard_ms = self.world.now
         self.silent = True
         self.told: e.PeerStatus | None = None
+        self.sent: e.PeerStatus | None = None
         self.in_order_ms = 0
 
     @property
@@ -92,6 +93,7 @@ class Node:
         for action in actions:
             self.perform(action)
         self.world.check(self)
+        self.world.status_changed(self)
 
     def perform(self, action: a.Action) -> None:
         getattr(self, "do_" + type(action).__name__)(action)
@@ -105,7 +107,8 @@ class Node:
         self.world.at(delay, self, event)
 
     def done(self, operation: int, ok: bool = True, text: str = "", **fields: object) -> None:
-        self.later(e.EngineDone(operation, ok, text, **fields))  # type: ignore[arg-type]
+        candidates = int(self.folder.log) + int(self.folder.dirty)
+        self.later(e.EngineDone(operation, ok, text, candidates=candidates, **fields))  # type: ignore[arg-type]
 
     # --- actions -----------------------------------------------------------------------------
 
@@ -405,34 +408,36 @@ class World:
     def _deliver(self, node: Node, event: object) -> None:
         if event == "connect":
             node.connect()
+        elif isinstance(event, tuple) and event[0] == "beat":
+            if self.connected(node, node.peer):
+                self.hear(node, event[1])
         elif isinstance(event, tuple):
             node.copied(event[1])
         else:
             assert isinstance(event, e.Event)
             node.event(event)
 
+    def status_changed(self, node: Node) -> None:
+        """A heartbeat is sent out of turn when what it says has changed."""
+        status = _status(node)
+        if status != node.sent:
+            node.sent = status
+            if self.connected(node, node.peer):
+                self.at(self.random.randrange(1, 12), node.peer, ("beat", status))
+
+    def hear(self, node: Node, status: e.PeerStatus) -> None:
+        node.heard_ms = self.now
+        if node.silent or status != node.told:
+            node.silent = False
+            node.told = status
+            node.event(e.PeerHeard(status))
+
     def _heartbeat(self, node: Node) -> None:
         if not node.alive:
             return
         other = node.peer
         if self.connected(node, other):
-            node.heard_ms = self.now
-            state = other.state
-            epoch = state.lineage.held if state.role.runs_vm else state.lineage.epoch
-            status = e.PeerStatus(
-                state.role,
-                _readiness(state),
-                state.lineage.data,
-                epoch.counter,
-                state.lineage.current.id[:16],
-                state.phase in (Phase.STOPPING, Phase.FLUSHING, Phase.ASKING, Phase.DETACHING),
-                state.settings.wanted,
-                str(other.boot),
-            )
-            if node.silent or status != node.told:
-                node.silent = False
-                node.told = status
-                node.event(e.PeerHeard(status))
+            self.hear(node, _status(other))
         elif (
             not node.silent
             and self.now - node.heard_ms >= node.config.timing.suspect_ms
@@ -506,6 +511,21 @@ class World:
             for n in self.nodes.values()
         ]
         return "\n".join(self.story[-40:] + states)
+
+
+def _status(node: Node) -> e.PeerStatus:
+    state = node.state
+    epoch = state.lineage.held if state.role.runs_vm else state.lineage.epoch
+    return e.PeerStatus(
+        state.role,
+        _readiness(state),
+        state.lineage.data,
+        epoch.counter,
+        state.lineage.current.id[:16],
+        state.phase in (Phase.STOPPING, Phase.FLUSHING, Phase.ASKING, Phase.DETACHING),
+        state.settings.wanted,
+        str(node.boot),
+    )
 
 
 def _readiness(state: ModuleState):
