@@ -24,7 +24,7 @@ from typing import ClassVar
 
 
 class HyperhaError(Exception):
-    """Root of everything that hyperha reports: `text` names the thing and value, `fix` what to do."""
+    """Root of all reports: `text` names the thing and the value, `fix` says what to do."""
 
     code: ClassVar[str] = "failed"
     exit_status: ClassVar[int] = 1

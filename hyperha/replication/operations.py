@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What both copies of an inode must have in common. Times in nanoseconds; no atime, no ctime."""
+    """What both copies of an inode have in common. Times in nanoseconds; no atime, no ctime."""
 
     mode: int
     uid: int
@@ -159,7 +159,7 @@ class SetXattr(Change):
 
 @dataclass(frozen=True, slots=True)
 class SetTimes(Change):
-    """The mtime that a written file has on the primary (Z9): sent at barrier, close, each second."""
+    """A written file's mtime on the primary (Z9): sent at barrier, close and each second."""
 
     file: FileId
     mtime_ns: int

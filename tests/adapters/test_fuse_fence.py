@@ -355,7 +355,7 @@ def test_a_stale_mount_is_peeled(folder: Path, run: Path) -> None:
             os.listdir(folder)
         with Served(folder, run) as session:
             assert (folder / "file").read_text() == "plain"
-            assert session.do("handles") == 0
+            assert session.do("idle", 5000), "RELEASE comes after close has returned"
         assert mounts.on_top(str(folder)) is None
     finally:
         dead.kill()
