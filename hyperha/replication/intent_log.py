@@ -99,6 +99,8 @@ class IntentLog:
         self._handle_of = handle_of
         self._limit = slots_limit
         self._per_file: dict[FileId, int] = {}
+        self._gathered: set[FileId] = set()
+        """Files whose zones were coarsened into one record for want of room."""
         self._free: list[int] = []
         self._retaining = False
         self._unrecorded = 0
@@ -190,7 +192,9 @@ class IntentLog:
                 self._unrecorded = number
 
     def _coarser(self, key: Key) -> Entry | None:
-        if key[0] == RecordKind.ZONE:
+        """The record that stands for a zone of a file that was coarsened. One that an operation on
+        the whole file made does not count: it would be renewed by every write, for ever."""
+        if key[0] == RecordKind.ZONE and key[1] in self._gathered:
             return self.active.get((int(RecordKind.WHOLE_FILE), key[1], 0))
         return None
 
@@ -281,6 +285,7 @@ class IntentLog:
             for one in zones:
                 self.active.pop(one.key, None)
             self._per_file.pop(file, None)
+            self._gathered.add(file)
             former = self.active.get(whole.key)
             if former is not None:
                 whole.last = max(former.last, last)
@@ -325,6 +330,8 @@ class IntentLog:
             for entry in gone:
                 del self.active[entry.key]
                 kind, file, _ = entry.key
+                if kind == RecordKind.WHOLE_FILE:
+                    self._gathered.discard(file)
                 if kind == RecordKind.ZONE:
                     left = self._per_file[file] - 1
                     if left:

@@ -82,7 +82,6 @@ class Ledger:
     def put(self, session: PrimarySession, raw: bytes, number: int = 0) -> None:
         """Put a frame into the stream; the caller has the lock. Numbered ones are acknowledged."""
         session.put(raw)
-        session.queued_bytes += len(raw)
         if number:
             session.last_number = number
 

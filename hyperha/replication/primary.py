@@ -105,12 +105,15 @@ class Primary(Ledger):
                     entry.last = number
                 else:
                     self.intent.touch(records, number)
+                batch = None
                 if session is not None:
                     remote = barrier and self.mode is not Acknowledge.LOCAL
-                    self._send_write(session, number, file, offset, payload, remote)
+                    batch = self._send_write(session, number, file, offset, payload, remote)
                 if self.watched:
                     self._touch(file, offset, size)
                 break
+        if batch is not None and session is not None:
+            session.send_now(batch)
         try:
             written = self.store.write(file, offset, data)
         except OSError as error:
@@ -232,18 +235,16 @@ class Primary(Ledger):
         offset: int,
         payload: bytes,
         barrier: bool,
-    ) -> None:
-        """Put a write into the stream; the caller has the lock."""
+    ) -> list[bytes] | None:
+        """Put a write into the stream; the caller has the lock and passes on the result."""
         announced = session.announced
         index = announced.get(file)
-        put = session.put
         if index is None:
             index = announced[file] = len(announced) + 1
-            put(wire.frame(Kind.BIND, session.tag, 0, wire.encode_bind(index, file)))
-        put(wire.write_head(len(payload), session.tag, number, index, offset, barrier))
-        put(payload)
-        session.queued_bytes += len(payload)
+            session.put(wire.frame(Kind.BIND, session.tag, 0, wire.encode_bind(index, file)))
         session.last_number = number
+        head = wire.write_head(len(payload), session.tag, number, index, offset, barrier)
+        return session.put_write(head, payload)
 
     # --- failures -------------------------------------------------------------------------
 
@@ -270,17 +271,20 @@ class Primary(Ledger):
         except OSError as second:
             self.disk_failed(f"reading back after a failed write failed: {second}")
             return
+        batch = None
         with self.lock:
             self.completed = number
             session = self.session
             if session is not None:
                 if actual:
                     self.number += 1
-                    self._send_write(session, self.number, file, offset, actual, False)
+                    batch = self._send_write(session, self.number, file, offset, actual, False)
                 self.number += 1
                 change = encode_change(Truncate(file, end.size, end.mtime_ns))
                 raw = wire.frame(Kind.CHANGE, session.tag, self.number, change)
                 self.put(session, raw, self.number)
+        if batch is not None and session is not None:
+            session.send_now(batch)
         answer(error.errno or errno.EIO, b"")
 
     def _sync_failed(self, error: OSError) -> None:
@@ -314,7 +318,7 @@ class Primary(Ledger):
     def open_session(self, key: SessionKey, start: SessionStart) -> None:
         """Connect to the peer; everything from here on goes into the session's stream."""
         self.close_session(clean=True)
-        session = PrimarySession(self.config, key, start)
+        session = PrimarySession(self.config, key, start, self.lock)
         with self.lock:
             self.session = session
             self.acknowledged_number = 0

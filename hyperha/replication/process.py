@@ -7,6 +7,7 @@ channel is the daemon's death: the process ends at once, and with it what it ack
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -31,6 +32,8 @@ _DESCRIPTORS: Final = 16
 _PR_SET_IO_FLUSHER: Final = 57
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _STATISTICS_S: Final = 1.0
+_SWITCH_S: Final = 0.001
+"""A thread that computes (digests) gives way to the data path this soon."""
 _LOOK_S: Final = 0.1
 
 
@@ -166,6 +169,10 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     protect()
     threading.stack_size(_STACK_BYTES)
+    # What is made per request makes no cycles; the collector would only cost time.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+    sys.setswitchinterval(_SWITCH_S)
     # Signals to the daemon's terminal are the daemon's to judge.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raw = socket.socket(fileno=int(arguments[0]))

@@ -13,7 +13,7 @@ import secrets
 import select
 import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Final
 
 from hyperha.core.actions import SessionStart
@@ -155,7 +155,7 @@ class SecondarySession:
         if length > wire.FRAME_LIMIT:
             raise ReplicationError(f"the session begins with a frame of {length} bytes")
         raw = head + forward.receive_exactly(length)
-        frame = next(Parser(self._tag, from_primary=True).feed(raw))
+        frame = Parser(self._tag, from_primary=True).feed(raw)[0]
         if frame.kind is not Kind.HELLO:
             raise ReplicationError(f"the session begins with {frame.kind.name}, not with a hello")
         hello = handshake.decode_hello(frame.payload)
@@ -238,39 +238,45 @@ class SecondarySession:
         """Receive what there is, acknowledge it, queue it. False at the end of the stream."""
         assert self._applier is not None
         while True:
-            size = forward.receive_into(buffer)
+            room = parser.room()
+            size = forward.receive_into(buffer if room is None else room)
             if not size or self._closing or self._failure:
                 # Fenced, or this copy fell behind: nothing more is acknowledged.
                 return False
-            frames: list[Frame] = []
-            number = 0
-            for frame in parser.feed(buffer[:size]):
-                if frame.kind is Kind.GOODBYE:
-                    self._goodbye = True
-                    break
-                if frame.kind is Kind.HELLO:
-                    raise ReplicationError("a second hello in one session")
-                frames.append(frame)
-                # Retire frames name an operation of the past.
-                if frame.number > number and frame.kind is not Kind.RETIRE:
-                    number = frame.number
+            if room is None:
+                frames = parser.feed(buffer[:size])
+            else:
+                large = parser.filled(size)
+                frames = [] if large is None else [large]
             if frames:
-                if number:
-                    backward.send([wire.frame(Kind.ACKNOWLEDGED, self._tag, number)])
-                total = sum(len(one.payload) + wire.HEAD.size for one in frames)
-                self._applier.put(frames, total)
+                self._take(frames, backward)
             if self._goodbye or not forward.pending():
                 return True
 
+    def _take(self, frames: list[Frame], backward: Connection) -> None:
+        """Acknowledge what is in memory now, then have it applied."""
+        assert self._applier is not None
+        number = total = 0
+        for frame in frames:
+            kind = frame.kind
+            total += len(frame.payload)
+            # Retire frames name an operation of the past.
+            if frame.number > number and kind is not Kind.RETIRE:
+                number = frame.number
+            if kind is Kind.GOODBYE:
+                self._goodbye = True
+            elif kind is Kind.HELLO:
+                raise ReplicationError("a second hello in one session")
+        if self._goodbye:
+            frames = [one for one in frames if one.kind is not Kind.GOODBYE]
+        if number:
+            backward.send([wire.HEAD.pack(0, wire.ACKNOWLEDGED, 0, 0, self._tag, number)])
+        self._applier.put(frames, total)
+
     def _send_outbox(self, backward: Connection) -> None:
-        batch = []
-        try:
-            for _ in range(500):
-                batch.append(self._outbox.get_nowait())
-        except Empty:
-            pass
-        if batch:
-            backward.send(batch)
+        count = min(self._outbox.qsize(), 500)
+        if count:
+            backward.send([self._outbox.get_nowait() for _ in range(count)])
 
     # --- failures -------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Final, Protocol
 
 from hyperha.core.actions import SessionStart
@@ -27,7 +27,9 @@ from hyperha.replication.transport import RECEIVE_BYTES, Connection, connect
 from hyperha.replication.wire import Frame, Kind, Parser
 
 _BATCH_BYTES: Final = 4 << 20
-_BATCH_FRAMES: Final = 500
+_DIRECT_BYTES: Final = 64 << 10
+"""What a producer may send by itself, without waiting, when nobody is sending."""
+_ACK_SIZE: Final = wire.HEAD.size
 _CONNECT_TIMEOUT_S: Final = 1.0
 _WELCOME_TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 0.05
@@ -53,17 +55,29 @@ class Listener(Protocol):
 
 
 class PrimarySession:
-    """One session as seen by the primary. `put` may be called by anyone who keeps the order."""
+    """One session as seen by the primary.
 
-    def __init__(self, config: EngineConfig, key: SessionKey, start: SessionStart) -> None:
+    Frames are put under the pipeline's lock. Exactly one thread at a time sends: whoever has set
+    `_busy`. That is the sender thread, or the data path itself for a small batch on an idle
+    connection without TLS: it never waits (T8), and it saves the change of threads.
+    """
+
+    def __init__(
+        self, config: EngineConfig, key: SessionKey, start: SessionStart, lock: threading.Lock
+    ) -> None:
         self.config = config
+        self.lock = lock
         self.key = key
         self.start = start
         self.tag = wire.session_tag(key)
         self.seed = secrets.randbits(63)
         self.announced: dict[FileId, int] = {}
-        self.queue: SimpleQueue[bytes | None] = SimpleQueue()
-        self.put = self.queue.put
+        self._pending: list[bytes] = []
+        self._busy = True
+        """Somebody sends, or the handshake is not done; under the lock."""
+        self._wake: SimpleQueue[list[bytes] | None] = SimpleQueue()
+        """To the sender: what to send first, then all that is pending; None: end."""
+        self._direct = False
         self.replies: SimpleQueue[Frame | None] = SimpleQueue()
         """What concerns a resync; None when the session has ended."""
         self.queued_bytes = 0
@@ -106,8 +120,9 @@ class PrimarySession:
         """
         self._closing = True
         if clean and self.up:
-            self.put(wire.frame(Kind.GOODBYE, self.tag))
-            self.queue.put(None)
+            with self.lock:
+                self.put(wire.frame(Kind.GOODBYE, self.tag))
+            self._wake.put(None)
             if self._sender is not None:
                 self._sender.join(1.0)
         self._abort()
@@ -116,7 +131,7 @@ class PrimarySession:
                 thread.join()
 
     def _abort(self) -> None:
-        self.queue.put(None)
+        self._wake.put(None)
         with self._lock:
             connections = (self._forward, self._backward)
         for connection in connections:
@@ -217,7 +232,7 @@ class PrimarySession:
         if length > wire.FRAME_LIMIT:
             raise ReplicationError(f"the peer answers with a frame of {length} bytes")
         raw = head + self._backward.receive_exactly(length)
-        return next(Parser(self.tag, from_primary=False).feed(raw))
+        return Parser(self.tag, from_primary=False).feed(raw)[0]
 
     def _agree(self, listener: Listener, mine: int, answer: Frame) -> tuple[str, bool]:
         if answer.kind is not Kind.WELCOME:
@@ -242,6 +257,8 @@ class PrimarySession:
         self._sender = threading.Thread(target=self._send, name="session-send", daemon=True)
         self.up = True
         self._sender.start()
+        self._wake.put([])
+        self._direct = not self._forward.encrypted
         listener.session_up(self, welcome, theirs)
         return "", False
 
@@ -255,38 +272,76 @@ class PrimarySession:
 
     # --- threads --------------------------------------------------------------------------
 
-    def _send(self) -> None:
+    def put(self, raw: bytes) -> None:
+        """Queue a frame and have it sent; the caller has the pipeline's lock."""
+        self._pending.append(raw)
+        self.queued_bytes += len(raw)
+        if not self._busy:
+            self._busy = True
+            self._wake.put([])
+
+    def put_write(self, head: bytes, data: bytes) -> list[bytes] | None:
+        """Queue a write; the caller has the pipeline's lock.
+
+        If something is returned, the caller must give it to `send_now` after releasing the lock.
+        """
+        pending = self._pending
+        pending.append(head)
+        pending.append(data)
+        size = len(data)
+        self.queued_bytes += size + wire.WRITE_HEAD.size
+        if self._busy:
+            return None
+        self._busy = True
+        if size > _DIRECT_BYTES or not self._direct:
+            self._wake.put([])
+            return None
+        self._pending = []
+        return pending
+
+    def send_now(self, batch: list[bytes]) -> None:
+        """Send what `put_write` returned, without waiting; the sender goes on with the rest."""
         assert self._forward is not None
-        get, take, size = self.queue.get, self.queue.get_nowait, self.queue.qsize
-        send = self._forward.send
+        total = sum(map(len, batch))
+        rest = self._forward.send_some(batch)
+        with self.lock:
+            self.sent_bytes += total - sum(map(len, rest)) if rest else total
+            if not rest and not self._pending:
+                self._busy = False
+                return
+        self._wake.put(rest)
+
+    def _send(self) -> None:
+        """The sender thread."""
+        assert self._forward is not None
+        get, send, lock = self._wake.get, self._forward.send, self.lock
         try:
-            while True:
-                item = get()
-                if item is None:
-                    return
-                batch, total = [item], len(item)
-                ended = False
-                for _ in range(min(size(), _BATCH_FRAMES)):
-                    try:
-                        item = take()
-                    except Empty:
-                        break
-                    if item is None:
-                        ended = True
-                        break
-                    batch.append(item)
-                    total += len(item)
-                    if total >= _BATCH_BYTES:
-                        break
-                send(batch)
-                self.sent_bytes += total
-                if ended:
-                    return
+            while (batch := get()) is not None:
+                while True:
+                    if batch:
+                        send(batch)
+                    with lock:
+                        self.sent_bytes += sum(map(len, batch))
+                        batch = self._take()
+                        if not batch:
+                            self._busy = False
+                            break
         except OSError:
             # The receiver sees the end too, and reports it.
             for connection in (self._forward, self._backward):
                 if connection is not None:
                     connection.abort()
+
+    def _take(self) -> list[bytes]:
+        """What is to be sent next; the caller has the lock."""
+        pending, total = self._pending, 0
+        for i, raw in enumerate(pending):
+            total += len(raw)
+            if total >= _BATCH_BYTES:
+                self._pending = pending[i + 1 :]
+                return pending[: i + 1]
+        self._pending = []
+        return pending
 
     def _receive(self, listener: Listener) -> None:
         assert self._backward is not None
@@ -294,11 +349,20 @@ class PrimarySession:
         buffer = memoryview(bytearray(RECEIVE_BYTES))
         receive, feed = self._backward.receive_into, parser.feed
         acknowledged, flushed = listener.acknowledged, listener.flushed
+        unpack = wire.HEAD.unpack_from
         while True:
             size = receive(buffer)
             if not size:
                 return
             number = -1
+            if size == _ACK_SIZE and not parser.partial and buffer[4] == wire.ACKNOWLEDGED:
+                # The usual case: one acknowledgement, alone.
+                _, _, _, _, tag, number = unpack(buffer)
+                if tag == self.tag:
+                    self.progress_ms = now_ms()
+                    acknowledged(self, number)
+                    continue
+                number = -1
             for frame in feed(buffer[:size]):
                 kind = frame.kind
                 if kind is Kind.ACKNOWLEDGED:

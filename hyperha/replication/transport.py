@@ -68,6 +68,26 @@ class Connection:
             if sent:
                 rest[0] = memoryview(rest[0])[sent:]
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether TLS is on."""
+        return self._tls is not None
+
+    def send_some(self, buffers: list[bytes]) -> list[bytes]:
+        """Send as much as goes without waiting; what is left. Not with TLS.
+
+        An error leaves everything: the next call that may wait meets it again.
+        """
+        try:
+            sent = self._socket.sendmsg(buffers, (), socket.MSG_DONTWAIT)
+        except OSError:
+            return buffers
+        for i, raw in enumerate(buffers):
+            if sent < len(raw):
+                return [raw[sent:], *buffers[i + 1 :]]
+            sent -= len(raw)
+        return []
+
     def receive_into(self, buffer: memoryview) -> int:
         """Receive what there is, at least one byte; 0 at the end. Raises OSError."""
         return self._socket.recv_into(buffer)

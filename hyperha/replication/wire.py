@@ -8,10 +8,9 @@ session with one ReplicationError and nothing of it is applied. Changes are in `
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import xxhash
 
@@ -27,6 +26,7 @@ BLOCKS_PER_ZONE: Final = ZONE_BYTES // BLOCK_BYTES
 DATA_LIMIT: Final = 1 << 20
 FRAME_LIMIT: Final = DATA_LIMIT + 4096
 RECORDS_PER_FRAME: Final = 16384
+_LARGE: Final = 128 << 10
 
 HEAD: Final = struct.Struct("<IBBHIQ")
 """Bytes behind the head, kind, flags, zero, session tag, number."""
@@ -87,14 +87,14 @@ WRITE: Final = int(Kind.WRITE)
 ACKNOWLEDGED: Final = int(Kind.ACKNOWLEDGED)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One received frame; `payload` belongs to the frame."""
+class Frame(NamedTuple):
+    """One received frame; `payload` belongs to the frame. A tuple, since one is made per write."""
 
     kind: Kind
     flags: int
     number: int
-    payload: bytes
+    payload: bytes | bytearray
+    """A bytearray only for large writes and blocks, which are received in place."""
 
 
 def session_tag(session: SessionKey) -> int:
@@ -119,46 +119,86 @@ def write_head(length: int, tag: int, number: int, index: int, offset: int, barr
 class Parser:
     """Cuts a received byte stream into frames of one session; knows nothing of their meaning."""
 
-    __slots__ = ("_held", "_lowest", "_tag")
+    __slots__ = ("_filled", "_from_secondary", "_held", "_large", "_tag")
 
     def __init__(self, tag: int, *, from_primary: bool) -> None:
         self._tag = tag
         self._held = bytearray()
-        self._lowest = 1 if from_primary else 32
+        self._large: tuple[Kind, int, int, bytearray] | None = None
+        self._filled = 0
+        self._from_secondary = not from_primary
 
     @property
     def partial(self) -> bool:
         """Whether the stream stands inside a frame: its end there is a truncation."""
-        return bool(self._held)
+        return bool(self._held) or self._large is not None
 
-    def feed(self, data: bytes | memoryview) -> Iterator[Frame]:
-        """The frames completed by `data`. Raises ReplicationError; then the stream is dead."""
+    def room(self) -> memoryview | None:
+        """Where the rest of a large frame is to be received, if one is under way."""
+        if self._large is None:
+            return None
+        return memoryview(self._large[3])[self._filled :]
+
+    def filled(self, size: int) -> Frame | None:
+        """`size` bytes were received into `room`; the frame if it is complete."""
+        assert self._large is not None
+        self._filled += size
+        kind, flags, number, payload = self._large
+        if self._filled < len(payload):
+            return None
+        self._large = None
+        return Frame(kind, flags, number, payload)
+
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
+        """The frames completed by `data`; not while `room` is given.
+
+        Raises ReplicationError; then the stream is dead.
+        """
         held = self._held
-        held += data
-        position, size = 0, len(held)
-        head_size = HEAD.size
-        try:
+        if held:
+            held += data
+            source: bytearray | bytes | memoryview = held
+        else:
+            source = data
+        position, size = 0, len(source)
+        head_size, unpack, kinds = HEAD.size, HEAD.unpack_from, _KINDS
+        frames: list[Frame] = []
+        with memoryview(source) as view:
             while size - position >= head_size:
-                length, number_of_kind, flags, zero, tag, number = HEAD.unpack_from(held, position)
-                kind = _KINDS.get(number_of_kind)
+                length, number_of_kind, flags, zero, tag, number = unpack(view, position)
+                kind = kinds.get(number_of_kind)
                 if (
-                    length > FRAME_LIMIT
-                    or kind is None
+                    kind is None
+                    or tag != self._tag
+                    or length > FRAME_LIMIT
                     or zero
                     or flags > _ALL_FLAGS
-                    or tag != self._tag
-                    or (kind >= 32) != (self._lowest == 32)
+                    or (number_of_kind >= 32) != self._from_secondary
                 ):
                     self._refuse(length, number_of_kind, flags, zero, tag)
+                    break
                 end = position + head_size + length
                 if end > size:
+                    if length >= _LARGE and kind in (Kind.WRITE, Kind.BLOCK):
+                        self._begin_large(kind, flags, number, length, view[position + head_size :])
+                        position = size
                     break
-                assert kind is not None
-                payload = bytes(memoryview(held)[position + head_size : end])
+                payload = bytes(view[position + head_size : end])
                 position = end
-                yield Frame(kind, flags, number, payload)
-        finally:
+                frames.append(Frame(kind, flags, number, payload))
+        if held:
             del held[:position]
+        elif position < size:
+            held += data[position:]
+        return frames
+
+    def _begin_large(
+        self, kind: Kind, flags: int, number: int, length: int, start: memoryview
+    ) -> None:
+        payload = bytearray(length)
+        self._filled = len(start)
+        payload[: self._filled] = start
+        self._large = (kind, flags, number, payload)
 
     def _refuse(self, length: int, kind: int, flags: int, zero: int, tag: int) -> None:
         if tag != self._tag:
@@ -175,8 +215,8 @@ class Cursor:
 
     __slots__ = ("_data", "_position", "_what")
 
-    def __init__(self, data: bytes, what: str) -> None:
-        self._data = data
+    def __init__(self, data: bytes | bytearray, what: str) -> None:
+        self._data = bytes(data)
         self._position = 0
         self._what = what
 
@@ -211,7 +251,7 @@ class Cursor:
             raise ReplicationError(f"a {self._what} frame is longer than what it says")
 
 
-def decode_write(payload: bytes) -> tuple[int, int, memoryview]:
+def decode_write(payload: bytes | bytearray) -> tuple[int, int, memoryview]:
     """File index, offset, data."""
     if len(payload) < _WRITE.size:
         raise ReplicationError("a write frame is truncated")
@@ -226,7 +266,7 @@ def encode_bind(index: int, file: FileId) -> bytes:
     return _BIND.pack(index, file)
 
 
-def decode_bind(payload: bytes) -> tuple[int, FileId]:
+def decode_bind(payload: bytes | bytearray) -> tuple[int, FileId]:
     """Index and file id."""
     if len(payload) != _BIND.size:
         raise ReplicationError(f"a bind frame of {len(payload)} bytes")
@@ -234,11 +274,11 @@ def decode_bind(payload: bytes) -> tuple[int, FileId]:
     return index, FileId(file)
 
 
-def decode_id(payload: bytes, what: str) -> FileId:
+def decode_id(payload: bytes | bytearray, what: str) -> FileId:
     """A payload that is one file id."""
     if len(payload) != 16:
         raise ReplicationError(f"a {what} frame of {len(payload)} bytes")
-    return FileId(payload)
+    return FileId(bytes(payload))
 
 
 def encode_records(records: list[Record] | tuple[Record, ...]) -> bytes:
@@ -246,7 +286,7 @@ def encode_records(records: list[Record] | tuple[Record, ...]) -> bytes:
     return b"".join([_RECORD.pack(one.kind, one.file, one.zone) for one in records])
 
 
-def decode_records(payload: bytes, what: str) -> list[Record]:
+def decode_records(payload: bytes | bytearray, what: str) -> list[Record]:
     """The records of a payload."""
     if len(payload) % _RECORD.size:
         raise ReplicationError(f"a {what} frame of {len(payload)} bytes")
@@ -278,7 +318,7 @@ def encode_digests(zone: ZoneDigests) -> bytes:
     return head + b"".join([one for one in zone.digests if one is not None])
 
 
-def decode_digests(payload: bytes) -> ZoneDigests:
+def decode_digests(payload: bytes | bytearray) -> ZoneDigests:
     """The digests of a payload."""
     cursor = Cursor(payload, "digest")
     file, offset, count, holes = _DIGESTS.unpack(cursor.take(_DIGESTS.size))
@@ -294,7 +334,7 @@ def encode_different(blocks: list[int]) -> bytes:
     return sum(1 << i for i in blocks).to_bytes(2, "little")
 
 
-def decode_different(payload: bytes) -> list[int]:
+def decode_different(payload: bytes | bytearray) -> list[int]:
     """The numbers of the blocks that differ."""
     if len(payload) != 2:
         raise ReplicationError(f"an answer to digests of {len(payload)} bytes")
@@ -307,7 +347,7 @@ def encode_block_head(file: FileId, offset: int) -> bytes:
     return _BLOCK.pack(file, offset)
 
 
-def decode_block(payload: bytes) -> tuple[FileId, int, memoryview]:
+def decode_block(payload: bytes | bytearray) -> tuple[FileId, int, memoryview]:
     """File id, offset, data."""
     if len(payload) < _BLOCK.size:
         raise ReplicationError("a block frame is truncated")
@@ -322,7 +362,7 @@ def encode_hole(file: FileId, offset: int, length: int) -> bytes:
     return _HOLE_RANGE.pack(file, offset, length)
 
 
-def decode_hole(payload: bytes) -> tuple[FileId, int, int]:
+def decode_hole(payload: bytes | bytearray) -> tuple[FileId, int, int]:
     """File id, offset, length."""
     if len(payload) != _HOLE_RANGE.size:
         raise ReplicationError(f"a hole frame of {len(payload)} bytes")
@@ -337,7 +377,7 @@ def encode_progress(applied: int, waiting_bytes: int, syncing: bool) -> bytes:
     return _PROGRESS.pack(applied, waiting_bytes, syncing)
 
 
-def decode_progress(payload: bytes) -> tuple[int, int, bool]:
+def decode_progress(payload: bytes | bytearray) -> tuple[int, int, bool]:
     """Applied, waiting bytes, whether an fsync runs."""
     if len(payload) != _PROGRESS.size:
         raise ReplicationError(f"a progress frame of {len(payload)} bytes")

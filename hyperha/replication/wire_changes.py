@@ -205,7 +205,7 @@ def encode_change(change: Change) -> bytes:
     return b"".join(parts)
 
 
-def decode_change(payload: bytes) -> Change:
+def decode_change(payload: bytes | bytearray) -> Change:
     """The change of a payload. Raises ReplicationError for anything malformed."""
     cursor = Cursor(payload, "change")
     schema = _SCHEMAS.get(cursor.take(1)[0])
@@ -255,7 +255,7 @@ def _inode(cursor: Cursor) -> Inode:
     return Inode(_target(cursor), _attributes(cursor), _xattrs(cursor))
 
 
-def decode_inode(payload: bytes) -> Inode:
+def decode_inode(payload: bytes | bytearray) -> Inode:
     """The inode of a payload."""
     cursor = Cursor(payload, "inode")
     inode = _inode(cursor)
@@ -298,7 +298,7 @@ def encode_listing(listing: Listing) -> list[bytes]:
     return payloads
 
 
-def decode_listing(payload: bytes) -> Listing:
+def decode_listing(payload: bytes | bytearray) -> Listing:
     """One part of a listing."""
     cursor = Cursor(payload, "listing")
     directory = _inode(cursor)
