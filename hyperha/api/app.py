@@ -168,7 +168,10 @@ def _add_logs(app: FastAPI, service: NodeService) -> None:
 
 async def _lines(service: NodeService, after: int | None) -> AsyncIterator[bytes]:
     async for line in service.stream(after):
-        body = line.model_dump(mode="json", exclude_none=True)
+        # Only the line's own absent parts are left out: inside them null is a value.
+        body = {
+            key: value for key, value in line.model_dump(mode="json").items() if value is not None
+        }
         yield json.dumps(body, separators=(",", ":")).encode() + b"\n"
 
 

@@ -16,12 +16,14 @@ def register(app: typer.Typer) -> None:
 
 
 def targets(urls: list[str]) -> list[Target]:
-    """Where the console looks: the URLs named, else the local node."""
+    """Where the console looks: the URLs or sockets named, else the local node."""
     if not urls:
         return [target()]
     home = the_home()
     return [
-        Target(
+        Target(url, socket=url)
+        if url.startswith("/")
+        else Target(
             url,
             url=url,
             authority=str(home.authority_certificate),
@@ -33,7 +35,7 @@ def targets(urls: list[str]) -> list[Target]:
 
 
 def console(
-    urls: Annotated[list[str] | None, typer.Argument(help="https://ADDRESS:9010 of a node.")] = (
+    urls: Annotated[list[str] | None, typer.Argument(help="https://ADDRESS:9010 of a node, or the path of its socket.")] = (
         None
     ),
     read_only: Annotated[bool, typer.Option("--read-only", help="Lock all commands.")] = False,
