@@ -98,6 +98,16 @@ class Acceptor:
         self._covered = session.covered
         return problem
 
+    def clear_map(self) -> None:
+        """The copy is up to date (R11): forget the map, or have the applier do it behind the next
+        barrier of both nodes if operations are not behind one yet."""
+        if self._intent.clear(self.covered):
+            return
+        session = self._session
+        if session is None:
+            raise ReplicationError("operations of the guest are not behind a barrier")
+        session.clear_behind_barrier()
+
     def take(self, accepted: socket.socket, preamble: Preamble, tls: TlsFiles | None) -> None:
         """Take a socket over. Raises ReplicationError when it is not for this process.
 

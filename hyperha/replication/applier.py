@@ -96,6 +96,8 @@ class Applier:
         """Frames applied, for the sign of life (D8')."""
         self.covered = 0
         """The primary says: on stable storage on both nodes up to this operation."""
+        self.clear_pending = False
+        """The map is to be forgotten behind the next barrier (R11)."""
         self.failure = ""
         self._store = store
         self._intent = intent
@@ -267,6 +269,8 @@ class Applier:
         if len(frame.payload) != 8:
             raise ReplicationError("a retire frame is malformed")
         self.covered = int.from_bytes(frame.payload, "little")
+        if self.clear_pending and self._intent.clear(self.covered):
+            self.clear_pending = False
         self._intent.retire(min(frame.number, self.covered))
 
     def _resync(self, frame: Frame) -> None:

@@ -1,8 +1,9 @@
 """One module's engine on one node: folder, log, mount, pipeline and sessions, as the core orders.
 
-Every `EngineAction` ends with one `EngineDone`. Quick orders are done by the thread that brings
-them, in order; those that wait for the peer or the disk end later, so that nothing can hold up a
-freeze. The engine decides nothing about roles: it does what it is told, or says why it cannot.
+Every `EngineAction` ends with one `EngineDone`. What answers or holds the guest's requests is done
+at once by the thread that brings the order; what may wait for peer, disk or kernel is done in order
+by another thread, so that nothing can hold up a freeze; barriers end when they end. The engine
+decides nothing about roles: it does what it is told, or says why it cannot.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Final
 
 from hyperha.core import actions
@@ -48,6 +50,15 @@ from hyperha.replication.store import Store
 log = logging.getLogger(__name__)
 
 Send = Callable[[Event | ProcessMessage, tuple[int, ...]], None]
+_AT_ONCE: Final = (
+    actions.Freeze,
+    actions.EndParked,
+    actions.EnterAlone,
+    actions.Release,
+    actions.EndResync,
+    actions.ClearMap,
+    actions.SetMarker,
+)
 _FUSECTL_MAGIC: Final = 0x65735543
 _READY_S: Final = 5.0
 _DRAIN_S: Final = 30.0
@@ -69,21 +80,32 @@ class Engine:
         self._acceptor: Acceptor | None = None
         self._session: Session | None = None
         self._lan_tls = {link.lan: link.tls for link in config.links}
+        self._orders: SimpleQueue[actions.EngineAction] = SimpleQueue()
         self._disabled = 0
         for name in config.kernel_features_off:
             if name not in Feature.__members__:
                 known = ", ".join(sorted(Feature.__members__))
                 raise ReplicationError(f"unknown kernel feature {name!r}", f"Known: {known}")
             self._disabled |= Feature[name]
+        threading.Thread(target=self._work, name="orders", daemon=True).start()
 
     # --- orders ---------------------------------------------------------------------------
 
     def perform(self, action: actions.EngineAction) -> None:
         """Do one order of the core; its `EngineDone` comes now or later."""
+        if isinstance(action, _AT_ONCE):
+            self._perform(action)
+        else:
+            self._orders.put(action)
+
+    def _work(self) -> None:
+        while not self.detached.is_set():
+            self._perform(self._orders.get())
+
+    def _perform(self, action: actions.EngineAction) -> None:
         operation: int = action.operation  # type: ignore[attr-defined]
         try:
-            handler = self._HANDLERS[type(action)]
-            handler(self, action)
+            self._HANDLERS[type(action)](self, action)
         except HyperhaError as problem:
             self._done(operation, False, str(problem))
         except OSError as problem:
@@ -96,20 +118,6 @@ class Engine:
         intent = self._intent
         count = None if intent is None else intent.candidate_count()
         self._send(EngineDone(operation, ok, text, facts, count), ())
-
-    def _later(self, operation: int, work: Callable[[], str]) -> None:
-        """Run something that may wait; its text says why it failed, or nothing."""
-
-        def run() -> None:
-            try:
-                text = work()
-            except HyperhaError as problem:
-                text = str(problem)
-            except OSError as problem:
-                text = problem.strerror or str(problem)
-            self._done(operation, not text, text)
-
-        threading.Thread(target=run, name=f"order-{operation}", daemon=True).start()
 
     def report(self, message: Event | LogLine) -> None:
         """What pipeline, sessions and resync have to say."""
@@ -340,50 +348,36 @@ class Engine:
             )
             return
 
-        def work() -> str:
-            end = time.monotonic() + _DRAIN_S
-            while acceptor.session is not None and acceptor.session.waiting_bytes:
-                if time.monotonic() > end:
-                    return "the queue of the stream is not applied yet"
-                time.sleep(0.01)
-            assert self._store is not None
-            self._store.sync_all()
-            return ""
-
-        self._later(action.operation, work)
+        end = time.monotonic() + _DRAIN_S
+        while acceptor.session is not None and acceptor.session.waiting_bytes:
+            if time.monotonic() > end:
+                raise ReplicationError("the queue of the stream is not applied yet")
+            time.sleep(0.01)
+        assert self._store is not None
+        self._store.sync_all()
+        self._done(action.operation, True)
 
     # --- sessions -------------------------------------------------------------------------
 
     def _expect(self, action: actions.ExpectSession) -> None:
         _, acceptor, _, _ = self._parts()
-
-        def work() -> str:
-            problem = acceptor.expect(action.session, action.start)
-            if problem and action.start is SessionStart.IN_SYNC:
-                acceptor.close()
-                return f"the former session left this copy behind: {problem}"
-            return ""
-
-        self._later(action.operation, work)
+        problem = acceptor.expect(action.session, action.start)
+        if problem and action.start is SessionStart.IN_SYNC:
+            acceptor.close()
+            raise ReplicationError(f"the former session left this copy behind: {problem}")
+        self._done(action.operation, True)
 
     def _open_session(self, action: actions.OpenSession) -> None:
         primary, acceptor, _, _ = self._parts()
-
-        def work() -> str:
-            acceptor.close()
-            primary.open_session(action.session, action.start)
-            return ""
-
-        self._later(action.operation, work)
+        acceptor.close()
+        primary.open_session(action.session, action.start)
+        self._done(action.operation, True)
 
     def _close_session(self, action: actions.CloseSession) -> None:
         primary, acceptor, _, _ = self._parts()
-
-        def work() -> str:
-            primary.close_session(clean=True)
-            return acceptor.close()
-
-        self._later(action.operation, work)
+        primary.close_session(clean=True)
+        problem = acceptor.close()
+        self._done(action.operation, not problem, problem)
 
     def _end_resync(self, action: actions.EndResync) -> None:
         self._parts()[0].switch_to_both(
@@ -391,11 +385,11 @@ class Engine:
         )
 
     def _clear_map(self, action: actions.ClearMap) -> None:
-        primary, acceptor, intent, _ = self._parts()
+        primary, acceptor, _, _ = self._parts()
         if primary.writable():
             primary.barriers.clear()
-        elif not intent.clear(acceptor.covered):
-            raise ReplicationError("operations of the guest are not behind a barrier yet")
+        else:
+            acceptor.clear_map()
         self._done(action.operation, True)
 
     def take_socket(self, take: TakeSocket, descriptor: int) -> None:

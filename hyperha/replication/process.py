@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from queue import SimpleQueue
-from typing import Final
+from typing import Final, NoReturn
 
 from hyperha.core.actions import EngineAction
 from hyperha.core.events import Event
@@ -101,7 +101,7 @@ class Process:
         self._engine: Engine | None = None
 
     def run(self) -> int:
-        """Serve until the folder is uncovered (0) or the daemon is gone (1)."""
+        """Serve until the daemon is gone (1); a detached folder ends the process elsewhere (0)."""
         while True:
             raw, descriptors = self._channel.receive()
             if not raw:
@@ -113,8 +113,6 @@ class Process:
                 log.error("%s", problem)
                 for descriptor in descriptors:
                     os.close(descriptor)
-            if self._engine is not None and self._engine.detached.is_set():
-                return 0
 
     def _dispatch(self, message: control.Message, descriptors: list[int]) -> None:
         engine = self._engine
@@ -159,6 +157,9 @@ class Process:
             if statistics is not None:
                 told_s, busy = time.monotonic(), statistics.handles_open > 0
                 self._channel.send(statistics)
+        # The folder is uncovered: the last answer leaves, then the process ends.
+        self._channel.finish()
+        _end(0)
 
 
 def main(arguments: list[str]) -> int:
@@ -178,10 +179,11 @@ def main(arguments: list[str]) -> int:
     raw = socket.socket(fileno=int(arguments[0]))
     raw.set_inheritable(False)
     channel = Channel(raw)
-    status = Process(channel).run()
-    if status == 0:
-        channel.finish()
-    # Threads may hang in calls on a disk or a mount: nothing is worth waiting for them.
+    _end(Process(channel).run())
+
+
+def _end(status: int) -> NoReturn:
+    """Threads may hang in calls on a disk or a mount: nothing is worth waiting for them."""
     sys.stderr.flush()
     os._exit(status)
 

@@ -85,6 +85,11 @@ class SecondarySession:
         """Whether this copy is being made equal."""
         return self._target is not None and self._target.lenient
 
+    def clear_behind_barrier(self) -> None:
+        """Forget the dirty map when the primary next says that a barrier has ended."""
+        if self._applier is not None:
+            self._applier.clear_pending = True
+
     def serve(self, forward: Connection, backward: Connection) -> None:
         """Start to serve the connections; the thread owns them from here on."""
         self._forward, self._backward = forward, backward
