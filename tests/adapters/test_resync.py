@@ -110,6 +110,7 @@ def test_only_candidates_are_looked_at(pair: Pair) -> None:
         guest.write(other, number << 20, os.urandom(1 << 20))
     wait_for(lambda: guest.answers == 34)
     pair.barrier(pair.a)
+    wait_for(lambda: pair.b.intent.candidate_count() == 0)
     go_alone(pair)
     guest.write(file, 5_000_000, b"x")
     guest.write(file, 12_000_000, b"y" * 100_000)
