@@ -167,11 +167,11 @@ class ModuleTask:
         try:
             async with asyncio.timeout(limit_s):
                 await asyncio.to_thread(store, action.lineage, action.settings)
+        except TimeoutError:  # before OSError, which it is a kind of
+            self._persist_failed(f"the disk did not answer within {limit_s:.1f} s")
+            return False
         except (HyperhaError, OSError) as problem:
             self._persist_failed(str(problem))
-            return False
-        except TimeoutError:
-            self._persist_failed(f"the disk did not answer within {limit_s:.1f} s")
             return False
         self._durable = (action.lineage, action.settings)
         return True
