@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import commands, leaving, source, waiting
+from hyperha.core import commands, leaving, running, source, waiting
 from hyperha.core.actions import Level
 from hyperha.core.events import (
     CheckerAction,
@@ -49,6 +49,16 @@ def vm_exited(turn: Turn, event: VmExited) -> None:
         return
     if state.phase is Phase.RUNNING and not state.frozen:
         react(turn, state.config.exit_action, f"the VM ended by itself: {event.text}")
+
+
+def after_freeze(turn: Turn) -> None:
+    """A VM that did not survive the freeze is started again; that never counts (K3, M7)."""
+    state = turn.state
+    if state.phase is not Phase.RUNNING or state.vm is not Vm.ABSENT:
+        return
+    if not suspended(state, state.config.vm_checker):
+        turn.tell(Level.INFO, "M7", "the VM ended while writes were held: it is started again")
+        running.start_vm(turn)
 
 
 def checker_failed(turn: Turn, event: CheckerFailed) -> None:

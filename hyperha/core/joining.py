@@ -77,6 +77,9 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict) -> None:
     )
     if verdict.direction is not Direction.EQUAL:
         lineage = _inconsistent(lineage, message)
+        # A full compare that is interrupted must go on as one, not with the log's zones (R3).
+        owed = lineage.full_compare_owed or verdict.start is SessionStart.FULL
+        lineage = replace(lineage, full_compare_owed=owed)
     turn.persist(lineage=lineage)
     turn.set(
         session=message.session,
@@ -159,6 +162,7 @@ def refused(turn: Turn, message: JoinRefusal) -> None:
         turn.set(told=text)
         turn.tell(Level.WARNING, "R0", text)
     turn.explain(Why("R0", text))
+    turn.finish(False, text)
     rejoin_later(turn)
     turn.set(hold_until_ms=turn.now_ms + turn.state.config.timing.takeover_wait_ms)
 

@@ -198,6 +198,8 @@ def _released(turn: Turn, event: e.EngineDone) -> None:
         failover.disk_failed(turn, e.LocalDiskFailed(event.text))
     elif turn.state.phase is Phase.FLUSHING and not turn.state.awaits(Step.DEMOTE):
         leaving.flush(turn)
+    else:
+        failover.after_freeze(turn)
 
 
 def _done(turn: Turn, event: e.EngineDone | e.VmDone | e.ProbeDone) -> None:

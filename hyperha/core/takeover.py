@@ -64,7 +64,8 @@ def peer_changed(turn: Turn, status: PeerStatus) -> None:
         return
     if status.role.runs_vm:
         generation = state.lineage.current.id
-        if status.role is Role.ALONE and not generation.startswith(status.generation):
+        elsewhere = status.role is Role.ALONE and not generation.startswith(status.generation)
+        if elsewhere and not state.awaits(Step.OUTDATE):
             # It went on without us: our copy is outdated, whatever became of its request.
             turn.order(CloseSession, Step.OUTDATE)
             turn.set(nonce="")

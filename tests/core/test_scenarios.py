@@ -291,3 +291,58 @@ def test_suspended_checker_restarts_nothing():
     world.run(5000)
     assert world.a.vm_run == 0
     assert world.roles() == (R.PRIM, R.SECOND)
+
+
+def test_a_vm_that_ended_while_writes_were_held_is_started_again():
+    world = pair(isolation=Isolation.HOLD)
+    world.crash(world.b)
+    world.run(8000)
+    assert world.a.state.paused
+    run = world.a.state.run
+    world.a.vm_run = 0
+    world.a.event(e.VmExited(run, "disk I/O error"))
+    world.boot_node(world.b)
+    world.until(R.PRIM, R.SECOND)
+    world.run(500)
+    assert world.a.vm_run == run + 1
+    assert world.a.settings.recoveries_wall_ms == ()
+
+
+def test_an_interrupted_full_compare_goes_on_as_one():
+    world = pair()
+    world.cut_network()
+    world.until(R.ALONE, R.ALONE)
+    world.run(2000)
+    world.heal_network()
+    world.run(1000)
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.command(world.b, "second", confirmed=True)
+    while world.b.state.phase.value != "resyncing":
+        world.run(5)
+    assert world.b.state.session_start.value == "full"
+    world.crash(world.b)
+    world.run(3000)
+    world.boot_node(world.b)
+    while world.b.state.phase.value != "resyncing":
+        world.run(5)
+    assert world.b.state.session_start.value == "full"
+    world.until(R.PRIM, R.SECOND)
+    assert not world.b.lineage.full_compare_owed
+
+
+def test_a_folder_with_unrelated_files_is_refused_with_the_two_ways_on():
+    world = World()
+    world.run(500)
+    world.command(world.a, "prim")
+    world.until(R.ALONE, R.STOP)
+    world.b.folder.data = {-1}
+    operation = world.command(world.b, "start")
+    world.run(2000)
+    done, text = world.b.finished[operation]
+    assert not done
+    assert "empty it" in text
+    assert "second --adopt" in text
+    assert world.b.state.role is R.WAIT
+    world.command(world.b, "second", adopt=True)
+    world.until(R.PRIM, R.SECOND)
