@@ -98,6 +98,15 @@ class Acceptor:
         self._covered = session.covered
         return problem
 
+    def shut(self) -> None:
+        """`close`, and let go of every socket; nothing is to be taken afterwards."""
+        self.close()
+        with self._lock:
+            pairs = list(self._pairs.values())
+            self._pairs.clear()
+        for pair in pairs:
+            pair.close()
+
     def clear_map(self) -> None:
         """The copy is up to date (R11): forget the map, or have the applier do it behind the next
         barrier of both nodes if operations are not behind one yet."""

@@ -233,7 +233,7 @@ class Engine:
             session.close()
         acceptor, self._acceptor = self._acceptor, None
         if acceptor is not None:
-            acceptor.close()
+            acceptor.shut()
         primary, self._primary = self._primary, None
         if primary is not None:
             primary.close()

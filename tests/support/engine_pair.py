@@ -108,6 +108,10 @@ class Side:
                 raw = accepted.recv(preamble.SIZE, socket.MSG_WAITALL)
                 self.acceptor.take(accepted, preamble.decode(raw), None)
 
+    def tick(self) -> None:
+        """What the process does every second."""
+        self.acceptor.tick()
+
     def report(self, event: Event | LogLine) -> None:
         with self._heard:
             self.events.append(event)
@@ -136,7 +140,7 @@ class Side:
         self._listener.close()
         self._thread.join()
         self.primary.close()
-        self.acceptor.close()
+        self.acceptor.shut()
         self.intent.close()
         self.store.close()
 
