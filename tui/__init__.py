@@ -1,0 +1,1 @@
+"""The full-screen console: watches and steers one cluster through a node's API."""

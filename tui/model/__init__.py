@@ -1,0 +1,1 @@
+"""What the console knows and shows, as values: no terminal, no network."""
