@@ -8,7 +8,6 @@ decides nothing about roles: it does what it is told, or says why it cannot.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -27,6 +26,8 @@ from hyperha.replication import marker as markers
 from hyperha.replication import preamble as preambles
 from hyperha.replication import syscalls
 from hyperha.replication.acceptor import Acceptor
+from hyperha.replication.admission import ReadOnly, admit, judge
+from hyperha.replication.clock import now_ms
 from hyperha.replication.control import (
     Descriptors,
     EngineConfig,
@@ -40,12 +41,12 @@ from hyperha.replication.fuse.layers import Layer, MountStack
 from hyperha.replication.fuse.protocol import Feature
 from hyperha.replication.fuse.session import Session
 from hyperha.replication.intent_log import IntentLog
-from hyperha.replication.marker import DamagedMarker, FolderFacts
-from hyperha.replication.occupancy import holders
-from hyperha.replication.operations import Answer, Change, FileId, Record
+from hyperha.replication.marker import DamagedMarker
 from hyperha.replication.primary import Primary
 from hyperha.replication.resync_source import ResyncSource
 from hyperha.replication.store import Store
+from hyperha.replication.touched import INTERVAL_S, StampFile, record_touched
+from hyperha.text import clean
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,9 @@ class Engine:
         self._primary: Primary | None = None
         self._acceptor: Acceptor | None = None
         self._session: Session | None = None
+        self._stamp: StampFile | None = None
+        self._stamping: threading.Thread | None = None
+        self._stop_stamping = threading.Event()
         self._lan_tls = {link.lan: link.tls for link in config.links}
         self._orders: SimpleQueue[actions.EngineAction] = SimpleQueue()
         self._disabled = 0
@@ -143,6 +147,7 @@ class Engine:
             self._stack = stack
             self._session = self._serve(stack.cover())
             stack.watch(self._mount_lost)
+            self._start_stamping()
         except BaseException:
             self._let_go()
             os.close(folder)
@@ -153,26 +158,16 @@ class Engine:
 
     def _prepare(self, folder: int, action: actions.Attach) -> AttachFacts:
         """Check the plain folder and open store and log, before it is covered (M6, R12)."""
-        holding = holders(self.config.folder, ours=frozenset((folder,)))
-        if holding:
-            raise RefusedError(
-                f"{self.config.folder} is in use: {holding[0]}",
-                "Stop that process; while it holds a file it would bypass replication (M6).",
-            )
-        found = markers.inspect(folder)
-        if not found.xattrs or not found.handles:
-            lack = "extended attributes" if not found.xattrs else "file handles"
-            raise RefusedError(
-                f"the file system of {self.config.folder} has no {lack}",
-                "Use ext4, xfs or btrfs.",
-            )
-        state, known = _judge(found, action.accept)
+        found = admit(self.config.folder, folder)
+        state, known = judge(found, action.accept)
         accepted = state is MarkerState.MATCHES or action.adopt
         accepted = accepted or (state is MarkerState.ABSENT and not action.accept)
         fresh = state is MarkerState.ABSENT and not action.accept
+        self._open(folder, action.write.resource, fresh=fresh, usable=accepted)
+        if state is MarkerState.MATCHES:
+            self._look_for_touched()
         if accepted:
             markers.write_marker(folder, action.write)
-        self._open(folder, action.write.resource, fresh=fresh, usable=accepted)
         count = -1 if self._intent is None else self._intent.candidate_count()
         text = "" if self._intent is None else self._intent.damage
         if isinstance(found.marker, DamagedMarker):
@@ -186,6 +181,7 @@ class Engine:
             private = store.private_directory()
             try:
                 self._intent = IntentLog(private, resource, store.handle, fresh=fresh)
+                self._stamp = StampFile(private)
             finally:
                 os.close(private)
             primary = Primary(store, self._intent, self.config, self.report)
@@ -195,6 +191,52 @@ class Engine:
             primary.barriers.run()
             self._primary = primary
             self._acceptor = Acceptor(store, self._intent, self.config, self.report)
+
+    def _look_for_touched(self) -> None:
+        """R14: what was changed while nothing was mounted is compared whole, and announced."""
+        assert self._store is not None
+        assert self._intent is not None
+        assert self._stamp is not None
+        found = record_touched(self._store, self._intent, self._stamp.read())
+        if found.everything:
+            self._tell("W", "R14", f"{found.everything}: every file is compared")
+        elif found.count:
+            self._tell(
+                "W",
+                "R14",
+                f"{found.count} files were changed while {self.config.module} was not mounted, "
+                f"among them {clean(found.example)}: they are compared whole",
+            )
+
+    def _keep_stamping(self, stamp: StampFile) -> None:
+        """The folder is ours while it is covered; a crash leaves the last stamp (R14)."""
+        stop = self._stop_stamping
+        while True:
+            try:
+                stamp.write(clean=False)
+            except OSError as error:
+                self._tell("E", "R14", f"the stamp of life cannot be written: {error.strerror}")
+            if stop.wait(INTERVAL_S):
+                return
+
+    def _start_stamping(self) -> None:
+        if self._stamp is not None:
+            self._stop_stamping = threading.Event()
+            self._stamping = threading.Thread(
+                target=self._keep_stamping, args=(self._stamp,), name="stamp", daemon=True
+            )
+            self._stamping.start()
+
+    def _end_stamping(self, *, clean_end: bool) -> None:
+        stamp, self._stamp = self._stamp, None
+        if self._stamping is not None:
+            self._stop_stamping.set()
+            self._stamping.join()
+            self._stamping = None
+        if stamp is not None:
+            if clean_end:
+                stamp.write(clean=True)
+            stamp.close()
 
     def _serve(self, layer: Layer) -> Session:
         assert self._store is not None
@@ -223,7 +265,7 @@ class Engine:
                 descriptors.append(descriptor)
         self._send(Descriptors(tuple(names), kind), tuple(descriptors))
 
-    def _let_go(self) -> None:
+    def _let_go(self, *, clean_end: bool = False) -> None:
         """Undo covering, as far as it went."""
         stack, self._stack = self._stack, None
         if stack is not None:
@@ -237,6 +279,7 @@ class Engine:
         primary, self._primary = self._primary, None
         if primary is not None:
             primary.close()
+        self._end_stamping(clean_end=clean_end)
         intent, self._intent = self._intent, None
         if intent is not None:
             intent.close()
@@ -260,7 +303,7 @@ class Engine:
         self._store.sync_all()
         if action.write is not None:
             markers.write_marker(self._folder, action.write)
-        self._let_go()
+        self._let_go(clean_end=True)
         os.close(self._folder)
         self._folder = -1
         self._done(action.operation, not problem, problem)
@@ -446,6 +489,7 @@ class Engine:
             self._primary.promote(Acknowledge.NONE)
         session.start()
         stack.watch(self._mount_lost)
+        self._start_stamping()
         self._announce_descriptors()
         self._tell("W", "M4", "a new replication process serves the mount of the one that died")
 
@@ -465,12 +509,17 @@ class Engine:
         if acceptor is not None:
             acceptor.tick()
         ours = primary.session
+        # statfs shows the smaller room of both nodes (D11).
+        session.limit_room(None if ours is None else ours.peer_room_bytes)
+        heard_ms = 0
         if ours is not None:
+            heard_ms = max(ours.progress_ms, ours.told_ms) if ours.up else 0
             state = "connecting" if not ours.up else "up" if ours.copied else "resync"
             queue = ours.queued_bytes - ours.sent_bytes
         elif serving is not None and serving.up:
             state = "resync" if serving.resyncing else "serving"
             queue = serving.waiting_bytes
+            heard_ms = serving.heard_ms
         else:
             state, queue = "none", 0
         return Statistics(
@@ -484,6 +533,7 @@ class Engine:
             log_capacity=self._intent.capacity,
             queue_bytes=queue,
             handles_open=session.handles_open(),
+            heard_ms_ago=now_ms() - heard_ms if heard_ms else -1,
         )
 
     _HANDLERS: Final[dict[type[actions.EngineAction], Callable[..., None]]] = {
@@ -511,48 +561,3 @@ def _fence(descriptors: list[int]) -> Fence | None:
         return None
     abort_file = syscalls.file_system_type(descriptors[0]) == _FUSECTL_MAGIC
     return Fence(ABORT_FILE if abort_file else FORCED_UNMOUNT, descriptors[:1])
-
-
-class ReadOnly:
-    """The pipeline of a folder that is covered but not ours: every mutation is refused (R12)."""
-
-    def writable(self) -> bool:
-        """Never."""
-        return False
-
-    def write(
-        self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
-    ) -> None:
-        """EROFS."""
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    def change(
-        self,
-        records: tuple[Record, ...],
-        execute: Callable[[], Change | None],
-        answer: Callable[[], None],
-        *,
-        barrier: bool = False,
-    ) -> None:
-        """EROFS."""
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
-        """Nothing was written: done."""
-        answer(0, b"")
-
-    def closed(self, file: FileId) -> None:
-        """Nothing was written."""
-
-
-def _judge(found: FolderFacts, accept: tuple[Marker, ...]) -> tuple[MarkerState, Marker | None]:
-    """What the folder's marker says about it (R12, N6)."""
-    marker = found.marker
-    if marker is None:
-        return MarkerState.ABSENT, None
-    if isinstance(marker, DamagedMarker):
-        # A crash between the two writes leaves two values, both of which the record knows.
-        if marker.attribute in accept and marker.file in accept:
-            return MarkerState.MATCHES, marker.file
-        return MarkerState.DAMAGED, marker.attribute or marker.file
-    return (MarkerState.MATCHES if marker in accept else MarkerState.DIFFERS), marker

@@ -10,6 +10,7 @@ of sessions and peers: who calls `retire` and `clear` answers for the barrier.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import threading
@@ -19,7 +20,6 @@ from typing import Final
 
 import xxhash
 
-from hyperha.errors import ReplicationError
 from hyperha.replication.operations import NO_ID, FileId, Record, RecordKind
 
 NAME: Final = "intent"
@@ -200,7 +200,8 @@ class IntentLog:
 
     def _record(self, keys: list[Key], number: int) -> None:
         while len(keys) > len(self._free) and self._header.slots < self._limit:
-            self._grow()
+            if not self._grow():
+                break
         while len(keys) > len(self._free):
             if self._header.everything or not self._coarsen():
                 if not self._header.everything:
@@ -217,7 +218,12 @@ class IntentLog:
             Entry(key, slot, number, self._handle(key[1]))
             for key, slot in zip(keys, slots, strict=True)
         ]
-        self._write_runs(entries)
+        try:
+            self._write_runs(entries)
+        except OSError:
+            with self.lock:
+                self._free.extend(reversed(slots))
+            raise
         with self.lock:
             for entry in entries:
                 self.active[entry.key] = entry
@@ -257,17 +263,25 @@ class IntentLog:
     def _pwrite(self, descriptor: int, image: bytes, slot: int) -> None:
         written = os.pwrite(descriptor, image, HEADER_BYTES + slot * RECORD_BYTES)
         if written != len(image):
-            raise ReplicationError(f"the intent log took {written} of {len(image)} bytes")
+            raise OSError(errno.ENOSPC, f"the intent log took {written} of {len(image)} bytes")
 
     # --- room -----------------------------------------------------------------------------
 
-    def _grow(self) -> None:
+    def _grow(self) -> bool:
+        """Double the slots; False when the disk has no room, then zones coarsen earlier."""
         first = self._header.slots
         last = min(first * 2, self._limit)
-        self._write_free(self._durable_fd, range(first, last))
+        try:
+            self._write_free(self._durable_fd, range(first, last))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._limit = first
+            return False
         self._write_header(slots=last)
         with self.lock:
             self._free[:0] = range(last - 1, first - 1, -1)
+        return True
 
     def _coarsen(self) -> bool:
         """Let one record stand for all zones of the file that has most of them (Z5)."""
@@ -351,6 +365,11 @@ class IntentLog:
         with self.lock:
             for entry in self.active.values():
                 entry.last = 0
+
+    def mark_everything(self) -> None:
+        """Nothing can be excluded: everything is a candidate until `clear` (Z6, R14)."""
+        self._retaining = True
+        self._write_header(everything=True)
 
     def enter_alone(self, base: str) -> None:
         """Z1: every record becomes dirty, relative to `base`, in one durable step.

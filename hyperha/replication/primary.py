@@ -92,7 +92,7 @@ class Primary(Ledger):
             payload = bytes(data) if session is not None else b""
             if cold:
                 records = self._zones(file, offset, size)
-                self.intent.activate(records)
+                self._activate(records)
             with self.lock:
                 if session is not self.session:
                     continue
@@ -157,7 +157,7 @@ class Primary(Ledger):
     ) -> None:
         if self._refusing:
             raise OSError(errno.EIO, self._refusing)
-        self.intent.activate(records)
+        self._activate(records)
         with self.lock:
             self.version += 1
         change: Change | None = None
@@ -245,6 +245,13 @@ class Primary(Ledger):
         session.last_number = number
         head = wire.write_head(len(payload), session.tag, number, index, offset, barrier)
         return session.put_write(head, payload)
+
+    def _activate(self, records: tuple[Record, ...]) -> None:
+        try:
+            self.intent.activate(records)
+        except OSError as error:
+            self.disk_failed(f"the intent log cannot be written: {error.strerror or error}")
+            raise
 
     # --- failures -------------------------------------------------------------------------
 

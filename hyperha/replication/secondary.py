@@ -60,6 +60,8 @@ class SecondarySession:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.Lock()
         self._closing = False
+        self.heard_ms = 0
+        """When the last bytes of the primary came in."""
         self._failure = ""
         self._forward: Connection | None = None
         self._backward: Connection | None = None
@@ -229,13 +231,22 @@ class SecondarySession:
             self._send_outbox(backward)
             if now_ms() >= next_progress:
                 next_progress = now_ms() + _PROGRESS_MS
-                syncing = self._syncer.running > 0
-                payload = wire.encode_progress(applier.applied, applier.waiting_bytes, syncing)
-                backward.send([wire.frame(Kind.PROGRESS, self._tag, 0, payload)])
+                backward.send([wire.frame(Kind.PROGRESS, self._tag, 0, self._progress(applier))])
             room = applier.waiting_bytes < QUEUE_BYTES
             if room != listening:
                 listening = room
                 poll.modify(forward.fileno(), select.POLLIN if room else 0)
+
+    def _progress(self, applier: Applier) -> bytes:
+        room = self._store.statfs()
+        return wire.encode_progress(
+            wire.Progress(
+                applier.applied,
+                applier.waiting_bytes,
+                self._syncer.running > 0,
+                room.f_bavail * room.f_frsize,
+            )
+        )
 
     def _receive(
         self, forward: Connection, backward: Connection, parser: Parser, buffer: memoryview
@@ -245,6 +256,7 @@ class SecondarySession:
         while True:
             room = parser.room()
             size = forward.receive_into(buffer if room is None else room)
+            self.heard_ms = now_ms()
             if not size or self._closing or self._failure:
                 # Fenced, or this copy fell behind: nothing more is acknowledged.
                 return False
@@ -262,6 +274,7 @@ class SecondarySession:
         """Acknowledge what is in memory now, then have it applied."""
         assert self._applier is not None
         number = total = 0
+        quiet = False
         for frame in frames:
             kind = frame.kind
             total += len(frame.payload)
@@ -270,13 +283,18 @@ class SecondarySession:
                 number = frame.number
             if kind is Kind.GOODBYE:
                 self._goodbye = True
+            elif kind is Kind.ALIVE:
+                quiet = True
             elif kind is Kind.HELLO:
                 raise ReplicationError("a second hello in one session")
+        if quiet:
+            frames = [one for one in frames if one.kind is not Kind.ALIVE]
         if self._goodbye:
             frames = [one for one in frames if one.kind is not Kind.GOODBYE]
         if number:
             backward.send([wire.HEAD.pack(0, wire.ACKNOWLEDGED, 0, 0, self._tag, number)])
-        self._applier.put(frames, total)
+        if frames:
+            self._applier.put(frames, total)
 
     def _send_outbox(self, backward: Connection) -> None:
         count = min(self._outbox.qsize(), 500)

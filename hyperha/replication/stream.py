@@ -91,7 +91,10 @@ class PrimarySession:
         self.up = False
         self.progress_ms = now_ms()
         """When the peer last got on with its work (D8')."""
-        self.peer_waiting_bytes = 0
+        self.told_ms = 0
+        """When the peer last said how far it is."""
+        self.peer_room_bytes: int | None = None
+        """Free on the peer's file system, once it has told (D11)."""
         self._applied = -1
         self._syncing_since_ms = 0
         self.slow_sync_ms = 0
@@ -382,14 +385,15 @@ class PrimarySession:
 
     def _note_progress(self, frame: Frame) -> None:
         """An fsync of the peer counts as progress, but not for ever (D8')."""
-        applied, waiting, syncing = wire.decode_progress(frame.payload)
-        now = now_ms()
-        self.peer_waiting_bytes = waiting
+        progress = wire.decode_progress(frame.payload)
+        syncing = progress.syncing
+        now = self.told_ms = now_ms()
+        self.peer_room_bytes = progress.room_bytes
         if not syncing:
             self._syncing_since_ms = 0
         elif not self._syncing_since_ms:
             self._syncing_since_ms = now
-        moved = applied != self._applied
-        self._applied = applied
+        moved = progress.applied != self._applied
+        self._applied = progress.applied
         if moved or (syncing and now - self._syncing_since_ms <= self.slow_sync_ms):
             self.progress_ms = now

@@ -38,7 +38,7 @@ _RECORD: Final = struct.Struct("<B16sQ")
 _DIGESTS: Final = struct.Struct("<16sQHH")
 _BLOCK: Final = struct.Struct("<16sQ")
 _HOLE_RANGE: Final = struct.Struct("<16sQQ")
-_PROGRESS: Final = struct.Struct("<QQB")
+_PROGRESS: Final = struct.Struct("<QQBQ")
 
 FLAG_BARRIER: Final = 1
 """On a write: answered when it is on stable storage on both nodes (M1)."""
@@ -68,6 +68,8 @@ class Kind(IntEnum):
     BLOCK = 12
     MARK = 13
     HOLE = 14
+    ALIVE = 15
+    """Nothing to say; the stream counts as a LAN while frames arrive (P8)."""
     WELCOME = 32
     REFUSED = 33
     CANDIDATES = 34
@@ -372,14 +374,30 @@ def decode_hole(payload: bytes | bytearray) -> tuple[FileId, int, int]:
     return FileId(file), offset, length
 
 
-def encode_progress(applied: int, waiting_bytes: int, syncing: bool) -> bytes:
-    """Payload of the sign of life: frames applied, bytes received and not yet applied (D8')."""
-    return _PROGRESS.pack(applied, waiting_bytes, syncing)
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The secondary's sign of life, four times a second (D8', D11)."""
+
+    applied: int
+    """Frames applied since the session began."""
+    waiting_bytes: int
+    """Received and not yet applied."""
+    syncing: bool
+    """An fsync runs."""
+    room_bytes: int
+    """Free on its file system."""
 
 
-def decode_progress(payload: bytes | bytearray) -> tuple[int, int, bool]:
-    """Applied, waiting bytes, whether an fsync runs."""
+def encode_progress(progress: Progress) -> bytes:
+    """Payload of the sign of life."""
+    return _PROGRESS.pack(
+        progress.applied, progress.waiting_bytes, progress.syncing, progress.room_bytes
+    )
+
+
+def decode_progress(payload: bytes | bytearray) -> Progress:
+    """The sign of life."""
     if len(payload) != _PROGRESS.size:
         raise ReplicationError(f"a progress frame of {len(payload)} bytes")
-    applied, waiting, syncing = _PROGRESS.unpack(payload)
-    return applied, waiting, bool(syncing)
+    applied, waiting, syncing, room = _PROGRESS.unpack(payload)
+    return Progress(applied, waiting, bool(syncing), room)

@@ -21,7 +21,7 @@ from hyperha.core.events import (
     SessionUp,
 )
 from hyperha.domain import Epoch
-from hyperha.replication.control import TakenOver
+from hyperha.replication.control import LogLine, TakenOver
 from tests.support.engine_pair import free_ports, wait_for
 from tests.support.engine_process import ProcessPair, tree
 
@@ -263,3 +263,37 @@ def test_a_stopped_peer_is_told_and_does_not_stop_reads(pair: ProcessPair) -> No
     assert not writer.is_alive()
     wait_for(lambda: not writer.is_alive())
     assert isinstance(pair.a.do(actions.Barrier), EngineDone)
+
+
+def test_files_touched_while_nothing_was_mounted_are_candidates(pair: ProcessPair) -> None:
+    """R14: by their ctime, after a clean end and after a crash."""
+    pair.a.attach()
+    pair.b.attach()
+    pair.in_sync()
+    busy(pair.a.folder)
+    (pair.a.folder / "other").write_bytes(b"o" * 100_000)
+    sync_and_compare(pair)
+    pair.b.do(actions.CloseSession)
+    for node in (pair.a, pair.b):
+        node.counter += 1
+        node.do(actions.Detach, node.marker(node.counter))
+        assert node.process.wait(10) == 0
+        node.drop_kept()
+    # Somebody repairs the image of the stopped node, keeping size and mtime.
+    status = (pair.a.folder / "other").stat()
+    with open(pair.a.folder / "other", "r+b") as file:
+        file.seek(50_000)
+        file.write(b"repaired")
+    os.utime(pair.a.folder / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (pair.a.folder / "d" / "new").write_text("dropped in")
+    pair.a.start()
+    pair.b.start()
+    assert pair.b.attach(fresh=False).candidates == 0
+    facts = pair.a.attach(fresh=False)
+    assert facts.candidates > 0
+    assert "R14" in {one.rule for one in pair.a.messages if isinstance(one, LogLine)}
+    pair.a.do(actions.Promote, Epoch(2, "node1"), Acknowledge.LOCAL)
+    pair.resync(SessionStart.CANDIDATES)
+    sync_and_compare(pair)
+    assert (pair.b.folder / "other").read_bytes()[50_000:50_008] == b"repaired"
+    assert (pair.b.folder / "d" / "new").read_text() == "dropped in"

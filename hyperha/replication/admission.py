@@ -1,0 +1,81 @@
+"""Whether a folder may be used, and what covers it when it is not ours (M6, R12, N6).
+
+Looks at the plain folder before it is covered; it writes nothing and mounts nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from hyperha.core.events import MarkerState
+from hyperha.domain import Marker
+from hyperha.errors import RefusedError
+from hyperha.replication import marker as markers
+from hyperha.replication.marker import DamagedMarker, FolderFacts
+from hyperha.replication.occupancy import holders
+from hyperha.replication.operations import Answer, Change, FileId, Record
+
+
+def admit(path: str, folder: int) -> FolderFacts:
+    """Check a folder that was just opened. RefusedError naming who holds it or what it lacks."""
+    holding = holders(path, ours=frozenset((folder,)))
+    if holding:
+        raise RefusedError(
+            f"{path} is in use: {holding[0]}",
+            "Stop that process; while it holds a file it would bypass replication (M6).",
+        )
+    found = markers.inspect(folder)
+    if not found.xattrs or not found.handles:
+        lack = "extended attributes" if not found.xattrs else "file handles"
+        raise RefusedError(
+            f"the file system of {path} has no {lack}",
+            "Use ext4, xfs or btrfs.",
+        )
+    return found
+
+
+def judge(found: FolderFacts, accept: tuple[Marker, ...]) -> tuple[MarkerState, Marker | None]:
+    """What the folder's marker says about it (R12, N6)."""
+    marker = found.marker
+    if marker is None:
+        return MarkerState.ABSENT, None
+    if isinstance(marker, DamagedMarker):
+        # A crash between the two writes leaves two values, both of which the record knows.
+        if marker.attribute in accept and marker.file in accept:
+            return MarkerState.MATCHES, marker.file
+        return MarkerState.DAMAGED, marker.attribute or marker.file
+    return (MarkerState.MATCHES if marker in accept else MarkerState.DIFFERS), marker
+
+
+class ReadOnly:
+    """The pipeline of a folder that is covered but not ours: every mutation is refused (R12)."""
+
+    def writable(self) -> bool:
+        """Never."""
+        return False
+
+    def write(
+        self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
+    ) -> None:
+        """EROFS."""
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def change(
+        self,
+        records: tuple[Record, ...],
+        execute: Callable[[], Change | None],
+        answer: Callable[[], None],
+        *,
+        barrier: bool = False,
+    ) -> None:
+        """EROFS."""
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
+        """Nothing was written: done."""
+        answer(0, b"")
+
+    def closed(self, file: FileId) -> None:
+        """Nothing was written."""
