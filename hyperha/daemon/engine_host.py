@@ -34,6 +34,8 @@ from hyperha.spawn.run import Run, start
 from hyperha.spawn.tree import RunPlace
 
 _log = logging.getLogger(__name__)
+ALIVE_MS = 400
+"""A frame of the peer that is younger proves that the peer lives (P8)."""
 _SUCCESSOR_LIMIT_S = 5.0
 _END_LIMIT_S = 5.0
 
@@ -194,7 +196,7 @@ class EngineHost:
             case LogLine():
                 self._callbacks.line(message)
             case Statistics():
-                if message.session in ("up", "resync", "serving"):
+                if 0 <= message.heard_ms_ago < ALIVE_MS:
                     self._callbacks.alive()
                 self._callbacks.statistics(message)
             case _:

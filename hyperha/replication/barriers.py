@@ -30,6 +30,7 @@ _TICK_S: Final = 0.05
 _TIMES_MS: Final = 1000
 _BARRIER_MS: Final = 5000
 _IDLE_MS: Final = 5000
+_ALIVE_MS: Final = 250
 """A record is kept this long after its last use, so that a warm zone costs no disk write (Z2)."""
 
 
@@ -67,6 +68,7 @@ class Barriers:
         self._last_times_ms = 0
         self._periodic = False
         self._waiting_since_ms = 0
+        self._alive_ms = 0
         self._told_ms = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -195,6 +197,7 @@ class Barriers:
         while not self._stop.wait(_TICK_S):
             now = now_ms()
             self._watch_peer(now)
+            self._say_alive(now)
             if now - self._last_times_ms < _TIMES_MS:
                 if self._primary.intent.used * 4 >= self._primary.intent.capacity * 3:
                     self._maybe_barrier(now, pressed=True)
@@ -234,6 +237,17 @@ class Barriers:
         if not since or session is None:
             return 0
         return now_ms() - max(since, session.progress_ms)
+
+    def _say_alive(self, now: int) -> None:
+        """So that the secondary hears of us also when the guest writes nothing (P8)."""
+        primary = self._primary
+        if now - self._alive_ms < _ALIVE_MS:
+            return
+        self._alive_ms = now
+        with primary.lock:
+            session = primary.session
+            if session is not None and session.up:
+                primary.put(session, wire.frame(Kind.ALIVE, session.tag, 0, b""))
 
     def _watch_peer(self, now: int) -> None:
         """D8': the limit is on time without progress while something waits for the peer."""

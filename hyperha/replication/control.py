@@ -129,6 +129,8 @@ class Statistics(ProcessMessage):
     queue_bytes: int
     """Received and not yet applied (secondary), or not yet acknowledged (primary)."""
     handles_open: int
+    heard_ms_ago: int = -1
+    """Since the last frame of the peer in a session that is up; -1 without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ _STATISTICS_S: Final = 1.0
 _SWITCH_S: Final = 0.001
 """A thread that computes (digests) gives way to the data path this soon."""
 _LOOK_S: Final = 0.1
+_SESSION_S: Final = 0.25
+"""How often while a session is up: its frames count as signs of life (P8)."""
 
 
 class Channel:
@@ -147,15 +149,17 @@ class Process:
     def _statistics(self) -> None:
         engine = self._engine
         assert engine is not None
-        told_s, busy = 0.0, False
+        told_s, busy, heard = 0.0, False, False
         while not engine.detached.wait(_LOOK_S):
             # The last handle's release ends a stop (M12): it is told at once.
             released = busy and engine.handles_open() == 0
-            if not released and time.monotonic() - told_s < _STATISTICS_S:
+            pause_s = _SESSION_S if heard else _STATISTICS_S
+            if not released and time.monotonic() - told_s < pause_s:
                 continue
             statistics = engine.statistics()
             if statistics is not None:
                 told_s, busy = time.monotonic(), statistics.handles_open > 0
+                heard = statistics.heard_ms_ago >= 0
                 self._channel.send(statistics)
         # The folder is uncovered: the last answer leaves, then the process ends.
         self._channel.finish()
