@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.style import Style
-from textual.theme import Theme
+from textual.theme import BUILTIN_THEMES, Theme
 
 from tui.model.glyphs import ASCII, UNICODE, Glyphs
 from tui.model.rows import Tone
@@ -55,6 +55,7 @@ def _terminal_colours(name: str) -> Theme:
         surface=own,
         panel=own,
         boost=own,
+        variables=BUILTIN_THEMES["ansi-dark"].variables,
     )
 
 

@@ -18,7 +18,19 @@ from tui.model.formatting import (
 )
 from tui.model.glyphs import READINESS_TONE, READINESS_WORD, UNKNOWN, Glyphs
 from tui.model.layout import Layout, Shape, table_window
-from tui.model.rows import Row, Span, Tone, between, cells, cut, fit, fit_row, row, wrapped
+from tui.model.rows import (
+    Row,
+    Span,
+    Tone,
+    between,
+    cells,
+    cut,
+    fit,
+    fit_row,
+    row,
+    width_of,
+    wrapped,
+)
 
 _DATA_TONE = {
     DataState.UPTODATE: Tone.GOOD,
@@ -133,7 +145,7 @@ def _lines(
         return [row(Span("? nothing known", Tone.DIM))] + [row("")] * (count - 1)
     age_ms = model.node_age_ms(node, now_ms)
     lines = [between(role_row(side, age_ms, glyphs), _right(side, age_ms, glyphs), width)]
-    lines.append(resync_row(side, glyphs) if side.resync else data_row(side, age_ms))
+    lines.append(resync_row(side, width) if side.resync else data_row(side, age_ms))
     rule = f" ({side.why.rule})" if side.why.rule else ""
     why = wrapped(f"{side.why.text}{rule}", width)
     room = count - 2
@@ -175,17 +187,15 @@ def data_row(side: ModuleNodeView, age_ms: int | None) -> Row:
     )
 
 
-def resync_row(side: ModuleNodeView, glyphs: Glyphs) -> Row:
-    """How far the resync is, in a tile."""
+def resync_row(side: ModuleNodeView, width: int) -> Row:
+    """How far the resync is, in a tile; the VM's state too where there is room."""
     r = side.resync
     if r is None:
         return row("")
-    done = f"{percent(r.done_bytes, r.total_bytes):3d}%"
-    return row(
-        Span(f"vm {side.vm.state}  ", Tone.DIM),
-        Span(f"resync {done} ", Tone.WARN),
-        f"{rate_text(r.bytes_per_s)} {clock_text(r.seconds_left)} left",
-    )
+    done = Span(f"resync {percent(r.done_bytes, r.total_bytes):3d}% ", Tone.WARN)
+    rate = Span(f"{rate_text(r.bytes_per_s)} {clock_text(r.seconds_left)} left")
+    vm = Span(f"vm {side.vm.state}  ", Tone.DIM)
+    return (vm, done, rate) if width_of((vm, done, rate)) <= width else (done, rate)
 
 
 def resync_bar(model: ConsoleModel, width: int, now_ms: int, glyphs: Glyphs) -> Row | None:
