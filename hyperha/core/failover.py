@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import commands, leaving, running, source, waiting
-from hyperha.core.actions import Level
+from hyperha.core import commands, joining, leaving, running, source, waiting
+from hyperha.core.actions import Acknowledge, Level, Release, SetMarker, Timer
 from hyperha.core.events import (
     CheckerAction,
     CheckerFailed,
@@ -19,7 +19,7 @@ from hyperha.core.events import (
     VmExited,
 )
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Goal, Link, ModuleState, Phase, Vm, Why
+from hyperha.core.state import Goal, Link, ModuleState, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
 
@@ -123,20 +123,68 @@ def disk_failed(turn: Turn, event: LocalDiskFailed) -> None:
         leaving.close_and_go(turn)
 
 
+_REBEGUN = (Step.PROMOTE, Step.DEMOTE)
+"""Steps of a primary that a successor cannot go on with: the run is ended and begun anew."""
+_CALM = (Phase.WAITING, Phase.CLAIMING, Phase.FOLLOWING, Phase.JOINING, Phase.RESYNCING)
+_DRAINS = (Step.DRAIN, Step.TAKE)
+
+
 def engine_lost(turn: Turn, event: EngineLost) -> None:
-    """The replication process died: a successor carries on (M4), or everything starts anew."""
+    """The replication process died: a successor carries on (M4), or everything starts anew.
+
+    What the dead process was still asked to do is never answered; it is asked again or forgotten.
+    """
     state = turn.state
     turn.tell(Level.ERROR, "M4", f"replication process lost: {event.text}")
     if state.phase in (Phase.IDLE, Phase.DETACHING):
         return
     if event.recovered:
         turn.tell(Level.INFO, "M4", "a successor has taken the mount over")
-        if state.role.runs_vm and state.link in (Link.IN_SYNC, Link.ENDING):
-            source.freeze(turn, "the replication process was replaced")
-        elif state.role.runs_vm:
-            turn.set(link=Link.NONE, session=None, resync=None)
+    if not state.role.runs_vm:
+        _follower_engine_lost(turn, event)
+    elif state.phase is Phase.KILLING and event.recovered:
         return
-    start_anew(turn, Why("M4", f"replication lost: {event.text}"))
+    elif event.recovered and not any(map(state.awaits, _REBEGUN)):
+        _primary_engine_replaced(turn)
+    else:
+        start_anew(turn, Why("M4", f"replication lost: {event.text}"))
+
+
+def _primary_engine_replaced(turn: Turn) -> None:
+    """The successor answers nothing by itself: ask again for what the predecessor was doing."""
+    state = turn.state
+    marked = state.awaits(Step.MARK)
+    kept = (Step.START_VM, Step.STOP_VM, Step.PREFLIGHT, Step.PROBE, Step.FENCE, Step.KILL)
+    turn.forget(*(step for step in Step if step not in kept))
+    marker = state.lineage.marker
+    if marked and marker is not None:
+        turn.order(SetMarker, Step.MARK, write=marker)
+    if state.link in (Link.IN_SYNC, Link.ENDING, Link.LOST):
+        turn.set(paused=False)
+        source.freeze(turn, "the replication process was replaced")
+    else:
+        turn.set(link=Link.NONE, session=None, resync=None)
+        if state.acknowledge is Acknowledge.LOCAL:
+            turn.order(Release, Step.RELEASE)
+
+
+def _follower_engine_lost(turn: Turn, event: EngineLost) -> None:
+    """What it had acknowledged in memory may not be in the folder: this copy is out (P8, Z1)."""
+    state = turn.state
+    acknowledged = state.role is Role.SECOND or any(map(state.awaits, _DRAINS))
+    if acknowledged and state.lineage.label is DataLabel.UPTODATE:
+        turn.tell(Level.WARNING, "P8", "what was acknowledged here may be missing: copy outdated")
+        label = DataLabel.OUTDATED
+        turn.persist(lineage=replace(state.lineage, label=label, peer_out=None))
+    why = Why("M4", f"replication lost: {event.text}")
+    if not event.recovered or state.phase not in _CALM:
+        start_anew(turn, why)
+        return
+    turn.forget()
+    turn.cancel(Timer.TAKEOVER, Timer.RETRY, Timer.PATIENCE)
+    turn.set(claim=None, handover=None)
+    turn.enter(Role.WAIT, Phase.WAITING, why)
+    joining.rejoin_later(turn)
 
 
 def start_anew(turn: Turn, why: Why) -> None:
@@ -146,8 +194,8 @@ def start_anew(turn: Turn, why: Why) -> None:
         return
     failures = state.engine_failures + 1
     turn.set(engine_failures=failures)
-    goal = Goal.RESTART if failures <= ENGINE_FAILURES else Goal.STOP
-    turn.set(goal=goal)
+    again = failures <= ENGINE_FAILURES and state.goal is not Goal.STOP
+    turn.set(goal=Goal.RESTART if again else Goal.STOP)
     if state.role.runs_vm:
         source.kill(turn, why)
         return

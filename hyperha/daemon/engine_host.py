@@ -227,9 +227,10 @@ class EngineHost:
                 how = f"{how}; no successor: {problem}"
         if not recovered:
             self._drop_kept()
+        # The death first: what it means for these orders is the core's business (M4).
+        self._callbacks.post(EngineLost(how, recovered))
         for operation in sorted(pending):
             self._callbacks.post(EngineDone(operation, False, "the replication process died"))
-        self._callbacks.post(EngineLost(how, recovered))
 
     async def _succeeded(self) -> bool:
         client = self._client

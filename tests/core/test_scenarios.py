@@ -4,7 +4,7 @@ import pytest
 
 from hyperha.core import events as e
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Isolation
+from hyperha.core.state import Isolation, Step
 from hyperha.domain import Role
 from tests.support.world import World, pair
 
@@ -346,3 +346,53 @@ def test_a_folder_with_unrelated_files_is_refused_with_the_two_ways_on():
     assert world.b.state.role is R.WAIT
     world.command(world.b, "second", adopt=True)
     world.until(R.PRIM, R.SECOND)
+
+
+@pytest.mark.parametrize("side", ["node1", "node2"])
+@pytest.mark.parametrize("recovered", [True, False])
+@pytest.mark.parametrize("when", ["in sync", "frozen", "alone"])
+def test_replication_process_dies(when, side, recovered):
+    """M4: whatever was going on, the pair is redundant again and nothing is lost."""
+    world = pair()
+    world.run(2000)
+    node = world.nodes[side]
+    if when == "frozen":
+        world.cut_network()
+        world.run(1700)
+        assert world.a.state.frozen
+        world.engine_dies(node, recovered)
+        world.run(100)
+        world.heal_network()
+    elif when == "alone":
+        world.crash(node.peer)
+        world.until(*((R.ALONE, None) if side == "node1" else (None, R.ALONE)))
+        world.engine_dies(node, recovered)
+        world.run(3000)
+        world.boot_node(node.peer)
+    else:
+        world.engine_dies(node, recovered)
+    world.run(15_000)
+    assert set(world.roles()) == {R.PRIM, R.SECOND}, world.tell()
+    primary = world.a if world.a.state.role is R.PRIM else world.b
+    assert not primary.state.frozen
+    assert world.acknowledged <= primary.folder.data
+    assert world.a.folder.data == world.b.folder.data
+    assert not primary.settings.recoveries_wall_ms
+
+
+@pytest.mark.parametrize("delay_ms", range(0, 60, 2))
+def test_replication_process_dies_on_the_way_to_alone(delay_ms):
+    """What the dead process was asked (map, marker, release) is asked again, never a disk error."""
+    world = pair()
+    world.run(2000)
+    world.crash(world.b)
+    world.run(3000)
+    while world.a.state.role is R.PRIM and not world.a.state.awaits(Step.ENTER):
+        world.run(1)
+    world.run(delay_ms)
+    world.engine_dies(world.a, True)
+    run = world.a.vm_run
+    world.until(R.ALONE, None)
+    assert world.a.vm_run == run
+    world.run(1000)
+    assert not world.a.parked

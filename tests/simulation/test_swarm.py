@@ -17,7 +17,7 @@ from tests.support.world import Node, Violation, World, pair
 
 FAULTS = (
     *("crash", "crash", "certified", "cut", "heal", "command", "command"),
-    *("boot", "exit", "stall", "session", "persist"),
+    *("boot", "exit", "stall", "session", "persist", "engine", "engine"),
 )
 SEEDS = int(os.environ.get("HYPERHA_SEEDS", "150"))
 
@@ -45,6 +45,8 @@ def _fault(world: World, dice: random.Random) -> None:
         node.drop_session("reset")
         if node.alive and lost is not None:
             node.later(e.SessionLost(lost, "reset"))
+    elif kind == "engine" and node.alive:
+        world.engine_dies(node, recovered=dice.random() < 0.7)
     elif kind == "persist" and node.alive and dice.random() < 0.2:
         node.event(e.PersistFailed("EIO", node.lineage, node.settings))
 

@@ -64,6 +64,8 @@ class Node:
         self.writable = False
         self.acknowledge = Acknowledge.NONE
         self.parked: set[int] = set()
+        self.unapplied: set[int] = set()
+        """As a secondary: acknowledged in memory, not yet in the folder."""
         self.session: SessionKey | None = None
         self.session_role = ""
         self.session_up = False
@@ -219,6 +221,7 @@ class Node:
 
     def do_CloseSession(self, action: a.CloseSession) -> None:
         self.drop_session("closed")
+        self.unapplied = set()
         self.done(action.operation)
 
     def do_Promote(self, action: a.Promote) -> None:
@@ -258,6 +261,7 @@ class Node:
             self.folder.log = False
             if both:
                 self.peer.folder.log = False
+                self.peer.unapplied = set()
         self.done(action.operation, ok, "" if ok else "no session")
 
     def do_EndResync(self, action: a.EndResync) -> None:
@@ -318,6 +322,7 @@ class Node:
         elif self.acknowledge is Acknowledge.BOTH and self.session_up:
             self.folder.log = self.peer.folder.log = True
             self.peer.folder.data.add(number)
+            self.peer.unapplied = {*sorted(self.peer.unapplied)[-2:], number}
             self.world.acknowledge(self, {number})
         else:
             self.folder.log = True
@@ -468,6 +473,33 @@ class World:
             node.lineage = node.lineage
             node.settings = replace(node.settings, certified_epoch=epoch)
             node.peer.later(e.CertificateReceived(run, epoch), 20)
+
+    def engine_dies(self, node: Node, recovered: bool) -> None:
+        """The replication process dies: what it was asked is not answered, its queue is gone.
+
+        With a successor the guest's writes stay held; without one nothing is served any more.
+        """
+        self.story.append(f"{self.now:>7} {node.name} ENGINE {recovered=}")
+        told = (e.EngineDone, e.SessionUp, e.SessionLost, e.ResyncCopied)
+        mine = [q for q in self.queue if q[2] is node and q[4] == node.boot]
+        dead = [q for q in mine if isinstance(q[3], told) or q[3] == "connect"]
+        dead += [q for q in mine if isinstance(q[3], tuple) and q[3][0] == "copied"]
+        self.queue = [q for q in self.queue if q not in dead]
+        heapq.heapify(self.queue)
+        session = node.session
+        node.drop_session("the stream ended")
+        if session is not None and node.session_role == "target":
+            node.folder.data -= set(sorted(node.unapplied)[-3:])
+        recovered = recovered and node.attached
+        node.acknowledge = Acknowledge.NONE
+        if not recovered:
+            node.writable = node.attached = False
+            node.parked.clear()
+        node.event(e.EngineLost("killed by SIGKILL", recovered))
+        for _, _, _, event, _ in dead:
+            if isinstance(event, e.EngineDone):
+                failed = e.EngineDone(event.operation, False, "the replication process died")
+                node.later(failed)
 
     def boot_node(self, node: Node) -> None:
         self.story.append(f"{self.now:>7} {node.name} BOOT")

@@ -1,0 +1,182 @@
+"""Cables that are cut, between two nodes in network namespaces: who continues, what is held."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from hyperha.demo.cluster import NODES
+from hyperha.demo.observer import Observer
+from hyperha.security.initialise import LanPlan
+from tests.acceptance.pair import Pair, PairOptions
+from tests.support.network import Network
+
+pytestmark = [pytest.mark.anyio, pytest.mark.netns]
+
+
+class NetworkPair(Pair):
+    """Two nodes in namespaces."""
+
+    def __init__(self, directory: Path, observer: Observer, network: Network, isolation: str):
+        super().__init__(directory, 9010, observer, PairOptions())
+        self.network = network
+        self.isolation = isolation
+
+    def _check_ports(self) -> None:
+        """The namespaces are new: nobody listens in them."""
+
+    def lans(self) -> tuple[LanPlan, ...]:
+        """As many as the network has, the observer's not among them."""
+        return tuple(
+            LanPlan(f"lan{lan}", {node: self.network.address(lan, node) for node in NODES})
+            for lan in range(self.network.lans)
+        )
+
+    def launcher(self, node: str) -> list[str]:
+        """Into the node's network, but not into another mount namespace (M6)."""
+        return ["nsenter", f"--net=/run/netns/{self.network.namespace(node)}"]
+
+    def cut_all(self) -> None:
+        """Every cable between the nodes."""
+        for lan in range(self.network.lans):
+            self.network.cut(lan, "node1")
+
+    def mend_all(self) -> None:
+        """All back."""
+        for lan in range(self.network.lans):
+            self.network.mend(lan, "node1")
+
+
+@asynccontextmanager
+async def network_pair(directory: Path, lans: int, isolation: str) -> AsyncIterator[NetworkPair]:
+    network = Network(lans)
+    try:
+        observer = Observer(network.listening())
+        try:
+            pair = NetworkPair(directory, observer, network, isolation)
+            try:
+                await pair.create(temporary=False)
+                await pair.protected()
+                yield pair
+            except BaseException:
+                for node in NODES:
+                    for line in pair.lines(node)[-60:]:
+                        print(node, line)
+                raise
+            finally:
+                for node in NODES:
+                    await asyncio.shield(pair.kill(node))
+                left = await asyncio.shield(pair.close())
+                left = [one for one in left if one.startswith("process")]
+                assert not left, left
+        finally:
+            observer.close()
+    finally:
+        network.close()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., object]:
+    def make_one(lans: int = 1, isolation: str = "run") -> object:
+        return network_pair(tmp_path, lans, isolation)
+
+    return make_one
+
+
+async def test_node_lost_without_a_word(make):
+    """A17: links down and everything killed: nobody resets a connection; elsewhere within 4 s."""
+    async with make() as pair:
+        begins = asyncio.ensure_future(pair.start_prim_begins("node2"))
+        await asyncio.sleep(0.2)
+        lost = time.monotonic()
+        pair.cut_all()
+        await pair.kill("node1")
+        began = await asyncio.wait_for(begins, 15)
+        print(f"node lost to start_prim: {began - lost:.2f} s")
+        assert began - lost < 4.0
+        await pair.roles(10, node2="ALONE")
+        pair.mend_all()
+        await pair.start("node1")
+        await pair.roles(40, node1="SECOND", node2="PRIM")
+        await pair.equal_and_nothing_lost()
+
+
+async def test_secondary_lost_without_a_word(make):
+    """D1, L3': writes are held for at most stall_limit + 1 s, then the primary goes on alone."""
+    async with make() as pair:
+        lost = time.monotonic()
+        pair.cut_all()
+        await pair.kill("node2")
+        await pair.roles(10, node1="ALONE")
+        await pair.more_orders()
+        pause = pair.observer.longest_pause_s(lost)
+        print(f"longest pause {pause:.2f} s")
+        assert pause < 1.6, "stall_limit 0.6 s + 1 s"
+        pair.mend_all()
+        await pair.start("node2")
+        await pair.roles(40, node1="PRIM", node2="SECOND")
+        await pair.equal_and_nothing_lost()
+
+
+async def test_one_of_two_networks_is_cut(make):
+    """B17: the pair stays PRIM and SECOND, whichever cable it is, and orders go on."""
+    async with make(lans=2) as pair:
+        for lan in (1, 0):
+            pair.network.cut(lan, "node1")
+            await asyncio.sleep(2.0)
+            await pair.roles(40, node1="PRIM", node2="SECOND")
+            await pair.more_orders()
+            pair.network.mend(lan, "node1")
+            await asyncio.sleep(0.5)
+        assert "P8" not in "".join(pair.lines("node2")), "never a takeover"
+        await pair.equal_and_nothing_lost()
+
+
+async def test_the_last_cable_is_cut_under_primary(make):
+    """W6': the primary continues, the secondary waits; healed, it follows again."""
+    async with make(isolation="primary") as pair:
+        pair.cut_all()
+        await pair.roles(10, node1="ALONE", node2="WAIT")
+        await pair.more_orders()
+        pair.mend_all()
+        await pair.roles(40, node1="PRIM", node2="SECOND")
+        await pair.equal_and_nothing_lost()
+
+
+async def test_the_last_cable_is_cut_under_hold(make):
+    """W6': nobody continues; healed, everything goes on as before."""
+    async with make(isolation="hold") as pair:
+        pair.cut_all()
+        await asyncio.sleep(2)
+        count = pair.observer.count
+        await asyncio.sleep(1)
+        assert pair.observer.count == count, "an order was acknowledged while writes were held"
+        assert not (await pair.side("node2")).role.runs_vm
+        pair.mend_all()
+        await pair.roles(40, node1="PRIM", node2="SECOND")
+        await pair.more_orders()
+        await pair.equal_and_nothing_lost()
+
+
+async def test_the_last_cable_is_cut_under_run(make):
+    """B16 as far as this release goes: both run and say so; nothing is discarded unseen."""
+    async with make() as pair:
+        pair.cut_all()
+        await pair.roles(10, node1="ALONE", node2="ALONE")
+        pair.mend_all()
+        await pair.log_has("node1", "split brain")
+        await pair.log_has("node2", "split brain")
+        await pair.act("node2", "stop")
+        view = await pair.command("node2", "start")
+        assert view.state == "failed"
+        assert "split brain" in view.text
+        done = await pair.command("node2", "second")
+        assert "split brain" in done.text
+        done = await pair.command("node2", "second", confirm="orders")
+        assert done.state == "done", done.text
+        await pair.roles(40, node1="PRIM", node2="SECOND")
