@@ -45,6 +45,17 @@ class DemoCluster:
         self._janitor: Run | None = None
         self._lifeline = -1
 
+    isolation = "run"
+
+    def lans(self) -> tuple[LanPlan, ...]:
+        """The networks between the nodes."""
+        return (LanPlan("loopback", ADDRESSES),)
+
+    def launcher(self, node: str) -> list[str]:
+        """What a node's daemon is started through."""
+        del node
+        return []
+
     def folder(self, node: str) -> Path:
         """The replicated folder of a node."""
         return self.directory / node / "data" / MODULE
@@ -59,8 +70,8 @@ class DemoCluster:
         plan = ClusterPlan(
             cluster="demo",
             nodes=NODES,
-            lans=(LanPlan("loopback", ADDRESSES),),
-            isolation="run",
+            lans=self.lans(),
+            isolation=self.isolation,
             api_port=self._ports,
             peer_port=self._ports + 1,
         )
@@ -130,6 +141,7 @@ class DemoCluster:
         log.parent.mkdir(parents=True, exist_ok=True)
         run = await start(
             [
+                *self.launcher(node),
                 "/bin/sh",
                 "-c",
                 f'exec "$0" -m hyperha.cli.main node run >>"{log}" 2>&1',

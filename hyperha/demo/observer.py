@@ -28,10 +28,12 @@ class Heard:
 class Observer:
     """Listens on a loopback UDP port in a thread of its own."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    def __init__(self, listening: socket.socket | None = None) -> None:
+        if listening is None:
+            listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            listening.bind(("127.0.0.1", 0))
+        self._socket = listening
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self._socket.bind(("127.0.0.1", 0))
         self._socket.settimeout(0.5)
         self._lock = threading.Condition()
         self._heard: list[Heard] = []
