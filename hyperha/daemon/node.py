@@ -44,7 +44,7 @@ from hyperha.security.tls import api_server_context, node_client_context
 from hyperha.spawn.tree import RunPlace
 
 _log = logging.getLogger(__name__)
-POLL_S = 1.0
+POLL_S = 2.0
 LOOK_AHEAD_S = 15.0
 SHUTDOWN_MARGIN_S = 30.0
 
@@ -274,7 +274,7 @@ class NodeDaemon:
         self.logbook.log(notice.module, "W", f"guardian {notice.what}: {notice.reason}", rule="L5'")
 
     async def _poll_peer(self) -> None:
-        """Keep the other node's report fresh: at once when something changed, else every second."""
+        """Keep the other node's report fresh: at once when something changed."""
         absent = True
         while True:
             report = await self.peer_api.report() if not self.peer_link.silent else None
