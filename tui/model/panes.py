@@ -154,33 +154,32 @@ def checker_names(model: ConsoleModel) -> list[str]:
     return ["all", *(checker.name for checker in side.checkers)]
 
 
-def checker_rows(model: ConsoleModel, width: int, glyphs: Glyphs) -> list[Row]:
-    """The checkers of the selected side."""
+def checker_items(model: ConsoleModel, width: int, glyphs: Glyphs) -> list[list[Row]]:
+    """The checkers of the selected side; a suspended one with who, why and until when below it."""
     side = model.side()
     if side is None or not side.checkers:
-        return [row(Span("  no checker is configured", Tone.DIM))]
+        return [[row(Span("  no checker is configured", Tone.DIM))]]
     held = sum(checker.suspended is not None for checker in side.checkers)
     text = f"  all {len(side.checkers)} checkers, {held} suspended"
-    rows = [between(row(text), row(Span("Space suspends or resumes ", Tone.DIM)), width)]
-    return rows + [_checker_row(checker, width, glyphs) for checker in side.checkers]
+    head = between(row(text), row(Span("Space suspends or resumes ", Tone.DIM)), width)
+    return [[head], *(_checker_item(checker, width, glyphs) for checker in side.checkers)]
 
 
-def _checker_row(checker: CheckerView, width: int, glyphs: Glyphs) -> Row:
-    name = f"{checker.kind}.{checker.name}"
+def _checker_item(checker: CheckerView, width: int, glyphs: Glyphs) -> list[Row]:
     state = f"{glyphs.resource[checker.state]} {checker.state:<8}"
-    parts = [
-        Span(f"  {fit(name, 22, glyphs.cut)} "),
+    first = row(
+        f"  {fit(f'{checker.kind}.{checker.name}', 22, glyphs.cut)} ",
         Span(state, RESOURCE_TONE[checker.state]),
         Span(f" {checker.action:<10}", Tone.DIM),
-    ]
+        checker.text,
+    )
+    rows = [fit_row(first, width, glyphs.cut)]
     if checker.suspended is not None:
         until = checker.suspended.until
-        end = f" until {minute_text(until)}" if until else ""
-        text = f"SUSPENDED by {checker.suspended.by}{end}: {checker.suspended.reason}"
-        parts.append(Span(text, Tone.WARN))
-    else:
-        parts.append(Span(checker.text))
-    return fit_row(tuple(parts), width, glyphs.cut)
+        end = f" until {minute_text(until)} UTC" if until else ", without an end"
+        text = f"    SUSPENDED by {checker.suspended.by}{end}: {checker.suspended.reason}"
+        rows.append(fit_row(row(Span(text, Tone.WARN)), width, glyphs.cut))
+    return rows
 
 
 def facts_rows(model: ConsoleModel, width: int, now_ms: int) -> list[Row]:

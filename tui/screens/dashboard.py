@@ -24,8 +24,8 @@ from tui.model.log_buffer import LogView, find
 from tui.model.panes import (
     activity_row,
     alert_row,
+    checker_items,
     checker_names,
-    checker_rows,
     facts_rows,
     header_row,
     log_rows,
@@ -112,6 +112,13 @@ class Dashboard(Screen[None]):
         self._cache: dict[int, list[Row]] = {}
         self._cache_key: tuple[int, bool, str] = (0, False, "")
         self._plan = Layout(Shape.TOO_SMALL, 0)
+        # Kept by name, since the screen may be drawn while its widgets come or go.
+        names = ("small", "header", "alert", "tabs", "activity", "keys")
+        self._lines = {name: RowsView(shape, id=name) for name in names}
+        self._modules = ModulePanel(shape, id="modules")
+        self._pane = ListPane(shape, id="pane", follows=True)
+        self._body = Container(id="body")
+        self._entry = Input(id="search", compact=True, placeholder="search: Enter finds, Esc ends")
         self.handlers: dict[str, Callable[[], None]] = {
             "table": self._table,
             "next-pane": self.focus_next_pane,
@@ -132,23 +139,19 @@ class Dashboard(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Fixed lines, the modules, the pane."""
-        yield RowsView(self._look, id="small")
-        yield RowsView(self._look, id="header")
-        yield RowsView(self._look, id="alert")
-        with Container(id="body"):
-            yield ModulePanel(self._look, id="modules")
+        yield self._lines["small"]
+        yield self._lines["header"]
+        yield self._lines["alert"]
+        with self._body:
+            yield self._modules
             with Vertical(id="detail"):
-                yield RowsView(self._look, id="tabs")
-                yield ListPane(self._look, id="pane", follows=True)
-        yield RowsView(self._look, id="activity")
-        yield RowsView(self._look, id="keys")
-        yield Input(id="search", compact=True, placeholder="search: Enter finds, Esc ends")
+                yield self._lines["tabs"]
+                yield self._pane
+        yield self._lines["activity"]
+        yield self._lines["keys"]
+        yield self._entry
 
     # --- drawing -----------------------------------------------------------------------------
-
-    @property
-    def _pane(self) -> ListPane:
-        return self.query_one("#pane", ListPane)
 
     def on_mount(self) -> None:
         """The log follows from the beginning."""
@@ -170,7 +173,7 @@ class Dashboard(Screen[None]):
         found = alerts(model, now_ms)
         self._line("header", header_row(model, width, now_ms, glyphs))
         self._line("alert", alert_row(found, self._alert_at, width, glyphs))
-        panel = self.query_one("#modules", ModulePanel)
+        panel = self._modules
         rows = module_panel(
             model, self._plan, panel.size.width, now_ms, glyphs, focused=panel.has_focus
         )
@@ -181,7 +184,7 @@ class Dashboard(Screen[None]):
         self._line("keys", self._keys_row(width))
 
     def _line(self, name: str, content: Row) -> None:
-        self.query_one(f"#{name}", RowsView).show([content])
+        self._lines[name].show([content])
 
     def _arrange(self) -> None:
         count = len(self._model.module_names())
@@ -190,11 +193,11 @@ class Dashboard(Screen[None]):
             return
         self._plan = plan
         small = plan.shape is Shape.TOO_SMALL
-        self.query_one("#small").display = small
-        for name in ("header", "alert", "body", "activity", "keys"):
-            self.query_one(f"#{name}").display = not small
-        self.query_one("#body").set_class(plan.side_by_side, "-wide")
-        self.query_one("#modules").styles.height = max(1, plan.module_rows)
+        self._body.display = not small
+        for name, line in self._lines.items():
+            line.display = small if name == "small" else not small
+        self._body.set_class(plan.side_by_side, "-wide")
+        self._modules.styles.height = max(1, plan.module_rows)
         self.call_after_refresh(self.redraw)
 
     def _draw_small(self, now_ms: int) -> None:
@@ -206,7 +209,7 @@ class Dashboard(Screen[None]):
             row(f"hyperha needs {LEAST_WIDTH}x{LEAST_HEIGHT} or more."),
             row(f"Worst: {worst}"),
         ]
-        self.query_one("#small", RowsView).show(rows)
+        self._lines["small"].show(rows)
 
     def _draw_pane(self, now_ms: int) -> None:
         model, pane = self._model, self._pane
@@ -223,7 +226,7 @@ class Dashboard(Screen[None]):
                 pane.show_items([[run_row(run, glyphs)] for run in runs])
             note = "Enter opens"
         elif self._tab == CHECKERS:
-            pane.show_items([[one] for one in checker_rows(model, width, glyphs)])
+            pane.show_items(checker_items(model, width, glyphs))
         else:
             pane.show_items([[one] for one in facts_rows(model, width, now_ms)])
         self._line("tabs", tabs_row(model, self._tab, note, width, glyphs))
@@ -318,15 +321,14 @@ class Dashboard(Screen[None]):
 
     def _search(self) -> None:
         self._open_tab(LOG)
-        entry = self.query_one("#search", Input)
-        entry.display = True
-        self.query_one("#keys").display = False
-        entry.value = ""
-        entry.focus()
+        self._entry.display = True
+        self._lines["keys"].display = False
+        self._entry.value = ""
+        self._entry.focus()
 
     def _end_search(self) -> None:
-        self.query_one("#search").display = False
-        self.query_one("#keys").display = self._plan.shape is not Shape.TOO_SMALL
+        self._entry.display = False
+        self._lines["keys"].display = self._plan.shape is not Shape.TOO_SMALL
         self._pane.focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -363,12 +365,12 @@ class Dashboard(Screen[None]):
             self.notify("copied", markup=False)
 
     def _back(self) -> None:
-        if self.query_one("#search").display:
+        if self._entry.display:
             self._end_search()
         elif self._model.search:
             self._model.search = ""
         else:
-            self.query_one("#modules").focus()
+            self._modules.focus()
 
     def _lock(self) -> None:
         self._model.read_only = not self._model.read_only
