@@ -191,6 +191,9 @@ class Ledger:
 
     def switch_to_both(self, key: SessionKey, done: Callable[[bool, str], None]) -> None:
         """R11: acknowledgement by both; `done` when everything sent earlier is acknowledged."""
+        ready: list[Parked] = []
+        orphans: list[tuple[int, Flush]] = []
+        waits = False
         with self.lock:
             session = self.session
             if session is None or session.key != key or not session.up:
@@ -202,13 +205,34 @@ class Ledger:
                 self.mode = Acknowledge.BOTH
                 # Whatever an earlier session left unanswered is on the peer by now.
                 self._parked = deque((n, session, f, a) for n, _, f, a in self._parked)
-                if session.last_number > self.acknowledged_number:
+                orphans = [
+                    (number, flush)
+                    for number, flush in self._flushes.items()
+                    if not flush.remote and flush.session is not session
+                ]
+                waits = session.last_number > self.acknowledged_number
+                if waits:
                     self._ack_waiters.append((session.last_number, done))
-                    return
                 ready = self._take_ready()
-        if not text:
-            self._answer(ready)
-        done(not text, text)
+        self._answer(ready)
+        if orphans:
+            # Asked of no session, or of a dead one: a barrier now answers them all (F2).
+            self.barriers.start(lambda ok, _: self._settle_orphans(orphans, ok), forget_all=False)
+        if not waits:
+            done(not text, text)
+
+    def _settle_orphans(self, orphans: list[tuple[int, Flush]], ok: bool) -> None:
+        if not ok:
+            return
+        answers = []
+        with self.lock:
+            for number, flush in orphans:
+                flush.remote = True
+                if self._flushes.get(number) is flush and self._ripe(flush):
+                    del self._flushes[number]
+                    answers.append(flush)
+        for flush in answers:
+            flush.answer(0, b"")
 
     def _take_ready(self) -> list[Parked]:
         """Take what may be answered; the caller has the lock."""

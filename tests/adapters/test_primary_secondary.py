@@ -11,9 +11,15 @@ from pathlib import Path
 import pytest
 
 from hyperha.core.actions import Acknowledge, SessionStart
-from hyperha.core.events import LocalDiskFailed, SessionLost, SessionStalled, SessionUp
+from hyperha.core.events import (
+    LocalDiskFailed,
+    ResyncCopied,
+    SessionLost,
+    SessionStalled,
+    SessionUp,
+)
 from hyperha.replication.operations import ROOT_ID
-from tests.support.engine_pair import Guest, Monkey, Pair, pair_at, wait_for
+from tests.support.engine_pair import Guest, Monkey, Pair, call, pair_at, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -288,3 +294,21 @@ def test_closing_the_secondary_applies_what_it_acknowledged(pair: Pair) -> None:
     assert pair.b.acceptor.close() == ""
     assert (pair.b.folder / "f").stat().st_size == 20 << 20
     assert (pair.b.folder / "f").read_bytes() == data * 20
+
+
+def test_a_flush_of_the_frozen_time_is_answered_behind_the_next_resync(pair: Pair) -> None:
+    """A successor gets fsyncs re-sent before there is a session (M4): a barrier answers them."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    wait_for(lambda: guest.answers == 1)
+    pair.a.primary.set_mode(Acknowledge.NONE)
+    pair.a.primary.close_session(clean=False)
+    guest.write(file, 0, b"x")
+    guest.flush(file)
+    key = pair.connect(SessionStart.CANDIDATES)
+    pair.a.wait(ResyncCopied)
+    assert guest.answers == 1
+    call(lambda done: pair.a.primary.switch_to_both(key, done))
+    wait_for(lambda: guest.answers == 3)
+    pair.check_equal()
