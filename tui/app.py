@@ -204,7 +204,8 @@ class ConsoleApp(App[None]):
             notice = f"Refused, nothing was done: {outcome.text}"
             self.ask(question.action, seen.module, seen.node, question.checker, notice)
             return
-        self._say(outcome.text, outcome.result is Result.FAILED)
+        if outcome.result is Result.FAILED:
+            self._say(outcome.text, True)
 
     async def _sent(
         self, action: Action, seen: Seen, checker: str, confirmed: Confirmed

@@ -85,9 +85,9 @@ class Controller:
     def _ended(self, view: OperationView) -> None:
         running = {one.operation for one in self.model.running_commands()}
         self.model.take_operation(view, self.clock_ms())
-        if view.id in running and view.state != "running":
+        if view.id in running and view.state == "failed":
             text = f"{view.state}: {view.verb} {view.module} on {view.node}: {view.text}"
-            self._say(clean(text), view.state != "done")
+            self._say(clean(text), True)
 
     # --- commands ----------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from hyperha.errors import UsageError
 
 def home_targets(homes: list[Path]) -> list[Target]:
     """One target per home, by its socket. The console tries them in this order."""
-    return [Target(home.name or str(home), socket=str(Home.at(home).api_socket)) for home in homes]
+    return [Target(str(home), socket=str(Home.at(home).api_socket)) for home in homes]
 
 
 def url_targets(urls: list[str], home: Home) -> list[Target]:

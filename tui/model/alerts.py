@@ -51,7 +51,7 @@ def _link(model: ConsoleModel, now_ms: int) -> Iterator[Alert]:
     age = age_text(link.age_ms(now_ms))
     shown = f"shown as it was {age} ago" if model.cluster is not None else "nothing seen yet"
     reason = f": {link.reason}" if link.reason else ""
-    yield Alert(Severity.CRITICAL, f"link to {link.target} {link.state}, {shown}{reason}")
+    yield Alert(Severity.CRITICAL, f"link {link.state}, {shown}{reason}")
 
 
 def _nodes(model: ConsoleModel, cluster: ClusterView, now_ms: int) -> Iterator[Alert]:

@@ -39,6 +39,8 @@ class LogBuffer:
     dropped: int = 0
     version: int = 0
     """Grows with every change, so that a view knows when to look again."""
+    epoch: int = 0
+    """Grows when numbers begin anew: a number names a line only within one epoch."""
 
     def add(self, line: LogLine) -> None:
         """A line; one that is there already changes nothing."""
@@ -69,7 +71,8 @@ class LogBuffer:
         self.version += 1
 
     def clear(self) -> None:
-        """The numbers began anew."""
+        """The numbers began anew, or are another node's."""
+        self.epoch += 1
         self.lines = []
         self.dropped = 0
         self.version += 1

@@ -40,8 +40,9 @@ def header_row(model: ConsoleModel, width: int, now_ms: int, glyphs: Glyphs) -> 
         Span("   RO" if model.read_only else "   RW", Tone.WARN if model.read_only else Tone.DIM),
     )
     count = len(model.module_names())
-    text = f"{count} module{'' if count == 1 else 's'}"
-    clock = f"   {cluster.at[11:16]} UTC " if cluster else " "
+    # The age of what is shown needs the room more than the number of modules does.
+    text = f"  {count} module{'' if count == 1 else 's'}  " if model.link.live else "  "
+    clock = f" {cluster.at[11:16]} UTC " if cluster else ""
     return between(left, row(Span(text + clock, Tone.DIM)), width, glyphs.cut)
 
 
@@ -182,12 +183,13 @@ def _checker_item(checker: CheckerView, width: int, glyphs: Glyphs) -> list[Row]
     return rows
 
 
-def facts_rows(model: ConsoleModel, width: int, now_ms: int) -> list[Row]:
-    """Everything else that is known of the selected module and of the nodes."""
+def facts_rows(model: ConsoleModel, found: list[Alert], width: int, now_ms: int) -> list[Row]:
+    """Every alert in full, then all that is known of the selected module and of the nodes."""
     view = model.module_view()
     if view is None or model.cluster is None:
         return [row(Span("  nothing known yet", Tone.DIM))]
-    facts: list[tuple[str, str]] = [
+    facts: list[tuple[str, str]] = [("alert", alert.text) for alert in found]
+    facts += [
         ("module", f"{model.module}, number {view.number}, driver {view.driver}"),
         ("folder", view.folder),
         ("redundant", "yes" if view.redundant else "no"),

@@ -110,7 +110,7 @@ class Dashboard(Screen[None]):
         self._wrap = True
         self._alert_at = 0
         self._cache: dict[int, list[Row]] = {}
-        self._cache_key: tuple[int, bool, str] = (0, False, "")
+        self._cache_key: tuple[int, bool, str, str, int] = (0, False, "", "", 0)
         self._plan = Layout(Shape.TOO_SMALL, 0)
         # Kept by name, since the screen may be drawn while its widgets come or go.
         names = ("small", "header", "alert", "tabs", "activity", "keys")
@@ -178,7 +178,7 @@ class Dashboard(Screen[None]):
             model, self._plan, panel.size.width, now_ms, glyphs, focused=panel.has_focus
         )
         panel.show(rows)
-        self._draw_pane(now_ms)
+        self._draw_pane(now_ms, found)
         doing = activity_row(model, width, now_ms, glyphs)
         self._line("activity", doing or resync_bar(model, width, now_ms, glyphs) or row(""))
         self._line("keys", self._keys_row(width))
@@ -211,7 +211,7 @@ class Dashboard(Screen[None]):
         ]
         self._lines["small"].show(rows)
 
-    def _draw_pane(self, now_ms: int) -> None:
+    def _draw_pane(self, now_ms: int, found: list[Alert]) -> None:
         model, pane = self._model, self._pane
         width, glyphs = pane.size.width, self._look.glyphs
         note = ""
@@ -228,7 +228,7 @@ class Dashboard(Screen[None]):
         elif self._tab == CHECKERS:
             pane.show_items(checker_items(model, width, glyphs))
         else:
-            pane.show_items([[one] for one in facts_rows(model, width, now_ms)])
+            pane.show_items([[one] for one in facts_rows(model, found, width, now_ms)])
         self._line("tabs", tabs_row(model, self._tab, note, width, glyphs))
 
     def _draw_log(self, width: int) -> str:
@@ -236,10 +236,11 @@ class Dashboard(Screen[None]):
         if self._view_of != model.module:
             self._view, self._view_of = LogView(), model.module
             pane.scroller.follow = True
-        key = (width, self._wrap, model.search)
-        if key != self._cache_key or len(self._cache) > 6000:
-            self._cache, self._cache_key = {}, key
         buffer = model.log_of(model.module)
+        key = (width, self._wrap, model.search)
+        cache_key = (*key, model.module, buffer.epoch)
+        if cache_key != self._cache_key or len(self._cache) > 6000:
+            self._cache, self._cache_key = {}, cache_key
         self._view.update(buffer, model.level, pane.scroller.follow)
         items = []
         for line in self._view.lines:
