@@ -192,6 +192,7 @@ def start_anew(turn: Turn, why: Why) -> None:
     state = turn.state
     if state.phase in (Phase.KILLING, Phase.DETACHING):
         return
+    turn.tell(Level.ERROR, why.rule, f"starts anew: {why.text}")
     failures = state.engine_failures + 1
     turn.set(engine_failures=failures)
     again = failures <= ENGINE_FAILURES and state.goal is not Goal.STOP

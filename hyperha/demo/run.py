@@ -41,6 +41,8 @@ def run_demo(options: DemoOptions) -> int:
             f"--driver {options.driver!r} is not there yet", "This release knows: process."
         )
     _require_means()
+    if not (options.headless or options.drill or sys.stdout.isatty()):
+        raise UsageError("the console needs a terminal", "Without one: hyperha demo --headless.")
     with _directory(options.home) as (directory, temporary):
         return asyncio.run(_main(options, directory, temporary))
 
@@ -130,10 +132,10 @@ async def _show(options: DemoOptions, directory: Path, temporary: bool) -> int:
         _print_hints(cluster)
         if options.headless:
             await asyncio.Event().wait()
-        from tui.app import make_console
+        from tui.app import ConsoleApp
 
-        console = make_console([cluster.target(node) for node in NODES])
-        await console.run_async()
+        console = ConsoleApp([cluster.target(node) for node in NODES])
+        await console.run_async(mouse=False)
     return 0
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import select
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,8 @@ from typing import Final
 FUSE_TYPE: Final = "fuse.hyperha"
 _OWN: Final = "/proc/self/mountinfo"
 _HOST: Final = "/proc/1/mountinfo"
+_CONFIRMATIONS: Final = 3
+_CONFIRM_S: Final = 0.02
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -139,6 +142,16 @@ class MountWatch:
             return f"{self._path} is covered by another mount"
         return f"{self._path} is no longer mounted"
 
+    def _confirmed_problem(self) -> str:
+        """A list that changes while it is read may lack a line: seen several times, or not so."""
+        problem = self._problem()
+        for _ in range(_CONFIRMATIONS):
+            if not problem:
+                break
+            time.sleep(_CONFIRM_S)
+            problem = self._problem()
+        return problem
+
     def _run(self) -> None:
         with open(_OWN, "rb") as file:
             poll = select.poll()
@@ -146,7 +159,7 @@ class MountWatch:
             poll.register(self._wake, select.POLLIN)
             said = ""
             while True:
-                problem = self._problem()
+                problem = self._confirmed_problem()
                 if problem and problem != said:
                     self._changed(problem)
                 said = problem
