@@ -163,55 +163,90 @@ def test_every_damaged_sector_makes_everything_a_candidate(tmp_path: Path) -> No
         assert found(tmp_path) is None, f"cut to {length}"
 
 
-def test_any_mix_of_old_and_new_sectors_has_what_was_promised(tmp_path: Path) -> None:
-    """Crash states: each changed sector of the steps since the last promise is old or new."""
+class Disk:
+    """The log's file as a disk sees it: what is durable, and what only the page cache holds.
+
+    A durable write brings its whole pages to the disk; a crash in the middle of it leaves any
+    mixture of sectors. Plain writes may have reached the disk or not, sector by sector.
+    """
+
+    def __init__(self, log: IntentLog, path: Path, chance: random.Random) -> None:
+        self.log, self.path, self.chance = log, path, chance
+        self.durable = bytearray(path.read_bytes())
+        self.states: list[bytes] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+    def pwrite(self, descriptor: int, data: bytes, offset: int) -> int:
+        written = os.pwrite(descriptor, data, offset)
+        if descriptor == self.log._durable_fd:
+            self.crash()
+            cached = self.path.read_bytes()
+            self._grow(len(cached))
+            first, last = offset // 4096 * 4096, -(-(offset + len(data)) // 4096) * 4096
+            self.durable[first:last] = cached[first:last]
+        return written
+
+    def fdatasync(self, descriptor: int) -> None:
+        self.crash()
+        os.fdatasync(descriptor)
+        self.durable[:] = self.path.read_bytes()
+
+    def _grow(self, size: int) -> None:
+        self.durable.extend(bytes(max(0, size - len(self.durable))))
+
+    def crash(self) -> None:
+        """A few of the states that the disk may be in now."""
+        cached = self.path.read_bytes()
+        self._grow(len(cached))
+        for _ in range(3):
+            mix = bytearray(self.durable)
+            for at in range(0, len(cached), SECTOR):
+                if self.chance.random() < 0.5:
+                    mix[at : at + SECTOR] = cached[at : at + SECTOR]
+            self.states.append(bytes(mix))
+
+
+def test_a_crash_at_any_moment_leaves_what_was_promised(tmp_path: Path, monkeypatch) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    folder = tmp_path / "log"
+    folder, crash = tmp_path / "log", tmp_path / "crash"
     folder.mkdir()
-    crash = tmp_path / "crash"
     crash.mkdir()
     log = open_log(folder, fresh=True, slots=32, limit=64)
+    disk = Disk(log, folder / intent_log.NAME, chance)
     promised: set[Record] = set()
-    number = 0
-    for _ in range(120):
-        before = (folder / intent_log.NAME).read_bytes()
-        number += 1
+    for number in range(1, 120):
+        disk.states.clear()
+        monkeypatch.setattr(intent_log, "os", disk)
         step = chance.random()
-        new = {zone(chance.randrange(2, 5), chance.randrange(40)) for _ in range(3)}
         if step < 0.8:
-            log.activate(new, number)
+            wanted = {zone(chance.randrange(2, 5), chance.randrange(40)) for _ in range(3)}
+            log.activate(wanted, number)
         elif step < 0.95:
             log.retire(number - chance.randrange(10))
+        elif chance.random() < 0.5:
+            log.enter_alone("g1")
         else:
-            log.enter_alone("g1") if chance.random() < 0.5 else log.clear(number)
-        after = (folder / intent_log.NAME).read_bytes()
+            log.clear(number)
+        disk.crash()
+        monkeypatch.undo()
         now = log.candidates()
         assert now is not None
-        still = set(now)
         # What must be found: what was promised before the step and is still held after it.
-        whole_after = {one.file for one in still if one.kind == RecordKind.WHOLE_FILE}
-        must = {one for one in promised if one in still or one.file in whole_after}
-        padded = before.ljust(len(after), b"\0")
-        changed = [
-            at
-            for at in range(0, len(after), SECTOR)
-            if padded[at : at + SECTOR] != after[at : at + SECTOR]
-        ]
-        for _ in range(6):
-            mix = bytearray(padded)
-            for at in changed:
-                if chance.random() < 0.5:
-                    mix[at : at + SECTOR] = after[at : at + SECTOR]
-            (crash / intent_log.NAME).write_bytes(mix)
+        whole = {one.file for one in now if one.kind == RecordKind.WHOLE_FILE}
+        must = {one for one in promised if one in set(now) or one.file in whole}
+        for state in disk.states:
+            (crash / intent_log.NAME).write_bytes(state)
             got = found(crash)
             if got is None:
                 continue
-            whole = {one.file for one in got if one.kind == RecordKind.WHOLE_FILE}
-            lost = {one for one in must if one not in got and one.file not in whole}
+            covered = {one.file for one in got if one.kind == RecordKind.WHOLE_FILE}
+            lost = {one for one in must if one not in got and one.file not in covered}
             assert not lost, f"seed {seed}: lost {lost}"
-        promised = still
+        promised = set(now)
     log.close()
 
 
