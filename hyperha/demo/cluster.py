@@ -67,6 +67,7 @@ class DemoCluster:
     async def create(self, *, temporary: bool) -> None:
         """Make configuration and folders; from here on a janitor watches over us."""
         self._check_ports()
+        (self.directory / janitor.MARK_FILE).write_text(self.mark, encoding="ascii")
         plan = ClusterPlan(
             cluster="demo",
             nodes=NODES,

@@ -17,6 +17,7 @@ from pathlib import Path
 from hyperha.daemon.fencing import peel
 
 MARK = "HYPERHA_DEMO"
+MARK_FILE = "demo.mark"
 GUARDIANS_LIMIT_S = 8.0
 
 
@@ -57,6 +58,14 @@ def mounts_below(directory: str) -> list[str]:
     return found
 
 
+def owns(directory: str, mark: str) -> bool:
+    """Whether the directory is still this demonstration's: a newer one may have begun in it."""
+    try:
+        return (Path(directory) / MARK_FILE).read_text(encoding="ascii") == mark
+    except OSError:
+        return False
+
+
 def clean(directory: str, mark: str, *, remove: bool) -> None:
     """Leave nothing: processes, mounts, and the directory when it was a temporary one."""
     deadline = time.monotonic() + GUARDIANS_LIMIT_S
@@ -64,13 +73,16 @@ def clean(directory: str, mark: str, *, remove: bool) -> None:
         time.sleep(0.1)
     for _ in range(50):
         left = marked(mark)
+        if not owns(directory, mark):
+            end(left)
+            return
         for folder in mounts_below(directory):
             peel(folder)
         if not left and not mounts_below(directory):
             break
         end(left)
         time.sleep(0.1)
-    if remove:
+    if remove and owns(directory, mark):
         shutil.rmtree(directory, ignore_errors=True)
 
 
