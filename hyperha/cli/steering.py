@@ -120,7 +120,7 @@ def act(
                 verb=verb,  # type: ignore[arg-type]
                 node=name,
                 request_id=request_id(),
-                expect=Expectation(role=side.role, generation=side.generation),
+                expect=_expected(side) if not told else Expectation(),
                 options=sent,
                 reason=reason,
             )
@@ -136,6 +136,11 @@ def act(
         show_json({"done": True, "text": lines})
     else:
         print("\n".join(lines))
+
+
+def _expected(side: ModuleNodeView) -> Expectation:
+    """What was seen; the second node of a command may have changed by the first one's part."""
+    return Expectation(role=side.role, generation=side.generation)
 
 
 def raise_failed(module: str, node: str, text: str) -> None:

@@ -42,9 +42,10 @@ class EngineAction(Action):
 class Attach(EngineAction):
     """Cover the folder in standby mode (M3, M5, M6); write the marker.
 
-    `accept`: marker values of which the folder must carry one (R12); empty: a fresh module, the
-    folder may carry none. A folder that carries another one, or none where one is expected, is
-    covered all the same but reported, and `write` is then not written unless `adopt`.
+    `accept`: marker values of which the folder must carry one (R12). `fresh`: a module without
+    data yet, whose folder may also carry none. A folder that carries another one, or none where
+    one is expected, is covered all the same but reported, and `write` is then not written unless
+    `adopt`.
     The answer carries `events.AttachFacts`.
     """
 
@@ -52,6 +53,7 @@ class Attach(EngineAction):
     accept: tuple[Marker, ...]
     write: Marker
     adopt: bool
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

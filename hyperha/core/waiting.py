@@ -32,8 +32,15 @@ def attach(turn: Turn, goal: Goal) -> None:
     )
     marker = turn.state.lineage.marker
     adopt = bool(command and command.adopt)
-    turn.order(Attach, Step.ATTACH, accept=accept, write=marker, adopt=adopt)
+    fresh = _fresh(turn)
+    turn.order(Attach, Step.ATTACH, accept=accept, write=marker, adopt=adopt, fresh=fresh)
     turn.arm(Timer.LISTEN, turn.state.config.timing.takeover_wait_ms)
+
+
+def _fresh(turn: Turn) -> bool:
+    """Whether this module never had data here: a folder without a marker is as expected (R12)."""
+    lineage = turn.state.lineage
+    return lineage.label is DataLabel.FRESH and not lineage.current.id
 
 
 def attached(turn: Turn, event: EngineDone) -> None:
@@ -45,8 +52,8 @@ def attached(turn: Turn, event: EngineDone) -> None:
         detach(turn)
         return
     turn.set(facts=facts)
-    fresh = turn.state.lineage.label is DataLabel.FRESH and not turn.state.lineage.current.id
-    trusted = facts.marker is MarkerState.MATCHES or (fresh and facts.marker is MarkerState.ABSENT)
+    absent = facts.marker is MarkerState.ABSENT
+    trusted = facts.marker is MarkerState.MATCHES or (absent and _fresh(turn))
     command = turn.state.command
     if not trusted and not (command and command.adopt):
         turn.set(unknown_data=facts.text or f"the folder's marker is {facts.marker}")
@@ -292,7 +299,12 @@ def _refusal(turn: Turn, message: Claim) -> str:
     if verdict.direction is Direction.CONFLICT and not message.operator:
         return verdict.text
     operator = state.goal in (Goal.PRIMARY, Goal.FORCE)
-    if state.phase is not Phase.CLAIMING or (message.operator and not operator):
+    if message.operator and not operator:
+        return ""
+    # Who waits for the other one's attach is about to claim: as good as a crossing claim.
+    about_to = state.phase is Phase.WAITING and verdict.direction is Direction.EQUAL
+    about_to = about_to and not state.yielded and state.goal is Goal.RUN
+    if state.phase is not Phase.CLAIMING and not (about_to and _cannot_be_source(turn) is None):
         return ""
     if operator and not message.operator:
         return f"an operator wants {node} to run"

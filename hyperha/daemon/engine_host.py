@@ -19,6 +19,8 @@ from pathlib import Path
 import hyperha
 from hyperha.core import actions as a
 from hyperha.core.events import EngineDone, EngineLost, Event
+from hyperha.daemon.fencing import peel
+from hyperha.daemon.module_task import boottime_ms
 from hyperha.errors import HyperhaError
 from hyperha.replication.control import (
     Descriptors,
@@ -37,6 +39,11 @@ _log = logging.getLogger(__name__)
 ALIVE_MS = 400
 """A frame of the peer that is younger proves that the peer lives (P8)."""
 _SUCCESSOR_LIMIT_S = 5.0
+_SUCCESSORS = 5
+"""A successor may die as well; a kernel that cannot do it is not asked twice."""
+_LOOK_S = 0.5
+_HUNG_ORDERED_MS, _HUNG_MS = 2500, 5000
+"""A served process says something every second; longer silence means that it hangs."""
 _END_LIMIT_S = 5.0
 
 
@@ -88,6 +95,9 @@ class EngineHost:
         self._ending = False
         self._detaching = -1
         self._death: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._heard_ms: int | None = None
+        """When the process that serves the folder last said something; None before it serves."""
 
     @property
     def kept(self) -> Kept | None:
@@ -115,10 +125,11 @@ class EngineHost:
 
     async def close(self) -> None:
         """End the process and forget everything."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-            self._worker = None
+        for task in (self._worker, self._watch):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._worker = self._watch = None
         await self._end()
 
     async def _work(self) -> None:
@@ -130,20 +141,29 @@ class EngineHost:
                 self._answer(action, False, str(problem))
 
     async def _order(self, action: a.EngineAction) -> None:
+        operation = _number(action)
+        if self._death is not None:
+            if not isinstance(action, a.Attach | a.Detach):
+                # The core does not know of the death yet; told of it, it asks again (M4).
+                self._pending.add(operation)
+                return
+            await asyncio.wait([self._death])
         if isinstance(action, a.Attach):
             await self._end()
             await self._begin(None)
         elif isinstance(action, a.Detach) and self._client is None:
-            self._answer(action, True, "")
+            self._drop_kept()
+            problem = await asyncio.to_thread(peel, self._config.folder)
+            self._answer(action, not problem, problem)
             return
         client = self._client
         if client is None:
             self._answer(action, False, "the replication process is not running")
             return
-        operation = _number(action)
         self._pending.add(operation)
         if isinstance(action, a.Detach):
             self._detaching = operation
+            self._heard_ms = None
         client.perform(action)
 
     def _answer(self, action: a.EngineAction, ok: bool, text: str) -> None:
@@ -167,8 +187,13 @@ class EngineHost:
         finally:
             theirs.close()
         self._ending = False
-        client = EngineClient(ours, self._on_message, self._on_event, self._on_lost)
+        self._heard_ms = None
+        client = EngineClient(
+            ours, self._on_message, self._on_event, lambda text: self._on_lost(client, text)
+        )
         self._client = client
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._watching())
         names = kept.names if kept else ()
         descriptors = kept.descriptors if kept else ()
         client.start(Start(self._config, kept is not None, names), descriptors)
@@ -177,6 +202,25 @@ class EngineHost:
         text = getattr(line, "text", "")
         _log.warning("replication %s: %s", self._config.module, text)
         self._callbacks.line(LogLine("W", "", text))
+
+    async def _watching(self) -> None:
+        """End a process that hangs: its death is then dealt with like any other (D9, M4)."""
+        looked_ms = boottime_ms()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            now_ms = boottime_ms()
+            stalled, looked_ms = now_ms - looked_ms > 2000 * _LOOK_S, now_ms
+            if self._heard_ms is None or self._ending or self._death is not None:
+                continue
+            if stalled:
+                self._heard_ms = now_ms  # It was this daemon that stood still (L7).
+            silent_ms = now_ms - self._heard_ms
+            if silent_ms > (_HUNG_ORDERED_MS if self._pending else _HUNG_MS):
+                self._heard_ms = None
+                text = f"the replication process hangs: silent for {silent_ms} ms, it is ended"
+                self._callbacks.line(LogLine("E", "M4", text))
+                if self._run is not None:
+                    await self._run.kill()
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, EngineDone):
@@ -196,45 +240,66 @@ class EngineHost:
             case LogLine():
                 self._callbacks.line(message)
             case Statistics():
+                if not self._ending and self._detaching not in self._pending:
+                    self._heard_ms = boottime_ms()
                 if 0 <= message.heard_ms_ago < ALIVE_MS:
                     self._callbacks.alive()
                 self._callbacks.statistics(message)
             case _:
                 _log.error("%s: unexpected %s", self._config.module, type(message).__name__)
 
-    def _on_lost(self, text: str) -> None:
+    def _on_lost(self, client: EngineClient, text: str) -> None:
         """The control channel ended: expected after Detach, otherwise a death (M4)."""
+        if client is not self._client:
+            return
         self._client = None
-        pending, self._pending = self._pending, set()
-        if not self._ending:
+        self._heard_ms = None
+        if not self._ending and self._death is None:
             loop = asyncio.get_running_loop()
-            self._death = loop.create_task(self._after_death(text, pending))
+            self._death = loop.create_task(self._after_death(text))
 
-    async def _after_death(self, text: str, pending: set[int]) -> None:
-        how = text
-        if self._run is not None:
-            await self._run.kill()
-            how = f"{text}: {await self._run.wait()}"
-            self._run = None
+    async def _after_death(self, text: str) -> None:
+        how = f"{text}: {await self._bury()}"
         recovered = False
-        kept = self._kept
-        if kept is not None and "device" in kept.names:
-            try:
-                async with asyncio.timeout(_SUCCESSOR_LIMIT_S):
-                    await self._begin(kept)
-                    recovered = await self._succeeded()
-            except (HyperhaError, OSError, TimeoutError) as problem:
-                how = f"{how}; no successor: {problem}"
+        try:
+            async with asyncio.timeout(_SUCCESSOR_LIMIT_S):
+                recovered = await self._succeed()
+        except (HyperhaError, OSError, TimeoutError) as problem:
+            how = f"{how}; no successor: {problem or 'it took too long'}"
         if not recovered:
-            self._drop_kept()
+            # What is kept stays: the fence needs it, and so does the mount's removal.
+            await self._bury()
+        self._death = None
+        pending, self._pending = self._pending, set()
         # The death first: what it means for these orders is the core's business (M4).
         self._callbacks.post(EngineLost(how, recovered))
         for operation in sorted(pending):
             self._callbacks.post(EngineDone(operation, False, "the replication process died"))
 
-    async def _succeeded(self) -> bool:
-        client = self._client
-        return client is not None and await client.taken_over()
+    async def _succeed(self) -> bool:
+        """A successor that has the mount; another one when it dies on the way."""
+        for _ in range(_SUCCESSORS):
+            kept = self._kept
+            if kept is None or "device" not in kept.names:
+                return False
+            await self._begin(kept)
+            client = self._client
+            taken = client is not None and await client.taken_over()
+            if self._client is not None and client is self._client:
+                return taken
+            await self._bury()
+        return False
+
+    async def _bury(self) -> str:
+        """End what is left of the process; how it ended."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+        run, self._run = self._run, None
+        if run is None:
+            return "it is gone"
+        await run.kill()
+        return str(await run.wait())
 
     def _drop_kept(self) -> None:
         kept, self._kept = self._kept, None
@@ -243,6 +308,10 @@ class EngineHost:
 
     async def _end(self) -> None:
         self._ending = True
+        death, self._death = self._death, None
+        if death is not None:
+            death.cancel()
+            await asyncio.gather(death, return_exceptions=True)
         client, self._client = self._client, None
         if client is not None:
             client.close()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import socket
 import time
 from collections import deque
@@ -45,6 +46,8 @@ from hyperha.vm.port import StopMode, VmSpec
 from hyperha.vm.process import ProcessDriver
 
 _log = logging.getLogger(__name__)
+KERNEL_FEATURES_OFF = "HYPERHA_KERNEL_FEATURES_OFF"
+"""Environment: names of optional FUSE features not to use, as on a kernel without them."""
 _STOPPING = (Phase.ASKING, Phase.STOPPING, Phase.FLUSHING, Phase.KILLING, Phase.DETACHING)
 
 
@@ -223,6 +226,7 @@ class ModuleHost:
             stall_limit_ms=cluster.timing.stall_limit_ms,
             strict=self.config.replication.durability == "strict",
             resync_rate_mib_s=self.config.replication.resync_rate_mib_s,
+            kernel_features_off=tuple(os.environ.get(KERNEL_FEATURES_OFF, "").split()),
         )
         callbacks = Callbacks(
             post=self._engine_event,

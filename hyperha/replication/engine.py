@@ -161,8 +161,8 @@ class Engine:
         found = admit(self.config.folder, folder)
         state, known = judge(found, action.accept)
         accepted = state is MarkerState.MATCHES or action.adopt
-        accepted = accepted or (state is MarkerState.ABSENT and not action.accept)
-        fresh = state is MarkerState.ABSENT and not action.accept
+        fresh = state is MarkerState.ABSENT and (action.fresh or not action.accept)
+        accepted = accepted or fresh
         self._open(folder, action.write.resource, fresh=fresh, usable=accepted)
         if state is MarkerState.MATCHES:
             self._look_for_touched()

@@ -2,6 +2,8 @@
 
 driver_options: command (list or text), environment, user, settle_s, heartbeat = {command = [...]}
 or {tcp = "host:port"} or {unix = "socket relative to the folder"}, each with timeout_s.
+On a unix socket the service must answer: it says something, or closes when we have closed our
+half. To be connected proves nothing, the kernel does that for a process that hangs.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ _UNIX_PROBE = (
     "import socket,sys\n"
     "with socket.socket(socket.AF_UNIX) as s:\n"
     "    s.settimeout(float(sys.argv[2]))\n"
-    "    try: s.connect(sys.argv[1])\n"
+    "    try:\n"
+    "        s.connect(sys.argv[1])\n"
+    "        s.shutdown(socket.SHUT_WR)\n"
+    "        s.recv(1)\n"
+    "    except ConnectionResetError: pass\n"
+    "    except TimeoutError: sys.exit('connected, but nobody answers')\n"
     "    except OSError as e: sys.exit(str(e))\n"
 )
 

@@ -118,6 +118,10 @@ class Pair(DemoCluster):
         assert len(found) == 1, f"{kind!r} on {node}: {found}"
         return found[0]
 
+    def mounted(self, node: str) -> bool:
+        """Whether the node's folder is covered."""
+        return str(self.folder(node)) in janitor.mounts_below(str(self.directory))
+
     def signal(self, node: str, kind: str, number: signal.Signals) -> float:
         """A signal to every process of a kind on a node; the moment it was sent."""
         found = self.processes(node, kind)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.acceptance.pair import APPLICATION, DAEMON, ENGINE, GUARDIAN, Pair
+from tests.acceptance.pair import APPLICATION, DAEMON, ENGINE, GUARDIAN, OTHER, Pair
 
 pytestmark = pytest.mark.anyio
 
@@ -178,3 +178,50 @@ async def test_guardian_of_primary_killed(protected: Pair) -> None:
     await protected.roles(10, node2="ALONE")
     await protected.more_orders()
     protected.no_faults()
+
+
+async def test_replication_of_primary_killed_on_an_old_kernel(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C10 without FUSE_NOTIFY_RESEND: the VM is restarted by rule, the budget is untouched."""
+    monkeypatch.setenv("HYPERHA_KERNEL_FEATURES_OFF", "HAS_RESEND")
+    await pair.protected()
+    application = pair.one("node1", APPLICATION)
+    pair.signal("node1", ENGINE, signal.SIGKILL)
+    await pair.more_orders()
+    assert application not in pair.processes("node1", APPLICATION)
+    primary = await pair.primary()
+    await pair.roles(40, **{primary: "PRIM", OTHER[primary]: "SECOND"})
+    assert await pair.restarts_used("node1") == 0
+    await pair.equal_and_nothing_lost()
+
+
+async def test_replication_of_the_lone_primary_killed(protected: Pair) -> None:
+    """M4 while ALONE: the successor answers again, the map of changes is kept."""
+    await protected.kill("node2")
+    await protected.roles(10, node1="ALONE")
+    application = protected.one("node1", APPLICATION)
+    protected.signal("node1", ENGINE, signal.SIGKILL)
+    await protected.more_orders()
+    assert protected.one("node1", APPLICATION) == application
+    await protected.start("node2")
+    await protected.roles(40, node1="PRIM", node2="SECOND")
+    await protected.equal_and_nothing_lost()
+
+
+async def test_replication_of_primary_killed_again_and_again(protected: Pair) -> None:
+    """Ten deaths at odd moments: the same application, nothing lost."""
+    application = protected.one("node1", APPLICATION)
+    for number in range(10):
+        protected.signal("node1", ENGINE, signal.SIGKILL)
+        await asyncio.sleep(0.05 + 0.07 * number)
+
+        async def served() -> bool:
+            return len(protected.processes("node1", ENGINE)) == 1
+
+        await protected.eventually(served, 10, "a successor")
+    await protected.more_orders()
+    assert protected.one("node1", APPLICATION) == application
+    await protected.roles(40, node1="PRIM", node2="SECOND")
+    assert await protected.restarts_used("node1") == 0
+    await protected.equal_and_nothing_lost()

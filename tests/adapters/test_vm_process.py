@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -189,6 +190,11 @@ async def test_preflight_names_what_is_missing(bench: Bench) -> None:
     assert await inside.preflight() == (), "paths inside the mount are never touched (T1)"
 
 
+def _close_first(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    connection.close()
+
+
 async def test_heartbeats(bench: Bench, short_folder: Path) -> None:
     bench.folder = short_folder
     with socket.socket() as listener, socket.socket(socket.AF_UNIX) as local:
@@ -197,10 +203,15 @@ async def test_heartbeats(bench: Bench, short_folder: Path) -> None:
         port = listener.getsockname()[1]
         local.bind(str(bench.folder / "x.sock"))
         local.listen()
+        threading.Thread(target=_close_first, args=(local,), daemon=True).start()
+        hung = socket.socket(socket.AF_UNIX)
+        hung.bind(str(bench.folder / "z.sock"))
+        hung.listen()
         for table, ok in (
             ({"tcp": f"127.0.0.1:{port}"}, True),
             ({"unix": "x.sock"}, True),
             ({"unix": "y.sock"}, False),
+            ({"unix": "z.sock", "timeout_s": 0.5}, False),
             ({"command": ["/bin/sh", "-c", "test -S x.sock"]}, True),
             ({"command": ["/bin/sh", "-c", "echo bad; exit 2"]}, False),
             ({"command": ["/bin/sleep", "60"], "timeout_s": 0.2}, False),
@@ -211,6 +222,7 @@ async def test_heartbeats(bench: Bench, short_folder: Path) -> None:
             assert beat.ok is ok, (table, beat)
             assert beat.ok or beat.text
             await driver.kill()
+    hung.close()
     driver = bench.driver(command="sleep 600", heartbeat={"tcp": f"127.0.0.1:{port}"})
     await driver.start(1)
     beat = await driver.heartbeat()

@@ -396,3 +396,29 @@ def test_replication_process_dies_on_the_way_to_alone(delay_ms):
     assert world.a.vm_run == run
     world.run(1000)
     assert not world.a.parked
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("last", ["node1", "node2"])
+@pytest.mark.parametrize("first_up", ["node1", "node2"])
+def test_last_primary_runs_again_whoever_starts_first(seed, last, first_up):
+    """C16, P7: who still waits for the other one's start is treated like a crossing claim."""
+    world = pair(seed)
+    if last == "node2":
+        world.command(world.a, "swap")
+        world.until(R.SECOND, R.PRIM)
+    for node in (world.a, world.b):
+        world.command(node, "stop", automatic=True)
+    world.run(4000)
+    assert world.roles() == (R.STOP, R.STOP)
+    ran = [n for n in (world.a, world.b) if n.lineage.was_primary]
+    assert [n.name for n in ran] == [last]
+    for node in (world.a, world.b):
+        world.crash(node)
+    first = world.nodes[first_up]
+    world.boot_node(first)
+    world.run(5000)
+    world.boot_node(first.peer)
+    world.run(10_000)
+    assert world.nodes[last].state.role is R.PRIM, world.tell()
+    assert world.nodes[last].peer.state.role is R.SECOND

@@ -138,13 +138,11 @@ class Node:
 
     def do_Attach(self, action: a.Attach) -> None:
         found = self.folder.marker
-        if not action.accept:
-            marker = e.MarkerState.ABSENT if found is None else e.MarkerState.DIFFERS
-        elif found is None:
+        if found is None:
             marker = e.MarkerState.ABSENT
         else:
             marker = e.MarkerState.MATCHES if found in action.accept else e.MarkerState.DIFFERS
-        good = marker is e.MarkerState.MATCHES or (not action.accept and found is None)
+        good = marker is e.MarkerState.MATCHES or (action.fresh and found is None)
         if good or action.adopt:
             self.folder.marker = action.write
         self.attached = True
