@@ -9,6 +9,8 @@ import typer
 from hyperha.cli.context import target, the_home
 from hyperha.client.node_client import Target
 
+_URLS = "https://ADDRESS:9010 of a node, or the path of its socket."
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -35,9 +37,7 @@ def targets(urls: list[str]) -> list[Target]:
 
 
 def console(
-    urls: Annotated[list[str] | None, typer.Argument(help="https://ADDRESS:9010 of a node, or the path of its socket.")] = (
-        None
-    ),
+    urls: Annotated[list[str] | None, typer.Argument(help=_URLS)] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Lock all commands.")] = False,
     theme: Annotated[str | None, typer.Option(help="Colours, for example deuteranopia.")] = None,
     ascii_only: Annotated[bool, typer.Option("--ascii", help="No characters but ASCII.")] = False,
