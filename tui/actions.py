@@ -410,11 +410,21 @@ def changed_since(seen: Seen, side: ModuleNodeView | None) -> str:
     return ""
 
 
+def keys_text(action: Action) -> str:
+    """How an action is reached, for people."""
+    if action.group is Group.CHECKER:
+        return "Space"  # on a checker: bound in the list, since it needs one under the cursor
+    return " ".join(key_word(key) for key in action.keys) or "menu"
+
+
+def effect_text(action: Action) -> str:
+    """What an action does, with its targets as placeholders."""
+    return action.effect.format(module="MODULE", node="NODE", peer="the other node")
+
+
 def key_sheet() -> str:
     """The table of keys for the documentation, in Markdown."""
-    lines = ["| key | action | what it does |", "|---|---|---|"]
+    lines = ["# Keys of the console", "", "| key | action | what it does |", "|---|---|---|"]
     for action in REGISTRY:
-        keys = ", ".join(f"`{key_word(key)}`" for key in action.keys) or "menu"
-        effect = action.effect.format(module="MODULE", node="NODE", peer="the other node")
-        lines.append(f"| {keys} | {action.title} | {effect} |")
+        lines.append(f"| `{keys_text(action)}` | {action.title} | {effect_text(action)} |")
     return "\n".join(lines) + "\n"

@@ -148,6 +148,8 @@ class FakeNode:
         self.operations: dict[str, OperationView] = {}
         self._readers: list[asyncio.Queue[StreamLine | None]] = []
         self.connections = 0
+        self.after: list[str] = []
+        self.nonsense = False
 
     def transport(self, _: object) -> httpx.AsyncBaseTransport:
         """For `Session(transport_of=...)`."""
@@ -191,11 +193,14 @@ class FakeNode:
             return self._command(request.method, path, json.loads(request.content))
         if path == "/v1/stream":
             self.connections += 1
+            self.after.append(request.url.params["after"])
             return httpx.Response(200, content=self._stream())
         return self._read(path)
 
     def _read(self, path: str) -> httpx.Response:
         parts = path.split("/")
+        if path == "/v1/cluster" and self.nonsense:
+            return _json({"cluster": 7})
         if path == "/v1/cluster":
             return _json(self.view.model_dump(mode="json"))
         if parts[2] == "operations":

@@ -126,7 +126,7 @@ async def test_yes_sends_exactly_one_request_with_what_was_seen(action: Action) 
         assert body["expect"] == {"role": "PRIM", "generation": seen.side.generation}
         assert body["options"]["confirm"] is None
         await it.until(lambda: bool(it.app.model.running_commands()))
-        assert "requested" in it.text()
+        await it.until(lambda: "requested" in it.text())
 
 
 @pytest.mark.parametrize("verb", ["failover-off"])
@@ -292,7 +292,9 @@ async def test_a_suspended_checker_is_resumed() -> None:
     sides = {"node1": side(checkers=[held]), "node2": side(Role.SECOND)}
     async with console(FakeNode(cluster({"web": module(nodes=sides)}))) as it:
         await it.pilot.press("c")
-        await it.until(lambda: "SUSPENDED by anna until 2026-11-22 14:00 UTC: patch" in it.text())
+        await it.until(
+            lambda: "SUSPENDED by anna until 2026-11-22 14:00 UTC (78 min left): patch" in it.text()
+        )
         await it.pilot.press("down", "space")
         await it.until(lambda: it.dialog)
         it.now_ms += 301

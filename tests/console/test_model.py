@@ -27,7 +27,7 @@ from tui.model.log_buffer import LevelFilter, LogBuffer, LogView, find
 from tui.model.rows import between, cells, cut, fit, fit_row, plain, row, wrapped
 from tui.model.scroller import Scroller
 from tui.model.tiles import module_panel, resync_bar, tile
-from tui.screens.lists import help_rows
+from tui.screens.lists import help_items
 from tui.themes import PALETTES, Look
 
 NOW = 1_000_000
@@ -373,8 +373,12 @@ def test_every_change_says_what_it_does_and_what_not() -> None:
         if action.changes:
             assert action.effect, action.id
             assert action.spares, action.id
-        assert action.title in "\n".join(plain(one) for one in help_rows())
-        assert action.title in key_sheet()
+        assert action.title in "\n".join(plain(one) for item in help_items(80) for one in item)
+
+
+def test_the_documented_keys_are_the_ones_of_the_registry() -> None:
+    sheet = Path(__file__).resolve().parents[2] / "hyperha" / "docs" / "console-keys.md"
+    assert sheet.read_text("utf-8") == key_sheet(), "write tui.actions.key_sheet() to it"
 
 
 def test_stopping_the_last_running_side_is_a_loss() -> None:

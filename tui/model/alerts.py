@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -87,10 +86,12 @@ def _module(name: str, view: ModuleView, model: ConsoleModel, now_ms: int) -> It
         text = f"{name} on {item.node}: {item.text}"
         yield Alert(Severity.WARNING, text, name, item.node)
     for node, side in sorted(view.nodes.items()):
-        yield from _side(name, node, side)
+        yield from _side(name, node, side, model, now_ms)
 
 
-def _side(name: str, node: str, side: ModuleNodeView) -> Iterator[Alert]:
+def _side(
+    name: str, node: str, side: ModuleNodeView, model: ConsoleModel, now_ms: int
+) -> Iterator[Alert]:
     where = f"{name} on {node}"
     if side.damage:
         yield Alert(Severity.CRITICAL, f"{where}: {side.damage}", name, node)
@@ -111,17 +112,10 @@ def _side(name: str, node: str, side: ModuleNodeView) -> Iterator[Alert]:
             until = checker.suspended.until
             end = f" until {minute_text(until)} UTC" if until else ""
             text = f"{where}: checker {checker.name} suspended{end}: {checker.suspended.reason}"
-            soon = until is not None and _ends_soon(until)
+            left = model.seconds_until(until, now_ms) if until else None
+            soon = left is not None and left <= ENDS_SOON_S
             yield Alert(Severity.WARNING if soon else Severity.NOTE, text, name, node)
     restarts = side.restarts
     if restarts is not None and 0 < restarts.of <= restarts.used:
         text = f"{where}: all {restarts.of} automatic restarts of {restarts.window_h} h are used"
         yield Alert(Severity.WARNING, text, name, node)
-
-
-def _ends_soon(until: str) -> bool:
-    try:
-        left = datetime.datetime.fromisoformat(until) - datetime.datetime.now(datetime.UTC)
-    except (ValueError, TypeError):
-        return False
-    return left.total_seconds() <= ENDS_SOON_S

@@ -7,6 +7,7 @@ what is shown then carries its age.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from hyperha.api.wire import (
     ClusterView,
@@ -18,6 +19,7 @@ from hyperha.api.wire import (
 )
 from hyperha.client.link import Link, LinkState
 from tui.model.cleaning import cleaned
+from tui.model.formatting import seconds_between
 from tui.model.log_buffer import LevelFilter, LogBuffer
 
 DONE_KEPT_MS = 8_000
@@ -156,6 +158,19 @@ class ConsoleModel:
         if one.seen_ms_ago is None:
             return None
         return one.seen_ms_ago + max(0, now_ms - self.received_ms)
+
+    def cluster_time(self, now_ms: int) -> datetime | None:
+        """The node's wall clock now: its last word and what has passed since."""
+        try:
+            at = datetime.fromisoformat(self.cluster.at) if self.cluster else None
+        except ValueError:
+            return None
+        return at + timedelta(milliseconds=max(0, now_ms - self.received_ms)) if at else None
+
+    def seconds_until(self, end: str, now_ms: int) -> int | None:
+        """Until an RFC 3339 time by the node's clock; None when either is not known."""
+        at = self.cluster_time(now_ms)
+        return seconds_between(at.isoformat(), end) if at else None
 
     def stale(self, node: str, now_ms: int) -> bool:
         """Whether what is shown of a node is not its present state."""

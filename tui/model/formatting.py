@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _DURATION = re.compile(r"(\d{1,6})([smhd])")
@@ -54,6 +55,14 @@ def time_text(rfc3339: str) -> str:
 def minute_text(rfc3339: str) -> str:
     """Day and minute of an RFC 3339 text: `2026-11-22 12:40`."""
     return f"{rfc3339[:10]} {rfc3339[11:16]}" if len(rfc3339) >= 16 else rfc3339
+
+
+def seconds_between(start: str, end: str) -> int | None:
+    """From one RFC 3339 time to another; None when one of them is none."""
+    try:
+        return int((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
+    except (ValueError, TypeError):
+        return None
 
 
 def duration_seconds(text: str) -> int | None:

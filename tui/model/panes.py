@@ -42,7 +42,8 @@ def header_row(model: ConsoleModel, width: int, now_ms: int, glyphs: Glyphs) -> 
     count = len(model.module_names())
     # The age of what is shown needs the room more than the number of modules does.
     text = f"  {count} module{'' if count == 1 else 's'}  " if model.link.live else "  "
-    clock = f" {cluster.at[11:16]} UTC " if cluster else ""
+    at = model.cluster_time(now_ms)
+    clock = f" {at:%H:%M} UTC " if at else ""
     return between(left, row(Span(text + clock, Tone.DIM)), width, glyphs.cut)
 
 
@@ -155,7 +156,7 @@ def checker_names(model: ConsoleModel) -> list[str]:
     return ["all", *(checker.name for checker in side.checkers)]
 
 
-def checker_items(model: ConsoleModel, width: int, glyphs: Glyphs) -> list[list[Row]]:
+def checker_items(model: ConsoleModel, width: int, now_ms: int, glyphs: Glyphs) -> list[list[Row]]:
     """The checkers of the selected side; a suspended one with who, why and until when below it."""
     side = model.side()
     if side is None or not side.checkers:
@@ -163,10 +164,17 @@ def checker_items(model: ConsoleModel, width: int, glyphs: Glyphs) -> list[list[
     held = sum(checker.suspended is not None for checker in side.checkers)
     text = f"  all {len(side.checkers)} checkers, {held} suspended"
     head = between(row(text), row(Span("Space suspends or resumes ", Tone.DIM)), width)
-    return [[head], *(_checker_item(checker, width, glyphs) for checker in side.checkers)]
+    items = [[head]]
+    for checker in side.checkers:
+        until = checker.suspended.until if checker.suspended else None
+        left = model.seconds_until(until, now_ms) if until else None
+        items.append(_checker_item(checker, left, width, glyphs))
+    return items
 
 
-def _checker_item(checker: CheckerView, width: int, glyphs: Glyphs) -> list[Row]:
+def _checker_item(
+    checker: CheckerView, left_s: int | None, width: int, glyphs: Glyphs
+) -> list[Row]:
     state = f"{glyphs.resource[checker.state]} {checker.state:<8}"
     first = row(
         f"  {fit(f'{checker.kind}.{checker.name}', 22, glyphs.cut)} ",
@@ -178,6 +186,8 @@ def _checker_item(checker: CheckerView, width: int, glyphs: Glyphs) -> list[Row]
     if checker.suspended is not None:
         until = checker.suspended.until
         end = f" until {minute_text(until)} UTC" if until else ", without an end"
+        if left_s is not None:
+            end += f" ({age_text(max(0, left_s) * 1000)} left)"
         text = f"    SUSPENDED by {checker.suspended.by}{end}: {checker.suspended.reason}"
         rows.append(fit_row(row(Span(text, Tone.WARN)), width, glyphs.cut))
     return rows
@@ -209,9 +219,10 @@ def facts_rows(model: ConsoleModel, found: list[Alert], width: int, now_ms: int)
     for item in view.preflight:
         facts.append(("preflight", f"{item.node}: {item.text} {item.fix}".rstrip()))
     for name, one in sorted(model.cluster.nodes.items()):
-        seen = age_text(model.node_age_ms(name, now_ms))
+        age_ms = model.node_age_ms(name, now_ms)
+        seen = "heard" if age_ms == 0 else f"last heard {age_text(age_ms)} ago"
         lans = ", ".join(f"{lan} {state}" for lan, state in sorted(one.lans.items())) or "no LAN"
-        facts.append((f"node {name}", f"version {one.version}, seen {seen} ago, {lans}"))
+        facts.append((f"node {name}", f"version {one.version}, {seen}, {lans}"))
         if one.witness is not None:
             facts.append(("", f"witness {one.witness.kind}: {one.witness.state}"))
         facts += [("limit", limit) for limit in one.limits]

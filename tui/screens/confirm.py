@@ -32,7 +32,7 @@ from tui.actions import (
 from tui.model.console import ConsoleModel
 from tui.model.formatting import duration_seconds, short_generation
 from tui.model.glyphs import READINESS_WORD
-from tui.model.rows import Row, Span, Tone, row, wrapped
+from tui.model.rows import Row, Span, Tone, fit_row, row, wrapped
 from tui.model.tiles import role_row
 from tui.themes import Look
 from tui.widgets.rows_view import RowsView
@@ -106,21 +106,22 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
             yield RowsView(self._look, id="facts")
             if question.level >= Level.CONFIRM:
                 word = "Reason (needed):" if self._reason_needed else "Reason (for the audit):"
-                yield from self._entry("reason", word)
+                must = "shown to everybody" if self._reason_needed else "optional"
+                yield from self._entry("reason", word, must)
             if question.action.id == "suspend":
-                yield from self._entry("end", "For how long (1h, 90s):")
+                yield from self._entry("end", "For how long:", "90s, 15m, 1h, 2d; empty: no end")
             if question.level is Level.LOSS:
-                yield from self._entry("name", f"Type {question.seen.module}:")
+                yield from self._entry("name", "To accept this, type:", question.seen.module)
             with Horizontal(id="buttons"):
                 yield Button("< Cancel >", id="cancel")
                 yield Button(f"< Yes, {question.action.title.lower()} >", id="yes")
 
-    def _entry(self, name: str, label: str) -> ComposeResult:
+    def _entry(self, name: str, label: str, hint: str) -> ComposeResult:
         with Horizontal(classes="line"):
             view = RowsView(self._look, id=f"label-{name}", classes="label")
             view.rows = [row(label)]
             yield view
-            yield Input(id=name, classes="entry", compact=True)
+            yield Input(id=name, classes="entry", compact=True, placeholder=hint)
 
     def on_mount(self) -> None:
         """Show the facts and keep them fresh."""
@@ -164,9 +165,9 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
         question = self._question
         seen = question.seen
         rows = [row(Span(question.title, Tone.STRONG)), row("")]
-        rows += self._state_rows(seen.node, "target")
+        rows.append(self._state_row(seen.node, "target", width))
         if seen.peer:
-            rows += self._state_rows(seen.peer, "other")
+            rows.append(self._state_row(seen.peer, "other", width))
         rows.append(row(""))
         rows += _sentences(seen.sentence(question.action.effect), Tone.PLAIN, width)
         rows += _sentences(seen.sentence(question.action.spares), Tone.DIM, width)
@@ -185,14 +186,15 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
             return f"Tab to the entries: {self._question.seen.module} must be typed. Esc cancels."
         return "y confirms, n or Esc or Enter cancels."
 
-    def _state_rows(self, node: str, label: str) -> list[Row]:
+    def _state_row(self, node: str, label: str, width: int) -> Row:
         model = self._model
         side = model.side(self._question.seen.module, node)
         if side is None:
-            return [row(f"{label:>7} {node}: not known")]
+            return row(f"{label:>7} {node}: not known")
         age_ms = model.node_age_ms(node, self._clock_ms())
-        head = row(f"{label:>7} {node}: ", *role_row(side, age_ms, self._look.glyphs))
-        return [(*head, Span(f"  {_facts(side)}"))]
+        glyphs = self._look.glyphs
+        head = row(f"{label:>7} {node}: ", *role_row(side, age_ms, glyphs))
+        return fit_row((*head, Span(f"  {_facts(side)}")), width, glyphs.cut)
 
     def _request_text(self) -> str:
         question, seen = self._question, self._question.seen

@@ -100,7 +100,7 @@ class Dashboard(Screen[None]):
             self.run = run
 
     def __init__(self, controller: Controller, shape: Look) -> None:
-        super().__init__()
+        super().__init__(classes="-ascii" if shape.glyphs.ascii_only else None)
         self._controller = controller
         self._model = controller.model
         self._look = shape
@@ -226,7 +226,7 @@ class Dashboard(Screen[None]):
                 pane.show_items([[run_row(run, glyphs)] for run in runs])
             note = "Enter opens"
         elif self._tab == CHECKERS:
-            pane.show_items(checker_items(model, width, glyphs))
+            pane.show_items(checker_items(model, width, now_ms, glyphs))
         else:
             pane.show_items([[one] for one in facts_rows(model, found, width, now_ms)])
         self._line("tabs", tabs_row(model, self._tab, note, width, glyphs))

@@ -18,13 +18,15 @@ from tui.actions import (
     Action,
     Group,
     availability,
+    effect_text,
     key_word,
+    keys_text,
     level_of,
     look,
 )
 from tui.model.console import ConsoleModel
 from tui.model.panes import output_rows
-from tui.model.rows import Row, Span, Tone, fit, fit_row, row
+from tui.model.rows import Row, Span, Tone, fit, fit_row, row, wrapped
 from tui.themes import Look
 from tui.widgets.rows_view import ListPane, RowsView
 
@@ -114,7 +116,7 @@ class HelpScreen(Screen[None]):
     ]
 
     def __init__(self, shape: Look) -> None:
-        super().__init__()
+        super().__init__(classes="-ascii" if shape.glyphs.ascii_only else None)
         self._look = shape
 
     def compose(self) -> ComposeResult:
@@ -133,30 +135,30 @@ class HelpScreen(Screen[None]):
         self.call_after_refresh(self._fill)
 
     def _fill(self) -> None:
-        self.query_one(ListPane).show_items([[one] for one in help_rows()])
+        self.query_one(ListPane).show_items(help_items(max(40, self.size.width)))
 
     def action_leave(self) -> None:
         """Back."""
         self.dismiss()
 
 
-def help_rows() -> list[Row]:
+def help_items(width: int) -> list[list[Row]]:
     """What the help shows: movement, then every action by its group."""
-    rows: list[Row] = [
-        row(Span("  Moving", Tone.ACCENT)),
-        row("    arrows or h j k l   module and node; lines of a list"),
-        row("    PgUp PgDn g G Home End, Enter opens, Space suspends or resumes a checker"),
+    items: list[list[Row]] = [
+        [row(Span("  Moving", Tone.ACCENT))],
+        [row("    arrows or h j k l: module and node; lines of a list. PgUp PgDn g G Home End")],
+        [row("    Enter opens, Tab changes the pane, Esc goes back")],
     ]
     for group in Group:
-        rows.append(row(Span(f"  {group}", Tone.ACCENT)))
-        rows += [_help_row(action) for action in REGISTRY if action.group is group]
-    return rows
+        items.append([row(Span(f"  {group}", Tone.ACCENT))])
+        items += [_help_item(action, width) for action in REGISTRY if action.group is group]
+    return items
 
 
-def _help_row(action: Action) -> Row:
-    keys = " ".join(key_word(key) for key in action.keys) or "menu"
-    effect = action.effect.format(module="the module", node="the node", peer="the other node")
-    return row(f"    {fit(keys, 9)}", Span(fit(action.title, 23), Tone.STRONG), f" {effect}")
+def _help_item(action: Action, width: int) -> list[Row]:
+    head = row(f"    {fit(keys_text(action), 12)}", Span(fit(action.title, 23), Tone.STRONG))
+    first, *rest = wrapped(effect_text(action), max(16, width - 41))
+    return [(*head, Span(f" {first}")), *(row(" " * 40, piece.lstrip()) for piece in rest)]
 
 
 class OutputScreen(Screen[None]):
@@ -167,7 +169,7 @@ class OutputScreen(Screen[None]):
     def __init__(
         self, shape: Look, title: str, read: Callable[[], Awaitable[ScriptOutput | str]]
     ) -> None:
-        super().__init__()
+        super().__init__(classes="-ascii" if shape.glyphs.ascii_only else None)
         self._look = shape
         self._title = title
         self._read = read
