@@ -140,6 +140,9 @@ def engine_lost(turn: Turn, event: EngineLost) -> None:
         return
     if event.recovered:
         turn.tell(Level.INFO, "M4", "a successor has taken the mount over")
+    else:
+        # Nobody is left who could write the marker: the folder keeps the one that it has (R12).
+        turn.set(facts=None)
     if not state.role.runs_vm:
         _follower_engine_lost(turn, event)
     elif state.phase is Phase.KILLING and event.recovered:

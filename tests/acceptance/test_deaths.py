@@ -214,7 +214,7 @@ async def test_replication_of_primary_killed_again_and_again(protected: Pair) ->
     application = protected.one("node1", APPLICATION)
     for number in range(10):
         protected.signal("node1", ENGINE, signal.SIGKILL)
-        await asyncio.sleep(0.05 + 0.07 * number)
+        await asyncio.sleep(0.2 + 0.1 * number)
 
         async def served() -> bool:
             return len(protected.processes("node1", ENGINE)) == 1

@@ -152,7 +152,7 @@ class Node:
 
     def do_Detach(self, action: a.Detach) -> None:
         self.drop_session("detached")
-        if action.write is not None:
+        if action.write is not None and self.attached:
             self.folder.marker = action.write
         self.attached = self.writable = False
         self.parked.clear()
