@@ -74,9 +74,10 @@ async def test_what_a_start_script_leaves_running_stays_until_the_end(
     result = await runner.run(Step.START_PRIM, {}, keep_tree=True)
     assert result is not None
     assert result.ok
-    (left,) = place.leftovers()
-    assert len(left.members()) == 1
+    (kept,) = runner._kept
+    assert len(kept.tree.members()) == 1
     assert await runner.end_kept()
+    assert kept.tree.members() == []
 
 
 async def test_scripts_that_cannot_be_used_are_named(tmp_path: Path, place: RunPlace) -> None:

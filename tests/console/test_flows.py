@@ -37,7 +37,7 @@ class Console:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let it work until something holds."""
-        for _ in range(200):
+        for _ in range(1500):  # half a minute, on a machine that does other things too
             if condition():
                 return
             await self.pilot.pause(0.02)
@@ -184,6 +184,16 @@ async def test_423_is_told_and_asks_nothing() -> None:
         await it.until(lambda: bool(it.node.sent) and not it.dialog)
         await it.pilot.pause(0.1)
         assert [note.message for note in it.app._notifications] == ["node1 is busy: handing over"]
+
+
+async def test_an_answer_that_means_nothing_is_told() -> None:
+    async with console() as it:
+        await it.open(BY_ID["stop"])
+        it.node.refusal = (202, {"code": "?", "text": "?"})
+        await it.pilot.press("y")
+        await it.until(lambda: bool(len(it.app._notifications)))
+        assert any("Whether it was begun" in note.message for note in it.app._notifications)
+        assert it.app.model.issued == []
 
 
 async def test_a_change_under_the_dialog_disables_it() -> None:
