@@ -5,12 +5,15 @@ Knows no widget. Every failure becomes a sentence; nothing is sent twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+from typing import TypeVar
 
-from hyperha.api.wire import Accepted, OperationView, ScriptOutput
-from hyperha.client.problems import BusyError, HyperhaError, RefusedError
+from hyperha.api.wire import Accepted, ActionRequest, OperationView, ScriptOutput
+from hyperha.client.node_client import NodeClient
+from hyperha.client.problems import BusyError, HyperhaError, RefusedError, UnreachableError
 from hyperha.client.session import (
     ClusterSeen,
     LinkChanged,
@@ -25,6 +28,7 @@ from tui.actions import Action, Seen, checker_change, requests
 from tui.model.cleaning import cleaned
 from tui.model.console import ConsoleModel, Issued
 
+T = TypeVar("T")
 LOG_PAGE_LINES = 1000
 POLL_AFTER_MS = 1_500
 """The end of a command on the answering node comes by the stream; others are asked for."""
@@ -96,7 +100,7 @@ class Controller:
         outcome = Outcome(Result.FAILED, "nothing was sent")
         for request in requests(action, seen, reason):
             try:
-                accepted = await self._live().client().act(seen.module, request)
+                accepted = await self._ask(partial(_act, seen.module, request))
             except HyperhaError as problem:
                 return await self._refused(problem)
             node = request.node or seen.node
@@ -109,7 +113,9 @@ class Controller:
         """Suspend or resume a checker, `all` for every one."""
         change = checker_change(action, reason, until)
         try:
-            accepted = await self._live().client().change_checker(seen.module, checker, change)
+            accepted = await self._ask(
+                lambda client: client.change_checker(seen.module, checker, change)
+            )
         except HyperhaError as problem:
             return await self._refused(problem)
         node = self.model.cluster.answered_by if self.model.cluster else seen.node
@@ -129,6 +135,8 @@ class Controller:
         if isinstance(problem, RefusedError) and not isinstance(problem, BusyError):
             await self.read_cluster()
             return Outcome(Result.CHANGED, text)
+        if isinstance(problem, UnreachableError):
+            text += " Whether it was begun is not known: look at the state."
         return Outcome(Result.FAILED, text)
 
     # --- reading -----------------------------------------------------------------------------
@@ -136,7 +144,7 @@ class Controller:
     async def read_cluster(self) -> None:
         """The state at once, without waiting for the stream."""
         try:
-            self.told(ClusterSeen(await self._live().client().cluster()))
+            self.told(ClusterSeen(await self._ask(lambda client: client.cluster())))
         except HyperhaError as problem:
             self._say(clean(str(problem)), True)
 
@@ -146,10 +154,12 @@ class Controller:
             return
         self.model.logs_read.add(module)
         try:
-            page = await self._live().client().log(module, limit=LOG_PAGE_LINES)
+            page = await self._ask(lambda client: client.log(module, limit=LOG_PAGE_LINES))
         except HyperhaError as problem:
-            self.model.logs_read.discard(module)
-            self._say(clean(str(problem)), True)
+            if isinstance(problem, UnreachableError):
+                self.model.logs_read.discard(module)  # once the link is back
+            else:
+                self._say(clean(str(problem)), True)
             return
         self.model.log_of(module).merge([cleaned(line) for line in page.lines])
         self.changed = True
@@ -157,7 +167,7 @@ class Controller:
     async def read_scripts(self, module: str) -> None:
         """The kept runs of a module's scripts."""
         try:
-            runs = await self._live().client().scripts(module)
+            runs = await self._ask(lambda client: client.scripts(module))
         except HyperhaError as problem:
             self._say(clean(str(problem)), True)
             return
@@ -167,7 +177,7 @@ class Controller:
     async def read_output(self, module: str, run: str) -> ScriptOutput | str:
         """What a run said, or why it cannot be shown."""
         try:
-            return cleaned(await self._live().client().script(module, run))
+            return cleaned(await self._ask(lambda client: client.script(module, run)))
         except HyperhaError as problem:
             return clean(str(problem))
 
@@ -178,7 +188,7 @@ class Controller:
             if now_ms - one.requested_ms < POLL_AFTER_MS or not self.model.link.live:
                 continue
             try:
-                self._ended(await self._live().client().operation(one.operation))
+                self._ended(await self._ask(partial(_operation, one.operation)))
                 self.changed = True
             except HyperhaError as problem:
                 self._lost_sight(one, problem)
@@ -190,7 +200,22 @@ class Controller:
             one.ended_ms = self.clock_ms()
             self.changed = True
 
-    def _live(self) -> Session:
+    async def _ask(self, work: Callable[[NodeClient], Awaitable[T]]) -> T:
+        """Ask the node; whatever goes wrong is a HyperhaError, so that nothing fails unseen."""
         if self.session is None:
-            raise HyperhaError("the console has not started to connect")
-        return self.session
+            raise UnreachableError("the console has not started to connect")
+        try:
+            return await work(self.session.client())
+        except (ValueError, RuntimeError) as problem:
+            # An answer unlike the wire models, or a connection closed under the request.
+            raise UnreachableError(
+                f"the node's answer cannot be understood: {problem}"
+            ) from problem
+
+
+async def _act(module: str, request: ActionRequest, client: NodeClient) -> Accepted:
+    return await client.act(module, request)
+
+
+async def _operation(operation: str, client: NodeClient) -> OperationView:
+    return await client.operation(operation)

@@ -145,7 +145,9 @@ def _lines(
         return [row(Span("? nothing known", Tone.DIM))] + [row("")] * (count - 1)
     age_ms = model.node_age_ms(node, now_ms)
     lines = [between(role_row(side, age_ms, glyphs), _right(side, age_ms, glyphs), width)]
-    lines.append(resync_row(side, width) if side.resync else data_row(side, age_ms))
+    # A rate that is old says nothing: only what the copy was worth is kept.
+    moving = side.resync is not None and age_ms == 0
+    lines.append(resync_row(side, width) if moving else data_row(side, age_ms))
     rule = f" ({side.why.rule})" if side.why.rule else ""
     why = wrapped(f"{side.why.text}{rule}", width)
     room = count - 2
