@@ -82,12 +82,15 @@ class Barriers:
         are empty after a barrier that nothing followed.
         """
         primary = self._primary
+        with primary.lock:
+            covered = primary.completed
+        # Only then: what is covered has its mtime in the stream before the peer syncs, so that
+        # nothing is left to be told about a file whose records are retired (Z9).
         primary.send_all_times()
         with primary.lock:
             session = primary.session
             if session is not None and not session.up:
                 session = None
-            covered = primary.completed
             number = primary.number = primary.number + 1
             barrier = Barrier(number, covered, session, done, forget_all)
             if session is not None:

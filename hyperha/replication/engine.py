@@ -476,6 +476,10 @@ class Engine:
         self._open(folder, found.resource, fresh=False, usable=True)
         assert self._store is not None
         assert self._primary is not None
+        # Requests name inodes that this process has never looked up; later a walk would race
+        # with the guest's renames.
+        for _ in self._store.walk():
+            pass
         stack = self._stack = MountStack(
             self.config.folder, f"hyperha-{self.config.module}", self.config.run_directory
         )

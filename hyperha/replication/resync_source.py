@@ -73,6 +73,7 @@ class ResyncSource:
         records = [] if everything else [*(mine or []), *theirs]
         self._todo = Candidates(primary.lock, records, everything=everything)
         self._handles = primary.intent.handles()
+        self._foreign = {one.file for one in theirs} - {one.file for one in mine or ()}
         self._waiting: dict[int, Callable[[Frame], None]] = {}
         self._in_flight: deque[tuple[int, int]] = deque()
         self._in_flight_bytes = 0
@@ -135,8 +136,16 @@ class ResyncSource:
         )
 
     def _bind_known(self) -> None:
+        """Learn where the candidates live: ours by the log, the target's by looking through."""
+        store = self._store
         for file, handle in self._handles.items():
-            self._store.bind_handle(file, handle)
+            store.bind_handle(file, handle)
+        if all(store.known(file) for file in self._foreign):
+            return
+        # Gone, or missed by a walk beside which the guest moved it: once more without the guest.
+        with self._primary.operation:
+            for _ in store.walk():
+                pass
 
     # --- the stream -----------------------------------------------------------------------
 

@@ -76,6 +76,8 @@ class Store:
         self._anchors: dict[bytes, Descriptor] = {}
         self._lock = threading.Lock()
         self._walked = False
+        self._walking = False
+        self._walk_lock = threading.RLock()
         self._noatime = syscalls.O_NOATIME
         _raise_descriptor_limit(self.privileged)
 
@@ -129,7 +131,8 @@ class Store:
     def handle(self, file: FileId) -> bytes:
         """The local file handle of an id, for log records; ESTALE when unknown."""
         handle = self._handles.get(file)
-        if handle is None and not self._walked:
+        if handle is None:
+            # Also when another thread is just walking: its result is waited for.
             self._walk_once()
             handle = self._handles.get(file)
         if handle is None:
@@ -384,9 +387,19 @@ class Store:
 
     def _walk_once(self) -> None:
         """Learn every id of the folder: after a start ids arrive that nobody has looked up yet."""
-        self._walked = True
-        for _ in self.walk():
-            pass
+        if self._walked:
+            return
+        with self._walk_lock:
+            if self._walked or self._walking:
+                # What vanished under this very walk is not looked for again.
+                return
+            self._walking = True
+            try:
+                for _ in self.walk():
+                    pass
+            finally:
+                self._walking = False
+            self._walked = True
 
     def path_of(self, file: FileId) -> bytes | None:
         """The path below the folder for a message, as far as the kernel knows it; else None."""

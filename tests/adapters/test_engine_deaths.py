@@ -133,7 +133,7 @@ def succeed_the_primary(pair: ProcessPair) -> None:
     pair.b.do(actions.CloseSession)
     key = pair.connect(SessionStart.CANDIDATES)
     pair.a.wait(SessionUp)
-    pair.a.wait(ResyncCopied, limit_s=60)
+    pair.a.wait(ResyncCopied, limit_s=20)
     pair.a.do(actions.EndResync, key)
     pair.a.do(actions.Barrier)
     pair.b.do(actions.ClearMap)

@@ -216,7 +216,7 @@ class ProcessPair:
     def resync(self, start: SessionStart) -> None:
         key = self.connect(start)
         self.a.wait(SessionUp)
-        self.a.wait(ResyncCopied, limit_s=60)
+        self.a.wait(ResyncCopied, limit_s=30)
         self.a.do(actions.EndResync, key)
         self.a.do(actions.Barrier)
         self.b.do(actions.ClearMap)
