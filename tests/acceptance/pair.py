@@ -157,10 +157,14 @@ class Pair(DemoCluster):
 
     async def protected(self, primary: str = "node1") -> None:
         """Both nodes up, the VM on `primary`, the copies equal, orders flowing."""
+        await self.redundant(primary)
+        await self.more_orders(30)
+
+    async def redundant(self, primary: str = "node1") -> None:
+        """Both nodes up, the VM on `primary`, the copies equal."""
         await asyncio.gather(*(self.start(node) for node in NODES))
         await self.act(primary, "prim")
         await self.roles(30, **{primary: "PRIM", OTHER[primary]: "SECOND"})
-        await self.more_orders(30)
 
     async def more_orders(self, count: int = 20, limit_s: float = 20) -> None:
         """Wait until the observer has heard of more."""

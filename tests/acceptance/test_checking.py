@@ -24,12 +24,16 @@ QUICK = PairOptions(
 async def another_application(pair: Pair, node: str, former: int, limit_s: float) -> int:
     """Wait for another process of the application; its id."""
 
+    heard = pair.observer.count
+    found: list[int] = []
+
     async def there() -> bool:
+        nonlocal found
         found = pair.processes(node, APPLICATION)
-        return len(found) == 1 and found != [former]
+        return len(found) == 1 and found != [former] and pair.observer.count > heard + 1
 
     await pair.eventually(there, limit_s, "another application")
-    return pair.one(node, APPLICATION)
+    return found[0]
 
 
 @pytest.mark.parametrize("options", [QUICK], ids=["quick"])
