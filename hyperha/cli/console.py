@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
-from hyperha.cli.context import target, the_home
+from hyperha.cli.context import options, target, the_home
 from hyperha.client.node_client import Target
+from hyperha.client.targets import url_targets
+from hyperha.config import Home, load_cluster, this_node
 
 _URLS = "https://ADDRESS:9010 of a node, or the path of its socket."
 
@@ -18,22 +21,26 @@ def register(app: typer.Typer) -> None:
 
 
 def targets(urls: list[str]) -> list[Target]:
-    """Where the console looks: the URLs or sockets named, else the local node."""
-    if not urls:
-        return [target()]
+    """Where the console looks: the URLs or sockets named, else this node and then the other one."""
     home = the_home()
-    return [
-        Target(url, socket=url)
-        if url.startswith("/")
-        else Target(
-            url,
-            url=url,
-            authority=str(home.authority_certificate),
-            certificate=str(home.node_certificate),
-            key=str(home.node_key),
-        )
-        for url in urls
-    ]
+    if urls:
+        named = [Target(url, socket=url) for url in urls if url.startswith("/")]
+        return named + url_targets([url for url in urls if not url.startswith("/")], home)
+    if options.url:
+        return [target()]
+    return [target(), *_other_node(home)]
+
+
+def _other_node(home: Home) -> list[Target]:
+    """The other node over its LANs, where this home's key may be read (root)."""
+    if not os.access(home.node_key, os.R_OK):
+        return []
+    cluster = load_cluster(home.cluster_file)
+    peer = cluster.peer_of(this_node(home, cluster))
+    addresses = [lan.addresses[peer] for lan in cluster.lan]
+    port = cluster.ports.api
+    urls = [f"https://[{a}]:{port}" if ":" in a else f"https://{a}:{port}" for a in addresses]
+    return url_targets(urls, home)
 
 
 def console(

@@ -111,6 +111,19 @@ def unseen() -> ModuleNodeView:
     )
 
 
+def _with_progress(sides: dict[str, ModuleNodeView]) -> dict[str, ModuleNodeView]:
+    """A resync is shown on the node that is being made equal; only its source knows how far."""
+    for source, target in (tuple(sides), tuple(reversed(tuple(sides)))):
+        giving, taking = sides[source], sides[target]
+        if not giving.role.runs_vm or giving.resync is None:
+            continue
+        if taking.resync is not None:
+            taking = taking.model_copy(update={"resync": giving.resync})
+        giving = giving.model_copy(update={"resync": None})
+        return {**sides, source: giving, target: taking}
+    return sides
+
+
 def merged(node: str, own: ModuleReport, peer: str, other: NodeReport | None) -> ModuleView:
     """A module on both nodes; the other side as it was last reported."""
     name_side = own.side
@@ -121,7 +134,7 @@ def merged(node: str, own: ModuleReport, peer: str, other: NodeReport | None) ->
             (report for report in other.modules.values() if report.number == own.number), None
         )
         theirs = for_module.side if for_module is not None else None
-    sides = {node: name_side, peer: theirs or unseen()}
+    sides = _with_progress({node: name_side, peer: theirs or unseen()})
     roles = {s.role for s in sides.values() if s.readiness is Readiness.READY}
     preflight: list[PreflightItem] = list(own.preflight)
     if for_module is not None:

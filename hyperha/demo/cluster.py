@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -46,6 +47,9 @@ class DemoCluster:
         self._lifeline = -1
 
     isolation = "run"
+    reports_mib = 0
+    """Size of a file that the application keeps changing, so that a resync can be watched."""
+    resync_rate_mib_s = 0
 
     def lans(self) -> tuple[LanPlan, ...]:
         """The networks between the nodes."""
@@ -89,6 +93,7 @@ class DemoCluster:
 
     def _module_file(self, node: str, application: Path) -> str:
         command = [sys.executable, "-u", str(application), self._observer, str(PAUSE_MS)]
+        command.append(str(self.reports_mib))
         listed = ", ".join(f'"{part}"' for part in command)
         return (
             "schema = 1\n"
@@ -97,7 +102,8 @@ class DemoCluster:
             f"[driver_options]\ncommand = [{listed}]\n"
             'heartbeat = { unix = "heartbeat.sock" }\n\n'
             f'[[checker]]\nname = "{MODULE}"\nkind = "vm"\naction = "restart"\n'
-            "interval_s = 2\ntimeout_s = 2\n\n[stop]\ntimeout_s = 20\n"
+            "interval_s = 2\ntimeout_s = 2\n\n[stop]\ntimeout_s = 20\n\n"
+            f"[replication]\nresync_rate_mib_s = {self.resync_rate_mib_s}\n"
         )
 
     def _check_ports(self) -> None:
@@ -177,6 +183,18 @@ class DemoCluster:
     def daemon_pid(self, node: str) -> int:
         """The process id of a node's daemon."""
         return self._runs[node].pid
+
+    async def keep_running(self, pause_s: float) -> None:
+        """What a service manager does: start a daemon again that has ended by itself."""
+        while True:
+            await asyncio.sleep(0.5)
+            for node, run in list(self._runs.items()):
+                if run.running:
+                    continue
+                await asyncio.sleep(pause_s)
+                await run.let_go()
+                with contextlib.suppress(HyperhaError):
+                    await self.start(node)
 
     async def kill(self, node: str) -> None:
         """Every process of the node at once, as if the machine had gone (but for its disks)."""

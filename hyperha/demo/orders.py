@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -20,6 +21,8 @@ from pathlib import Path
 
 DATABASE = "orders.db"
 SOCKET = "heartbeat.sock"
+REPORTS = "reports.bin"
+REPORT_BYTES = 16384
 
 
 def open_database(path: str) -> sqlite3.Connection:
@@ -55,7 +58,23 @@ def _answer_heartbeats(stop: threading.Event) -> None:
         connection.close()
 
 
-def serve(observer: tuple[str, int], pause_s: float) -> None:
+class Reports:
+    """A file that grows old with the orders: something to resynchronise, as a VM's disk is."""
+
+    def __init__(self, mib: int) -> None:
+        self._size = mib << 20
+        self._file = os.open(REPORTS, os.O_RDWR | os.O_CREAT, 0o644)
+        found = os.lseek(self._file, 0, os.SEEK_END)
+        while found < self._size:
+            found += os.write(self._file, os.urandom(1 << 20))
+
+    def add(self) -> None:
+        """Another page somewhere in it."""
+        offset = random.randrange(self._size // REPORT_BYTES) * REPORT_BYTES
+        os.pwrite(self._file, os.urandom(REPORT_BYTES), offset)
+
+
+def serve(observer: tuple[str, int], pause_s: float, reports_mib: int) -> None:
     """Commit orders until SIGTERM."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -64,6 +83,7 @@ def serve(observer: tuple[str, int], pause_s: float) -> None:
     last = database.execute("SELECT coalesce(max(number), 0) FROM orders").fetchone()[0]
     print(f"orders: {last} orders found, database intact", flush=True)
     threading.Thread(target=_answer_heartbeats, args=(stop,), daemon=True).start()
+    reports = Reports(reports_mib) if reports_mib else None
     told = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     number = last
     while not stop.is_set():
@@ -76,16 +96,19 @@ def serve(observer: tuple[str, int], pause_s: float) -> None:
         database.execute("COMMIT")
         news = {"number": number, "node": node, "pid": os.getpid()}
         told.sendto(json.dumps(news).encode(), observer)
+        if reports is not None:
+            reports.add()
         stop.wait(pause_s)
     database.close()
     print(f"orders: stopped after order {number}", flush=True)
 
 
 def main() -> None:
-    """`python orders.py HOST:PORT [PAUSE_MS]`."""
+    """`python orders.py HOST:PORT [PAUSE_MS [REPORTS_MIB]]`."""
     host, _, port = sys.argv[1].rpartition(":")
     pause_ms = float(sys.argv[2]) if len(sys.argv) > 2 else 5.0
-    serve((host, int(port)), pause_ms / 1000)
+    reports_mib = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+    serve((host, int(port)), pause_ms / 1000, reports_mib)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,11 @@ from hyperha.demo.drill import Drill, DrillReport, StepResult
 from hyperha.demo.observer import Observer
 from hyperha.errors import HyperhaError, RefusedError, UsageError
 
+RESTART_PAUSE_S = 8.0
+"""How long a killed daemon stays away when people watch: long enough to see the takeover."""
+SHOWN_RATE_MIB_S = 8
+"""A resync that people watch is slowed down, or it would be over before they look."""
+
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
@@ -87,10 +92,12 @@ def _directory(wanted: Path | None) -> Iterator[tuple[Path, bool]]:
 
 @asynccontextmanager
 async def _running(
-    options: DemoOptions, directory: Path, temporary: bool
+    options: DemoOptions, directory: Path, temporary: bool, *, reports_mib: int = 0
 ) -> AsyncIterator[tuple[DemoCluster, Observer]]:
     observer = Observer()
     cluster = DemoCluster(directory, options.ports, observer.address)
+    cluster.reports_mib = reports_mib
+    cluster.resync_rate_mib_s = SHOWN_RATE_MIB_S if reports_mib else 0
     try:
         await cluster.create(temporary=temporary)
         yield cluster, observer
@@ -124,19 +131,28 @@ async def _main(options: DemoOptions, directory: Path, temporary: bool) -> int:
 
 
 async def _show(options: DemoOptions, directory: Path, temporary: bool) -> int:
-    async with _running(options, directory, temporary) as (cluster, _):
+    async with _running(options, directory, temporary, reports_mib=48) as (cluster, _):
         print("starting two nodes ...", flush=True)
         await asyncio.gather(*(cluster.start(node) for node in NODES))
         await cluster.act("node1", "prim")
         await cluster.roles(30, node1="PRIM", node2="SECOND")
         _print_hints(cluster)
-        if options.headless:
-            await asyncio.Event().wait()
-        from tui.app import ConsoleApp
-
-        console = ConsoleApp([cluster.target(node) for node in NODES])
-        await console.run_async(mouse=False)
+        keeper = asyncio.ensure_future(cluster.keep_running(RESTART_PAUSE_S))
+        try:
+            await _until_left(options, cluster)
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
     return 0
+
+
+async def _until_left(options: DemoOptions, cluster: DemoCluster) -> None:
+    if options.headless:
+        await asyncio.Event().wait()
+    from tui.app import ConsoleApp
+
+    console = ConsoleApp([cluster.target(node) for node in NODES])
+    await console.run_async(mouse=False)
 
 
 def _print_hints(cluster: DemoCluster) -> None:
@@ -146,7 +162,8 @@ def _print_hints(cluster: DemoCluster) -> None:
         print(f"  hyperha --home {home} state")
     print(f"  hyperha --home {cluster.directory / NODES[0]} log {MODULE} -f")
     print(f"  hyperha --home {cluster.directory / NODES[0]} swap {MODULE}")
-    print(f"  kill -9 {cluster.daemon_pid(NODES[0])}        # the daemon of node1")
+    pid = cluster.daemon_pid(NODES[0])
+    print(f"  kill -9 {pid}        # the daemon of node1; it is started again after 8 s")
     print(f"  hyperha console {cluster.directory}/node1/run/api.sock", flush=True)
 
 

@@ -279,3 +279,42 @@ async def test_a_taken_replication_port_is_named():
         with pytest.raises(FailedError, match=f"port {port}"):
             listener.listen("lan1", "127.0.0.1")
         await listener.close()
+
+
+def _side(role, resync=None):
+    from tests.support.fake_service import side
+
+    return side(role).model_copy(update={"resync": resync})
+
+
+def test_a_resync_is_shown_on_the_node_that_is_being_made_equal():
+    from hyperha.api.wire import ModuleReport, NodeReport, NodeView, ResyncView
+    from hyperha.daemon.views import merged
+    from hyperha.domain import Role
+
+    def report(role, resync):
+        return ModuleReport(
+            number=1,
+            driver="process",
+            folder="/f",
+            generation="g",
+            failover=True,
+            side=_side(role, resync),
+        )
+
+    known = ResyncView(rule="R7", done_bytes=5, total_bytes=9, bytes_per_s=1, seconds_left=4)
+    begun = ResyncView(rule="R6", done_bytes=0, total_bytes=0, bytes_per_s=0, seconds_left=None)
+    source, target = report(Role.ALONE, known), report(Role.SECOND, begun)
+
+    def other(name, module):
+        view = NodeView(reachable=True, seen_ms_ago=0)
+        return NodeReport(node=name, view=view, modules={"VM1": module})
+
+    for view in (
+        merged("node1", source, "node2", other("node2", target)),
+        merged("node2", target, "node1", other("node1", source)),
+    ):
+        assert view.nodes["node1"].resync is None
+        assert view.nodes["node2"].resync.done_bytes == 5
+    alone = merged("node1", report(Role.PRIM, None), "node2", None)
+    assert alone.nodes["node2"].resync is None
