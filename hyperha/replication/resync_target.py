@@ -287,10 +287,15 @@ class TargetSide:
         *,
         sized: bool,
     ) -> None:
-        """Owner, mode, attributes, mtime and, if `sized`, size as on the source."""
+        """Owner, mode and attributes as on the source; of a regular file size and mtime only if
+        `sized`."""
         store = self._store
         mine = store.attributes(target)
         regular = stat.S_ISREG(wanted.mode) and target.file != NO_ID
+        if regular and not sized:
+            # A listing may be older than a write whose time is in the stream already (Z9); the
+            # inode's own frame has it.
+            wanted = replace(wanted, mtime_ns=mine.mtime_ns)
         if sized and regular and mine.size != wanted.size:
             # Only here and by live truncations a resync changes a size (Z5).
             store.apply(Truncate(target.file, wanted.size, wanted.mtime_ns))

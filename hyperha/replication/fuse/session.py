@@ -111,11 +111,12 @@ class Session:
         """
         if self._inherited:
             self._take_over()
+        if self._inherited:
+            # Before the first read: what this process has read itself must not come again.
+            notify.resend(self.device)
+            self.ready.set()
         self._notifier.start()
         self._thread.start()
-        if self._inherited:
-            self.ready.set()
-            notify.resend(self.device)
 
     def close(self, timeout_ms: int = 2000) -> bool:
         """After the connection has ended: wait for the threads and let go of everything.
