@@ -111,7 +111,6 @@ class Session:
         """
         if self._inherited:
             self._take_over()
-        if self._inherited:
             # Before the first read: what this process has read itself must not come again.
             notify.resend(self.device)
             self.ready.set()
