@@ -198,12 +198,24 @@ class ResyncSource:
 
     def _again(self, record: Record) -> None:
         """The target could not do it: the directory that names the inode comes first, then it."""
+        if not self._has_name(record.file):
+            return
         self._todo.again(record)
         if record.file == ROOT_ID:
             return
         parent = self._parent_of(record.file)
         if parent is not None:
             self._todo.again(Record(RecordKind.DIRECTORY, parent))
+
+    def _has_name(self, file: FileId) -> bool:
+        """Whether the inode exists under some name: without one it is not replicated (Z7), also
+        while somebody has it open."""
+        try:
+            return self._store.status(Target(file)).st_nlink > 0
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return False
+            raise
 
     def _parent_of(self, file: FileId) -> FileId | None:
         """The directory that holds a name of the inode; None when it has none any more."""
@@ -280,7 +292,7 @@ class ResyncSource:
         store, target = self._store, Target(directory)
         try:
             inode = Inode(target, store.attributes(target), _xattrs(store.xattrs(target)))
-            if not stat.S_ISDIR(inode.attributes.mode):
+            if not stat.S_ISDIR(inode.attributes.mode) or not self._has_name(directory):
                 return None
             entries = []
             for entry in store.list(directory):
@@ -325,6 +337,8 @@ class ResyncSource:
         primary, store, target = self._primary, self._store, Target(file)
         with primary.operation:
             try:
+                if not self._has_name(file):
+                    return None
                 inode = Inode(target, store.attributes(target), _xattrs(store.xattrs(target)))
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ESTALE):

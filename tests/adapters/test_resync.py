@@ -277,3 +277,26 @@ def test_losing_the_target_during_a_resync_holds_nobody(pair: Pair) -> None:
     assert pair.a.primary.parked_count() == 0
     pair.resync(SessionStart.FULL)
     pair.check_equal()
+
+
+def test_what_is_unlinked_but_open_is_left_out(pair: Pair) -> None:
+    """Z7: a record of an inode without a name is nothing that the target lacks."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"open")
+    directory = guest.create(ROOT_ID, b"left", stat.S_IFDIR | 0o755)
+    guest.write(file, 0, b"x" * 5000)
+    wait_for(lambda: guest.answers == 3)
+    go_alone(pair)
+    held = [os.open(pair.a.folder / name, os.O_RDONLY) for name in ("open", "left")]
+    try:
+        guest.set_mode(file, 0o600)
+        guest.set_mode(directory, 0o700)
+        guest.write(file, 100, b"y")
+        guest.remove(ROOT_ID, b"open")
+        guest.remove(ROOT_ID, b"left", directory=True)
+        pair.resync(SessionStart.CANDIDATES)
+        pair.check_equal()
+    finally:
+        for one in held:
+            os.close(one)
