@@ -80,12 +80,12 @@ app.add_typer(node.app, name="node")
 def run() -> None:
     """The `hyperha` command: errors become one message and their exit status."""
     try:
-        app(standalone_mode=False)
+        # Not standalone, typer hands the status of `typer.Exit` back instead of raising it.
+        status = app(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
     except HyperhaError as error:
         message(error)
         sys.exit(error.exit_status)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:

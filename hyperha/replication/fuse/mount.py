@@ -171,7 +171,14 @@ def check_backing(path: str, folder_fd: int) -> None:
         )
     entries = mounts.mounted()
     here = mounts.layers(path, entries)
-    _, number = syscalls.file_handle(folder_fd)
+    try:
+        _, number = syscalls.file_handle(folder_fd)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EOVERFLOW):
+            raise
+        raise RefusedError(
+            f"the file system of {path} gives no file handles", "Use ext4, xfs or btrfs."
+        ) from error
     if here and here[-1].number != number:
         raise RefusedError(f"{path} is covered by a mount of type {here[-1].kind}", "Unmount it")
     inside = mounts.beneath(path, entries)

@@ -1,0 +1,77 @@
+"""However the demonstration ends, it leaves no process, no mount and no directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hyperha.demo import janitor
+from tests.acceptance.pair import ROOT, free_ports
+
+
+def _mark_of(directory: Path) -> str:
+    """The mark of a running demonstration, from the environment of one of its daemons."""
+    wanted = f"HYPERHA_HOME={directory}/node1".encode()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            variables = (
+                (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            )
+            if wanted in variables:
+                return next(
+                    one.partition(b"=")[2].decode()
+                    for one in variables
+                    if one.startswith(f"{janitor.MARK}=".encode())
+                )
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGKILL, -9)],
+    ids=["ctrl-C", "SIGTERM", "kill-9"],
+)
+def test_demo_ended_by_a_signal(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    """In the middle of its work, with a temporary directory of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hyperha.cli.main", "demo", "--headless",
+         "--ports", str(free_ports())],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    mark = ""
+    try:
+        assert process.stdout is not None
+        line = ""
+        while "is PRIM on node1" not in line:
+            line = process.stdout.readline()
+            assert line, "the demonstration ended early"
+        (directory,) = tmp_path.iterdir()
+        mark = _mark_of(directory)
+        assert mark
+        assert len(janitor.mounts_below(str(directory))) == 2
+        process.send_signal(number)
+        assert process.wait(60) == status
+
+        end = time.monotonic() + 30
+        while (
+            janitor.marked(mark) or janitor.mounts_below(str(directory)) or directory.exists()
+        ) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not janitor.marked(mark)
+        assert not janitor.mounts_below(str(directory))
+        assert not directory.exists()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.stdout.close() if process.stdout else None
+        if mark:
+            janitor.end(janitor.marked(mark))

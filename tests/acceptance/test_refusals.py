@@ -1,0 +1,240 @@
+"""Bad input and bad surroundings: one clear sentence, no traceback, nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hyperha.api.wire import ActionRequest, Expectation
+from hyperha.client.node_client import NodeClient
+from hyperha.demo.cluster import ADDRESSES, MODULE, NODES
+from hyperha.domain import Role
+from hyperha.errors import StaleViewError
+from hyperha.security.cluster_key import new_cluster_key, write_secret
+from tests.acceptance.pair import ROOT, Pair
+
+pytestmark = pytest.mark.anyio
+
+
+def clear(said: str, *wanted: str) -> None:
+    """One message that has all of it, and no traceback."""
+    assert "Traceback" not in said, said
+    for text in wanted:
+        assert text in said, said
+    assert len(said.strip().splitlines()) <= 4, said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("heartbeat_ms", "hartbeat_ms", ("cluster.toml", "hartbeat_ms", "'heartbeat_ms'")),
+        ("suspect_ms = 300", 'suspect_ms = "soon"', ("cluster.toml", "suspect_ms", "soon")),
+        ("suspect_ms = 300", "suspect_ms = 30000", ("cluster.toml", "suspect_ms")),
+        ("[timing]", "[timing", ("cluster.toml", "line")),
+        ('nodes = ["node1", "node2"]\n', "", ("cluster.toml", "nodes")),
+    ],
+)
+async def test_wrong_cluster_toml(pair: Pair, old: str, new: str, wanted: tuple[str, ...]) -> None:
+    """File, line and key are named, for an unknown key the nearest known one."""
+    path = pair.homes["node1"].cluster_file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    status, said = await pair.cli("node1", "node", "run")
+    assert status in (1, 2), said
+    clear(said, *wanted)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        ("boot = ", "boots = ", ("orders.toml", "boots", "'boot'")),
+        ('driver = "process"', 'driver = "qmeu"', ("orders.toml", "driver", "qmeu")),
+        ('folder = "/', 'folder = "', ("orders.toml", "folder", "absolute")),
+        ("number = 1", "number = 77", ("orders.toml", "number", "77")),
+        ("heartbeat = ", "heartbeet = ", ("heartbeet", "'heartbeat'")),
+    ],
+)
+async def test_wrong_module_file(pair: Pair, old: str, new: str, wanted: tuple[str, ...]) -> None:
+    """The same for a module's file, down to the driver's own options."""
+    path = pair.homes["node1"].module_file(MODULE)
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    status, said = await pair.cli("node1", "node", "run")
+    assert status in (1, 2), said
+    clear(said, *wanted)
+
+
+async def test_port_taken(pair: Pair) -> None:
+    """The port and address are named; nothing was started."""
+    text = pair.homes["node1"].cluster_file.read_text(encoding="utf-8")
+    port = int(text.partition("\napi = ")[2].split()[0])
+    with socket.socket() as taken:
+        taken.bind((ADDRESSES["node1"], port))
+        taken.listen()
+        status, said = await pair.cli("node1", "node", "run")
+    assert status == 1, said
+    clear(said, str(port), ADDRESSES["node1"])
+    assert not pair.mounted("node1")
+
+
+async def test_second_daemon(pair: Pair) -> None:
+    """One daemon per home, the other one goes on."""
+    await pair.start("node1")
+    status, said = await pair.cli("node1", "node", "run")
+    assert status in (1, 3), said
+    clear(said, "already runs", str(pair.daemon_pid("node1")))
+    assert (await pair.side("node1")).role in ("WAIT", "STOP")
+
+
+async def test_folder_missing(pair: Pair) -> None:
+    """Named; never taken for an empty one."""
+    pair.folder("node1").rmdir()
+    await pair.start("node1")
+    view = await pair.command("node1", "prim")
+    assert view.state == "failed"
+    clear(view.text, str(pair.folder("node1")))
+    assert not pair.folder("node1").exists()
+
+
+async def test_file_system_without_extended_attributes(pair: Pair) -> None:
+    """Ids and the marker live there: refused, and the folder stays plain."""
+    folder = pair.folder("node1")
+    await asyncio.to_thread(
+        subprocess.run, ["mount", "-t", "ramfs", "none", str(folder)], check=True
+    )
+    try:
+        await pair.start("node1")
+        view = await pair.command("node1", "prim")
+        assert view.state == "failed", view
+        clear(view.text, str(folder), "Use ext4")
+        assert not pair.mounted("node1")
+        await pair.kill("node1")
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", "-l", str(folder)], check=True)
+
+
+async def test_secondary_folder_with_other_data(pair: Pair) -> None:
+    """Nothing of it is touched; the two ways on are named; emptied, the node follows."""
+    stranger = pair.folder("node2") / "letters.txt"
+    stranger.write_text("dear")
+    await asyncio.gather(*(pair.start(node) for node in NODES))
+    await pair.command("node1", "prim")
+    await pair.roles(15, node1="ALONE")
+
+    async def refused() -> bool:
+        return "--adopt" in (await pair.side("node2")).why.text
+
+    await pair.eventually(refused, 15, "a refusal that names --adopt")
+    text = (await pair.side("node2")).why.text
+    assert "empty" in text, text
+    await pair.act("node2", "stop")
+    assert stranger.read_text() == "dear"
+    view = await pair.command("node2", "second", adopt=True)
+    assert view.state == "done", view
+    await pair.roles(30, node1="PRIM", node2="SECOND")
+    await pair.equal_and_nothing_lost()
+    assert not stranger.exists()
+
+
+async def test_unknown_module_and_node(pair: Pair) -> None:
+    """What is known is named."""
+    await pair.start("node1")
+    status, said = await pair.cli("node1", "stop", "oders")
+    assert status == 3, said
+    clear(said, "oders", "orders")
+    status, said = await pair.cli("node1", "stop", "orders", "--node", "node3")
+    assert status == 3, said
+    clear(said, "node3", "node2")
+    status, said = await pair.cli("node1", "ready", "orders")
+    assert status == 1, said
+    status, said = await pair.cli("node2", "state")
+    assert status == 5, said
+    clear(said, "node2")
+
+
+async def test_stale_view(protected: Pair) -> None:
+    """409: a command that rests on what is no longer so is not done."""
+    async with NodeClient(protected.target("node1")) as client:
+        request = ActionRequest(
+            verb="stop", request_id=secrets.token_hex(8), expect=Expectation(role=Role.SECOND)
+        )
+        with pytest.raises(StaleViewError, match="PRIM"):
+            await client.act(MODULE, request)
+        request = ActionRequest(
+            verb="stop", request_id=secrets.token_hex(8), expect=Expectation(generation="old")
+        )
+        with pytest.raises(StaleViewError):
+            await client.act(MODULE, request)
+    await protected.roles(5, node1="PRIM", node2="SECOND")
+
+
+async def test_a46_peer_with_another_cluster_key(pair: Pair) -> None:
+    """A46: refused, said once, shown at the node."""
+    path = pair.homes["node2"].cluster_key
+    path.unlink()
+    write_secret(path, new_cluster_key())
+    await asyncio.gather(*(pair.start(node) for node in NODES))
+
+    async def told() -> bool:
+        return bool((await pair.cluster("node1")).nodes["node1"].limits)
+
+    await pair.eventually(told, 10, "the refusal to be shown")
+    limits = (await pair.cluster("node1")).nodes["node1"].limits
+    assert any("key" in one for one in limits), limits
+    await asyncio.sleep(1.5)
+    assert len([one for one in limits if "key" in one]) == 1
+    assert not (await pair.cluster("node1")).nodes["node2"].reachable
+
+
+async def test_c12_damaged_record(protected: Pair) -> None:
+    """C12: both slots unreadable: never a guess to PRIM, the reason is shown, the file kept."""
+    await asyncio.gather(*(protected.kill(node) for node in NODES))
+    record = protected.homes["node1"].module_state(MODULE) / "lineage"
+    raw = bytearray(record.read_bytes())
+    raw[:] = bytes(byte ^ 0x55 for byte in raw)
+    record.write_bytes(bytes(raw))
+    await asyncio.gather(*(protected.start(node) for node in NODES))
+    await asyncio.sleep(3)
+    side = await protected.side("node1")
+    assert not side.role.runs_vm
+    assert side.damage, side
+    kept = [one.name for one in record.parent.iterdir()]
+    assert any(name != "lineage" and name.startswith("lineage") for name in kept), kept
+    protected.no_faults()
+
+
+async def test_demo_without_dev_fuse() -> None:
+    """No /dev/fuse: exit 1 and what to do, before anything is made."""
+    script = (
+        "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom "
+        'c 1 9 && exec "$0" -m hyperha.cli.main demo --headless --drill'
+    )
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["unshare", "-m", "sh", "-c", script, sys.executable],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1, done
+    clear(done.stdout + done.stderr, "/dev/fuse", "modprobe fuse")
+
+
+async def test_demo_in_a_directory_that_is_not_empty(tmp_path: Path) -> None:
+    """Nothing of it is touched."""
+    (tmp_path / "mine").write_text("x")
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "hyperha.cli.main", "demo", "--headless", "--home", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2, done
+    clear(done.stdout + done.stderr, str(tmp_path), "not empty")
+    assert os.listdir(tmp_path) == ["mine"]
