@@ -107,7 +107,7 @@ def act(
 
     async def work(client: NodeClient) -> list[str]:
         cluster = await client.cluster()
-        told = []
+        told: list[str] = []
         for name in _order(cluster, module, verb, node, everywhere):
             side = side_of(cluster, module, name)
             loss = side.losses.get(verb)

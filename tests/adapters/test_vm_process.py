@@ -7,8 +7,8 @@ import os
 import shutil
 import socket
 import sys
-import threading
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
