@@ -33,7 +33,7 @@ from hyperha.daemon.peer_link import PeerLink
 from hyperha.daemon.probe import ProbeTargets
 from hyperha.daemon.service import Service
 from hyperha.durable import DaemonLock
-from hyperha.errors import DeniedError, HyperhaError
+from hyperha.errors import ConfigError, DeniedError, HyperhaError
 from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings
 from hyperha.logbook.journal import Logbook
 from hyperha.replication.preamble import Preamble
@@ -161,8 +161,13 @@ class NodeDaemon:
         for name, config in self.configuration.modules.items():
             host = ModuleHost(config, around)
             host.certified = next((c.epoch for c in self._certified if c.module == name), None)
+            try:
+                await host.open()
+            except ConfigError as problem:
+                # What only the driver can judge is not known when the files are loaded.
+                file = self.home.module_file(name)
+                raise ConfigError(f"{file}: {problem.text}", problem.fix) from problem
             self.modules[name] = host
-            await host.open()
             self.peer_link.add(host)
         self._started = True
         self._changed()
