@@ -73,7 +73,7 @@ class Acceptor:
     def covered(self) -> int:
         """What the last primary said is on stable storage on both nodes."""
         session = self._session
-        return max(self._covered, 0 if session is None else session.covered)
+        return self._covered if session is None else session.covered
 
     def expect(self, key: SessionKey, start: SessionStart) -> str:
         """Serve this session and only it; the one before has ended when this returns (T3).
@@ -94,7 +94,6 @@ class Acceptor:
         if session is None:
             return ""
         problem = session.close()
-        # Numbers of another session say nothing about this one's.
         self._covered = session.covered
         return problem
 

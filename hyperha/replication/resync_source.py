@@ -106,7 +106,10 @@ class ResyncSource:
             primary.report(ResyncCopied(session.key))
         except _Ended:
             log.info("the resync ended with its session")
-        except (OSError, ReplicationError) as problem:
+        except Exception as problem:
+            # Whatever it was, the session must not wait for ever for a thread that is gone.
+            if not isinstance(problem, OSError | ReplicationError):
+                log.exception("the resync ended in an unforeseen way")
             text = f"the resync failed: {problem}"
             primary.close_session(clean=False)
             primary.report(SessionLost(session.key, text))
@@ -481,7 +484,8 @@ class ResyncSource:
                         begun, version = primary.begun, primary.version
                     payloads = read()
                     with primary.lock:
-                        steady = primary.watched[key] == 0 and version == primary.version
+                        # Missing: the last steps of a former resync have let go of the zone.
+                        steady = primary.watched.get(key) == 0 and version == primary.version
                         if steady and primary.completed >= begun:
                             return self._put(kind, payloads, then) if payloads else 0
         finally:

@@ -145,6 +145,7 @@ class TargetSide:
             else:
                 self._move_aside(directory, entry.name)
         need: list[Record] = []
+        self._remember(listing, present)
         for one in listing.entries:
             here = present.get(one.name)
             if here is None:
@@ -160,6 +161,18 @@ class TargetSide:
             sized=False,
         )
         return need
+
+    def _remember(self, listing: Listing, present: dict[bytes, Entry]) -> None:
+        """What is about to be made or adopted lacks its content until the source has sent it:
+        durable before, since a cut would leave an inode that only looks equal (Z2)."""
+        records = []
+        for one in listing.entries:
+            here = present.get(one.name)
+            if one.file == NO_ID or (here is not None and here.file == one.file):
+                continue
+            if here is not None or not self._store.known(one.file):
+                records += [_everything_of(one), Record(RecordKind.INODE, one.file)]
+        self._intent.activate(records, 0)
 
     def _may_stay(self, directory: FileId, one: ListedEntry, here: Entry) -> bool:
         """Whether the inode here is, or may become, what the source has under this name."""

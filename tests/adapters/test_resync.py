@@ -13,6 +13,7 @@ import pytest
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionLost, SessionUp
 from hyperha.replication.operations import ROOT_ID
+from hyperha.replication.resync_source import ResyncSource
 from tests.support.engine_pair import Guest, Monkey, Pair, call, pair_at, wait_for
 
 pytestmark = pytest.mark.root
@@ -300,3 +301,30 @@ def test_what_is_unlinked_but_open_is_left_out(pair: Pair) -> None:
     finally:
         for one in held:
             os.close(one)
+
+
+def test_a_cut_between_listing_and_content_is_remembered(pair: Pair, monkeypatch) -> None:
+    """The target made the inode and got no data: the next resync must not take it for equal."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"disk")
+    guest.write(file, 0, os.urandom(300_000))
+    wait_for(lambda: guest.answers == 2)
+    pair.barrier(pair.a)
+    wait_for(lambda: pair.b.intent.candidate_count() == 0)
+    go_alone(pair)
+    pair.b.primary.promote(Acknowledge.LOCAL)
+    Guest(pair.b).remove(ROOT_ID, b"disk")
+    pair.b.primary.demote()
+
+    def cut(self: ResyncSource) -> None:
+        raise OSError(5, "cut")
+
+    monkeypatch.setattr(ResyncSource, "_data", cut)
+    pair.connect(SessionStart.CANDIDATES)
+    pair.a.wait(SessionLost)
+    monkeypatch.undo()
+    pair.b.crash()
+    assert (pair.b.folder / "disk").stat().st_size == 0
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()

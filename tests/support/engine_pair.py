@@ -196,14 +196,16 @@ class Pair:
         """What rsync would still do, from `a` to `b`; empty when the copies are equal."""
         done = subprocess.run(
             ["rsync", "-aHAXn", "--checksum", "--delete", "--itemize-changes",
-             "--exclude=/.hyperha", "--filter=-x trusted.hyperha.id", f"{self.a.folder}/", f"{self.b.folder}/"],
+             "--exclude=/.hyperha", "--filter=-x trusted.hyperha.id",
+             f"{self.a.folder}/", f"{self.b.folder}/"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         return done.stdout
 
     def check_equal(self, source: Side | None = None) -> None:
         self.barrier(source or self.a)
-        assert self.differences() == ""
+        found = self.differences()
+        assert not found, found
         assert snapshot(self.a.folder) == snapshot(self.b.folder)
 
     def close(self) -> None:
