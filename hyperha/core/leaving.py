@@ -207,7 +207,14 @@ def demoted(turn: Turn, event: EngineDone) -> None:
     state = turn.state
     turn.set(writable=False, link=Link.NONE, session=None, resync=None, frozen_since_ms=None)
     if not event.ok:
+        # What the kernel caches in that mount must not outlive the other node's changes (M2).
         turn.tell(Level.ERROR, "M2", f"the folder could not be made standby: {event.text}")
+        if state.handover is not None and state.handover.ready:
+            send_released(turn)
+            if state.handover.kind is HandoverKind.SWAP:
+                turn.set(goal=Goal.RESTART)
+        waiting.detach(turn)
+        return
     if state.handover is not None and state.handover.ready:
         why = Why("H2", f"handed over to {state.config.peer}")
         turn.enter(Role.WAIT, Phase.HANDING_OVER, why)

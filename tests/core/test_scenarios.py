@@ -422,3 +422,21 @@ def test_last_primary_runs_again_whoever_starts_first(seed, last, first_up):
     world.run(10_000)
     assert world.nodes[last].state.role is R.PRIM, world.tell()
     assert world.nodes[last].peer.state.role is R.SECOND
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("verb", ["swap", "stop"])
+def test_mount_that_cannot_be_replaced_is_never_followed_in(verb, seed):
+    """M2: caches of the primary's time must end; the folder is uncovered and covered anew."""
+    world = pair(seed)
+    world.a.demote_fails = True
+    world.command(world.a, verb)
+    world.run(15_000)
+    assert any("M2" in line for line in world.a.log)
+    if verb == "swap":
+        # It may have to take the VM back: planned moves may fail, but lose nothing (H2).
+        assert set(world.roles()) == {R.PRIM, R.SECOND}, world.tell()
+        assert world.a.folder.data == world.b.folder.data
+    else:
+        assert world.roles() == (R.STOP, R.ALONE)
+    assert world.acknowledged <= world.b.folder.data

@@ -53,6 +53,7 @@ class Node:
         self.log: list[str] = []
         self.finished: dict[str, tuple[bool, str]] = {}
         self.start_fails = False
+        self.demote_fails = False
         self.start()
 
     def start(self) -> None:
@@ -230,6 +231,9 @@ class Node:
         self.done(action.operation)
 
     def do_Demote(self, action: a.Demote) -> None:
+        if self.demote_fails:
+            self.done(action.operation, False, "cannot be mounted")
+            return
         self.writable = False
         self.parked.clear()
         self.done(action.operation)
