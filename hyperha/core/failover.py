@@ -40,7 +40,13 @@ def recoveries_used(state: ModuleState, wall_ms: int) -> int:
 def vm_exited(turn: Turn, event: VmExited) -> None:
     """The VM's process has ended by itself."""
     state = turn.state
-    if event.run != state.run or state.vm is not Vm.RUNNING:
+    if event.run != state.run:
+        return
+    if state.vm is Vm.STARTING:
+        # It ended before start_prim's result arrived: looked at when that is here.
+        turn.set(exited_early=event.text or "no reason is known")
+        return
+    if state.vm is not Vm.RUNNING:
         return
     turn.set(vm=Vm.ABSENT)
     turn.tell(Level.ERROR, "checker", f"the VM ended by itself: {event.text}")
@@ -137,6 +143,8 @@ def engine_lost(turn: Turn, event: EngineLost) -> None:
     state = turn.state
     turn.tell(Level.ERROR, "M4", f"replication process lost: {event.text}")
     if state.phase in (Phase.IDLE, Phase.DETACHING):
+        if not event.recovered:
+            turn.set(facts=None)  # The marker ordered with the Detach may never be written (R12).
         return
     if event.recovered:
         turn.tell(Level.INFO, "M4", "a successor has taken the mount over")
@@ -220,7 +228,8 @@ def persist_failed(turn: Turn, event: PersistFailed) -> None:
         waiting.uncover(turn)
     elif phase is Phase.KILLING:
         turn.set(goal=Goal.STOP)
-        waiting.uncover(turn)
+        if not turn.state.awaits(Step.KILL):
+            waiting.uncover(turn)
     elif turn.state.role.runs_vm:
         turn.set(goal=Goal.STOP)
         source.kill(turn, why)

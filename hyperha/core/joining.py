@@ -74,6 +74,7 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict) -> None:
         turn.state.lineage,
         epoch=max(turn.state.lineage.epoch, message.session.epoch),
         released_to=None,
+        intent_primary=False,
     )
     if verdict.direction is not Direction.EQUAL:
         lineage = _inconsistent(lineage, message)
@@ -132,7 +133,9 @@ def session_up(turn: Turn, event: SessionUp) -> None:
     turn.set(yielded=False)
     peer = state.config.peer
     if state.session_start is SessionStart.IN_SYNC:
-        turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0)
+        turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0, granted=None)
+        if state.lineage.label is not DataLabel.UPTODATE:
+            turn.persist(lineage=replace(state.lineage, label=DataLabel.UPTODATE))
         turn.enter(Role.SECOND, Phase.FOLLOWING, Why("R5", f"follows {peer}, equal copy"))
         turn.finish(True, f"SECOND on {state.config.node}")
     else:

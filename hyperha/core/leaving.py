@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import running, source, waiting
+from hyperha.core import failover, running, source, waiting
 from hyperha.core.actions import (
     Barrier,
     CloseSession,
@@ -19,7 +19,7 @@ from hyperha.core.actions import (
     StopVm,
     Timer,
 )
-from hyperha.core.events import EngineDone, VmDone
+from hyperha.core.events import EngineDone, VmDone, VmExited
 from hyperha.core.messages import (
     Abdicated,
     Goodbye,
@@ -38,6 +38,8 @@ from hyperha.core.records import DataLabel
 from hyperha.core.state import Goal, Handover, Link, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
+
+KILL_AGAIN_MS = 1000
 
 
 def begin(turn: Turn, goal: Goal, why: Why, *, force: bool = False) -> None:
@@ -109,6 +111,10 @@ def no_handover(turn: Turn, reason: str) -> None:
     if handover.kind is HandoverKind.SWAP:
         turn.enter(state.role, Phase.RUNNING, Why("R11", f"runs the VM; no swap: {reason}"))
         turn.finish(False, text)
+        if state.vm is Vm.ABSENT:
+            # It ended while the other node was being asked.
+            turn.set(vm=Vm.RUNNING)
+            failover.vm_exited(turn, VmExited(state.run, "while a swap was prepared"))
         return
     stop_vm(turn, force=False)
 
@@ -363,7 +369,14 @@ def killed(turn: Turn, event: VmDone) -> None:
     """Fenced and gone: say so, then give the folder a fresh standby layer (L5', M5)."""
     state = turn.state
     if not event.ok:
-        turn.tell(Level.ERROR, "L5", f"processes of the VM remain: {event.text}")
+        # Nothing may count on this end before every process is gone (L5'): again, and loudly.
+        text = f"processes of the VM remain: {event.text}"
+        if state.told != text:
+            turn.set(told=text)
+            turn.tell(Level.ERROR, "L5", text)
+        turn.explain(Why("L5", text))
+        turn.arm(Timer.RETRY, KILL_AGAIN_MS)
+        return
     turn.set(vm=Vm.ABSENT, writable=False, frozen_since_ms=None, session=None, resync=None)
     failed = state.end is not None and state.end.rule == "D10"
     lineage = state.lineage
@@ -374,6 +387,13 @@ def killed(turn: Turn, event: VmDone) -> None:
     again = not failed and state.goal not in (Goal.STOP, Goal.BLOCKED)
     turn.set(goal=Goal.RESTART if again else Goal.STOP)
     waiting.detach(turn)
+
+
+def kill_again(turn: Turn) -> None:
+    """The last attempt left processes behind."""
+    if not turn.state.awaits(Step.KILL):
+        turn.order(Fence, Step.FENCE)
+        turn.order(KillVm, Step.KILL, run=turn.state.run)
 
 
 def force_stop(turn: Turn) -> None:

@@ -118,7 +118,8 @@ def _same_generation(mine: Summary, theirs: Summary, running: str) -> Verdict:
             )
     if mine.label is DataLabel.INCONSISTENT:
         return Verdict("R3", Direction.CONFLICT, SessionStart.FULL, "both copies are half copied")
-    if mine.candidates == 0 and theirs.candidates == 0:
+    # A copy that owes a full compare equals nothing before it was made (R12, D10).
+    if mine.candidates == 0 and theirs.candidates == 0 and not (mine.full or theirs.full):
         return Verdict("R5", Direction.EQUAL, SessionStart.IN_SYNC, "both copies are equal")
     source = _r4_source(mine, theirs, running)
     return Verdict(
@@ -130,16 +131,17 @@ def _same_generation(mine: Summary, theirs: Summary, running: str) -> Verdict:
 
 
 def _r4_source(mine: Summary, theirs: Summary, running: str) -> Summary:
-    """The running side; else the crashed primary of the highest epoch (R4'); else by name."""
+    """The running side; never an outdated or suspect copy beside a whole one (D10); else the
+    crashed primary of the highest epoch (R4'); else by name."""
     for one in (mine, theirs):
         if running == one.node:
             return one
     return min(
         (mine, theirs),
         key=lambda one: (
+            one.label is not DataLabel.UPTODATE,
             not one.intent_primary,
             -one.epoch.counter,
-            one.label is not DataLabel.UPTODATE,
             not one.was_primary,
             one.node,
         ),

@@ -220,6 +220,8 @@ def _entered(turn: Turn, event: e.EngineDone) -> None:
 def _vm_started(turn: Turn, event: e.VmDone) -> None:
     if not running.vm_started(turn, event):
         commands.shut_down(turn, Why("B09", f"start_prim failed: {event.text}"))
+    elif turn.state.exited_early:
+        failover.vm_exited(turn, e.VmExited(turn.state.run, turn.state.exited_early))
 
 
 _RESULTS: dict[Step, type[e.Event]] = {
@@ -235,6 +237,7 @@ _RESULTS: dict[Step, type[e.Event]] = {
 _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.ATTACH: waiting.attached,
     Step.DETACH: waiting.detached,
+    Step.UNCOVER: waiting.uncovered,
     Step.MARK: _mark,
     Step.EXPECT: joining.expected,
     Step.OPEN: _opened,
@@ -279,6 +282,8 @@ def _retry(turn: Turn) -> None:
         leaving.send_released(turn)
     elif state.phase is Phase.LEAVING:
         leaving.send_leave(turn)
+    elif state.phase is Phase.KILLING:
+        leaving.kill_again(turn)
     elif state.link is Link.ENDING and not (
         state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
     ):

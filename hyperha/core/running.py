@@ -108,9 +108,13 @@ def promote(turn: Turn, acknowledge: Acknowledge) -> None:
 
 
 def continue_line(turn: Turn) -> None:
-    """P6: a line that was alone by a durable proof goes on alone, minting nothing (G3')."""
+    """P6: a line that was alone by a durable proof goes on alone, minting nothing (G3').
+
+    Under an epoch of its own: a certificate of the run before binds the former one (L8).
+    """
     lineage = turn.state.lineage
-    lineage = replace(lineage, intent_primary=True, was_primary=True, held=lineage.epoch)
+    epoch = lineage.epoch.next_for(turn.state.config.node)
+    lineage = replace(lineage, intent_primary=True, was_primary=True, epoch=epoch, held=epoch)
     turn.persist(lineage=lineage)
     turn.tell(Level.INFO, "P6", "continues its own line alone, as before")
     promote(turn, Acknowledge.LOCAL)
@@ -129,7 +133,7 @@ def promoted(turn: Turn, event: EngineDone) -> None:
 def start_vm(turn: Turn) -> None:
     """start_prim, as a new run (K2)."""
     run = turn.state.run + 1
-    turn.set(run=run, vm=Vm.STARTING)
+    turn.set(run=run, vm=Vm.STARTING, exited_early="")
     turn.enter(turn.state.role, Phase.STARTING)
     turn.order(StartVm, Step.START_VM, run=run, epoch=turn.state.lineage.held)
 

@@ -52,7 +52,9 @@ def join_requested(turn: Turn, message: JoinRequest) -> None:
         return
     if state.link is Link.LOST:
         # It is back before the proof was found: what it says durably may be the proof (D2a).
-        if message.summary.label in (DataLabel.OUTDATED, DataLabel.INCONSISTENT):
+        # A request from before the lost session proves nothing: its attempt is not a newer one.
+        out = message.summary.label in (DataLabel.OUTDATED, DataLabel.INCONSISTENT)
+        if out and message.attempt > state.attempt:
             _found_proof(turn, ProofKind.PEER_SAID_SO)
         return
     if state.phase not in SERVING or state.link in (Link.COPYING, Link.ENDING, Link.IN_SYNC):
@@ -195,6 +197,8 @@ def freeze(turn: Turn, text: str) -> None:
     turn.tell(Level.WARNING, "D1", f"writes are held: {text}")
     turn.arm(Timer.PAUSE, state.config.timing.pause_after_ms)
     turn.arm(Timer.RELEASE, state.config.timing.stall_limit_ms)
+    if state.phase is Phase.FLUSHING:
+        turn.arm(Timer.PATIENCE, 2 * state.config.timing.stall_limit_ms)
     request_outdate(turn)
 
 
@@ -210,11 +214,9 @@ def request_outdate(turn: Turn) -> None:
 def send_outdate(turn: Turn) -> None:
     """The request, again until it is answered."""
     state = turn.state
-    turn.send(
-        OutdateRequest(
-            state.lineage.current.id, state.lineage.held, state.session_number, state.nonce
-        )
-    )
+    epoch = state.lineage.held if state.role.runs_vm else state.lineage.epoch
+    generation = state.lineage.current.id
+    turn.send(OutdateRequest(generation, epoch, state.session_number, state.nonce))
     turn.arm(Timer.PROOF, state.config.timing.retry_ms)
 
 

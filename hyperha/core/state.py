@@ -111,6 +111,8 @@ class Step(StrEnum):
 
     ATTACH = "attach"
     DETACH = "detach"
+    UNCOVER = "uncover"
+    """Like DETACH, but the folder keeps the marker that it has."""
     MARK = "mark"
     EXPECT = "expect"
     OPEN = "open"
@@ -237,6 +239,8 @@ class ModuleState:
 
     vm: Vm = Vm.ABSENT
     run: int = 0
+    exited_early: str = ""
+    """How the VM ended before the result of its start was known; empty while it has not."""
     claim: Epoch | None = None
     granted: Epoch | None = None
     """The peer's claim that was granted last: asked again, it is answered again."""

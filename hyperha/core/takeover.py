@@ -204,9 +204,7 @@ def _cannot_step_back(turn: Turn, message: OutdateRequest) -> str:
     if state.phase in (Phase.DRAINING, Phase.ENTERING, Phase.OPENING, Phase.PROVING):
         return f"{node} is taking over"
     session = state.session
-    if session is not None and (
-        message.epoch == session.epoch and message.session < session.number
-    ):
+    if session is not None and (message.epoch, message.session) < (session.epoch, session.number):
         return f"{node} has a newer session"
     return ""
 

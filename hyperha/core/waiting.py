@@ -88,16 +88,21 @@ def uncover(turn: Turn) -> None:
     """Uncover without touching marker or record."""
     turn.forget()
     turn.enter(turn.state.role, Phase.DETACHING)
-    turn.order(Detach, Step.DETACH, write=None)
+    turn.order(Detach, Step.UNCOVER, write=None)
 
 
 def detached(turn: Turn, event: EngineDone) -> None:
-    """The folder is plain again."""
+    """The folder is plain again and carries the last marker."""
+    if event.ok and turn.state.attached:
+        turn.set(lineage=replace(turn.state.lineage, marker_written=True))
+    uncovered(turn, event)
+
+
+def uncovered(turn: Turn, event: EngineDone) -> None:
+    """The folder is plain again; which marker it carries is as certain as it was before (R12)."""
     state = turn.state
     again = state.goal is Goal.RESTART
     lineage = state.lineage
-    if event.ok and state.attached:
-        lineage = replace(lineage, marker_written=True)
     # What the daemon does by itself (a shutdown) leaves what the operator wanted.
     automatic = state.command is not None and state.command.automatic
     wanted = state.settings.wanted if automatic else again
@@ -294,9 +299,14 @@ def _refusal(turn: Turn, message: Claim) -> str:
     if state.role is Role.SECOND:
         return f"{node} has not finished with the last session"
     verdict = decide(turn.summary(), message.summary)
-    if verdict.direction is Direction.SOURCE and not message.operator:
+    # Only a confirmed command may give up what this copy has and the other one has not (P9).
+    gives_up = message.operator and message.summary.adopt
+    # Equal but for zones to compare (R4): the node whose start failed lets the other one run.
+    lets = verdict.rule == "R4" and bool(state.settings.start_failed)
+    if verdict.direction is Direction.SOURCE and not (gives_up or lets):
         return f"{node} has the better copy: {verdict.text}"
-    if verdict.direction is Direction.CONFLICT and not message.operator:
+    nothing_here = message.operator and not state.lineage.current.id
+    if verdict.direction is Direction.CONFLICT and not (gives_up or nothing_here):
         return verdict.text
     operator = state.goal in (Goal.PRIMARY, Goal.FORCE)
     if message.operator and not operator:
@@ -324,7 +334,7 @@ def granted(turn: Turn, message: Grant) -> None:
     if message.outdated:
         running.enter_alone(turn, ProofKind.PEER_SAID_SO)
         return
-    if verdict.direction is Direction.TARGET:
+    if verdict.direction is Direction.TARGET and verdict.rule != "R4":
         turn.enter(Role.WAIT, Phase.WAITING)
         _hold(turn, "P7", f"{state.config.peer} has the better copy: {verdict.text}")
         return
@@ -353,6 +363,11 @@ def refused(turn: Turn, message: Refusal) -> None:
         # Only our number was too low: ask again at once, before the other side raises it further.
         turn.explain(Why("P7", message.reason))
         return
+    verdict = decide(turn.summary(), message.summary)
+    if state.goal is Goal.PRIMARY and verdict.direction in (Direction.TARGET, Direction.CONFLICT):
+        # The command would give up what the other copy has: not without a confirmation.
+        turn.set(goal=Goal.RUN)
+        turn.finish(False, f"{message.reason}; to give that up, confirm the command")
     _hold(turn, "P7", message.reason)
 
 

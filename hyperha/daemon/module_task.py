@@ -180,7 +180,8 @@ class ModuleTask:
         # K1: nothing behind a failed Persist is done, whichever event it came from.
         while not self._work.empty():
             self._work.get_nowait()
-        self.post(PersistFailed(text, *self._durable))
+        # At once, before any other event: in between the core would answer from what is not stored.
+        self._step(PersistFailed(text, *self._durable))
 
     def _begin(self, cause: str, action: a.Action) -> None:
         ports = self._ports

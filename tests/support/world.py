@@ -76,6 +76,9 @@ class Node:
         self.told: e.PeerStatus | None = None
         self.sent: e.PeerStatus | None = None
         self.in_order_ms = 0
+        self.work: list[a.Action] = []
+        self.storing: a.Persist | None = None
+        self.failing_persists = 0
 
     @property
     def peer(self) -> Node:
@@ -94,9 +97,40 @@ class Node:
         )
         self.state, actions = step(self.state, stimulus)
         for action in actions:
-            self.perform(action)
+            if isinstance(action, a.Fence | a.KillVm):
+                self.perform(action)  # may overtake (K1)
+            else:
+                self.work.append(action)
+        self.pump()
         self.world.check(self)
         self.world.status_changed(self)
+
+    def pump(self) -> None:
+        """Perform what was decided, in order; a Persist is a barrier that takes its time (K1)."""
+        while self.work and self.storing is None:
+            action = self.work.pop(0)
+            if not isinstance(action, a.Persist):
+                self.perform(action)
+                continue
+            self.storing = action
+            delay_ms = self.world.store_delay_ms()
+            if delay_ms:
+                self.world.at(delay_ms, self, ("stored", action))
+            else:
+                self.stored()
+
+    def stored(self) -> None:
+        """The disk has answered: go on, or drop everything behind a failure (K1)."""
+        action, self.storing = self.storing, None
+        assert action is not None
+        if self.failing_persists:
+            self.failing_persists -= 1
+            self.work.clear()
+            self.world.story.append(f"{self.world.now:>7} {self.name} PERSIST FAILED")
+            self.event(e.PersistFailed("EIO", self.lineage, self.settings))
+            return
+        self.lineage, self.settings = action.lineage, action.settings
+        self.pump()
 
     def perform(self, action: a.Action) -> None:
         getattr(self, "do_" + type(action).__name__)(action)
@@ -115,9 +149,6 @@ class Node:
 
     # --- actions -----------------------------------------------------------------------------
 
-    def do_Persist(self, action: a.Persist) -> None:
-        self.lineage, self.settings = action.lineage, action.settings
-
     def do_Tell(self, action: a.Tell) -> None:
         self.log.append(
             f"{self.world.now:>7} {self.name} {action.level} {action.rule} {action.text}"
@@ -128,8 +159,12 @@ class Node:
         self.finished[action.operation_id] = (action.done, action.text)
 
     def do_SendPeer(self, action: a.SendPeer) -> None:
-        if self.world.connected(self, self.peer) and self.world.random.random() >= self.world.loss:
-            self.peer.later(e.MessageReceived(action.message), self.world.random.randrange(1, 12))
+        world = self.world
+        if world.connected(self, self.peer) and world.random.random() >= world.loss:
+            self.world.deliver(self, action.message, world.random.randrange(1, 12))
+        while world.random.random() < world.late:
+            # The network kept a copy of it.
+            self.world.deliver(self, action.message, world.random.randrange(12, 6000))
 
     def do_ArmTimer(self, action: a.ArmTimer) -> None:
         self.timers[action.timer] = action.at_ms
@@ -340,6 +375,13 @@ class World:
         self.random = random.Random(seed)
         self.now = 1_000_000
         self.loss = loss
+        self.late = 0.0
+        """How likely the network delivers a message again, up to seconds later."""
+        self.slow_disks = False
+        self.allow_force = False
+        self.disk_failed = False
+        self.forced = False
+        """An operator has overridden what the nodes know: both may run, writes may be given up."""
         self.counter = 0
         self.cut = False
         self.queue: list[tuple[int, int, Node, object, int]] = []
@@ -361,6 +403,17 @@ class World:
         self.counter += 1
         heapq.heappush(self.queue, (self.now + delay_ms, self.counter, node, event, node.boot))
 
+    def deliver(self, sender: Node, message: object, delay_ms: int) -> None:
+        """A message on its way; it is for the receiver's present process only."""
+        if sender.peer.alive:
+            self.at(delay_ms, sender.peer, ("message", sender, sender.boot, message))
+
+    def store_delay_ms(self) -> int:
+        """How long the disk takes for a record; zero when the world is not about that."""
+        if not self.slow_disks:
+            return 0
+        return self.random.choice((1, 1, 2, 5, 20, 120))
+
     def acknowledge(self, node: Node, numbers: set[int]) -> None:
         if not numbers <= node.folder.data:
             raise Violation("acknowledged what the node does not hold")
@@ -368,6 +421,8 @@ class World:
 
     def vm_starts(self, node: Node) -> None:
         other = node.peer
+        if self.forced:
+            return
         if other.vm_run and other.alive and self.isolation is not Isolation.RUN:
             raise Violation(f"I2: {node.name} starts a VM while {other.name} runs one")
         lost = self.acknowledged - self.forgiven - node.folder.data
@@ -379,7 +434,7 @@ class World:
         alone = [n for n in both if n.acknowledge is Acknowledge.LOCAL]
         if len(alone) > 1 and alone[0].lineage.current.id == alone[1].lineage.current.id:
             raise Violation("two lines share an id (G3')")
-        if len(alone) > 1 and self.isolation is not Isolation.RUN:
+        if len(alone) > 1 and self.isolation is not Isolation.RUN and not self.forced:
             raise Violation("I1: both acknowledge")
 
     # --- running -----------------------------------------------------------------------------
@@ -418,6 +473,17 @@ class World:
         elif isinstance(event, tuple) and event[0] == "beat":
             if self.connected(node, node.peer):
                 self.hear(node, event[1])
+        elif isinstance(event, tuple) and event[0] == "stored":
+            if node.storing is event[1]:
+                node.stored()
+        elif isinstance(event, tuple) and event[0] == "message":
+            sender, boot, message = event[1:]
+            # What a former process of the other node sent is not believed (L9).
+            if sender.boot == boot and not self.cut:
+                node.event(e.MessageReceived(message))
+        elif isinstance(event, tuple) and event[0] == "certificate":
+            if not self.cut:
+                node.event(event[1])
         elif isinstance(event, tuple):
             node.copied(event[1])
         else:
@@ -465,16 +531,20 @@ class World:
         """Every process of the node ends at once."""
         run, epoch = node.state.run, node.lineage.held
         ran = node.vm_run
+        if node.storing is not None and self.random.random() < 0.5:
+            node.lineage, node.settings = node.storing.lineage, node.storing.settings
         node.drop_session("connection reset")
         node.alive = False
         node.vm_run = 0
         node.writable = False
         node.parked = set()
         self.story.append(f"{self.now:>7} {node.name} CRASH")
-        if certificate and ran and not self.cut:
-            node.lineage = node.lineage
+        if certificate and ran:
             node.settings = replace(node.settings, certified_epoch=epoch)
-            node.peer.later(e.CertificateReceived(run, epoch), 20)
+            told = ("certificate", e.CertificateReceived(run, epoch))
+            self.at(20, node.peer, told)
+            while self.random.random() < min(0.6, 3 * self.late):
+                self.at(self.random.randrange(20, 9000), node.peer, told)
 
     def engine_dies(self, node: Node, recovered: bool) -> None:
         """The replication process dies: what it was asked is not answered, its queue is gone.
@@ -502,6 +572,21 @@ class World:
             if isinstance(event, e.EngineDone):
                 failed = e.EngineDone(event.operation, False, "the replication process died")
                 node.later(failed)
+
+    def mount_lost(self, node: Node) -> None:
+        """Somebody unmounted the folder: the guest's calls fail from here on (M6)."""
+        self.story.append(f"{self.now:>7} {node.name} MOUNT LOST")
+        node.writable = False
+        node.parked.clear()
+        node.event(e.MountLost("gone from mountinfo"))
+
+    def disk_fails(self, node: Node) -> None:
+        """The folder's disk fails: what a follower had in memory only does not reach it."""
+        self.story.append(f"{self.now:>7} {node.name} DISK FAILS")
+        self.disk_failed = True
+        if node.session_role == "target":
+            node.folder.data -= node.unapplied
+        node.event(e.LocalDiskFailed("EIO"))
 
     def boot_node(self, node: Node) -> None:
         self.story.append(f"{self.now:>7} {node.name} BOOT")

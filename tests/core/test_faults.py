@@ -1,0 +1,190 @@
+"""Scenarios of faults that meet other faults; each one went wrong once in the simulation."""
+
+import pytest
+
+from hyperha.core import events as e
+from hyperha.core import messages as m
+from hyperha.core.lineage import Direction, decide
+from hyperha.core.messages import Summary
+from hyperha.core.records import DataLabel, Generation, Lineage
+from hyperha.core.state import Isolation, Phase
+from hyperha.domain import Role
+from tests.support.world import pair
+
+R = Role
+
+
+def _summary(node: str, **fields: object) -> Summary:
+    full = bool(fields.pop("full", False))
+    candidates = int(str(fields.pop("candidates", 0)))
+    current = Generation("a" * 32, 1, "x", 0)
+    fields.setdefault("label", DataLabel.UPTODATE)
+    lineage = Lineage("r1", node, "peer", current=current, **fields)  # type: ignore[arg-type]
+    return Summary.of(lineage, candidates, False, full=full)
+
+
+def test_a_copy_that_owes_a_full_compare_is_not_equal():
+    """R12: an adopted folder of the same generation and with empty logs is compared whole."""
+    adopted = _summary("node2", label=DataLabel.OUTDATED, full_compare_owed=True)
+    verdict = decide(_summary("node1"), adopted, running="node1")
+    assert verdict.direction is Direction.SOURCE
+    assert verdict.start.value == "full"
+
+
+def test_a_suspect_copy_is_no_source_beside_a_whole_one():
+    """D10: intent alone does not make the failed disk the source."""
+    failed = _summary("node1", label=DataLabel.OUTDATED, intent_primary=True, candidates=1)
+    assert decide(failed, _summary("node2")).direction is Direction.TARGET
+
+
+def test_disk_failure_while_the_other_node_is_down_does_not_wedge():
+    world = pair(isolation=Isolation.PRIMARY)
+    world.crash(world.b)
+    world.disk_fails(world.a)
+    world.run(3000)
+    world.boot_node(world.b)
+    world.run(3000)
+    world.command(world.a, "start")
+    world.until(R.SECOND, R.PRIM)
+    assert world.acknowledged <= world.b.folder.data
+
+
+def test_an_unconfirmed_prim_gives_up_nothing():
+    world = pair(isolation=Isolation.PRIMARY)
+    world.cut_network()
+    world.until(R.ALONE, R.WAIT)
+    world.run(1000)
+    world.command(world.a, "forcestop")
+    world.run(1000)
+    world.heal_network()
+    world.run(2000)
+    operation = world.command(world.b, "prim")
+    world.run(3000)
+    done, text = world.b.finished[operation]
+    assert not done
+    assert "better copy" in text
+    assert world.b.state.role is R.WAIT
+    world.command(world.a, "start")
+    world.until(R.PRIM, R.SECOND)
+    assert world.acknowledged <= world.b.folder.data
+
+
+def test_a_folder_uncovered_without_its_marker_is_known_again():
+    """R12: the engine dies under the Detach that was to write the marker."""
+    world = pair()
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.mount_lost(world.a)
+    while world.a.state.phase is not Phase.DETACHING:
+        world.run(1)
+    before = world.a.folder.marker
+    world.a.event(e.EngineLost("killed", False))
+    world.a.folder.marker = before
+    world.until(R.ALONE, R.STOP)
+
+
+@pytest.mark.parametrize("delay_ms", range(0, 40, 4))
+def test_forcestop_right_after_a_new_generation_leaves_a_known_folder(delay_ms):
+    world = pair()
+    world.slow_disks = True
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.command(world.a, "stop")
+    world.until(R.STOP, R.STOP)
+    world.command(world.a, "prim", confirmed=True)
+    world.run(delay_ms + 20)
+    world.command(world.a, "forcestop")
+    world.until(R.STOP, R.STOP)
+    world.command(world.a, "prim", confirmed=True)
+    world.until(R.ALONE, R.STOP)
+
+
+def test_a_vm_that_ends_before_its_start_is_known_is_started_again():
+    world = pair()
+    world.command(world.a, "restart")
+    while world.a.state.phase is not Phase.STARTING or not world.a.vm_run:
+        world.run(1, writes=False)
+    run = world.a.vm_run
+    world.a.vm_run = 0
+    world.a.event(e.VmExited(run, "exit status 2"))
+    world.until(R.PRIM, R.SECOND)
+    world.run(300)
+    assert world.a.vm_run == run + 1
+
+
+def test_a_late_join_request_proves_nothing():
+    """D2a: what the other node said before it was made equal is not a proof that it is out."""
+    world = pair()
+    attempt = world.a.state.attempt
+    summary = _summary("node2", label=DataLabel.OUTDATED)
+    world.cut_network()
+    world.run(400)
+    assert world.a.state.frozen
+    world.a.event(e.MessageReceived(m.JoinRequest(summary, attempt, 0)))
+    world.run(100)
+    assert world.a.state.frozen
+    assert world.a.state.role is R.PRIM
+
+
+def test_a_late_outdate_request_of_an_older_epoch_is_refused():
+    world = pair()
+    request = m.OutdateRequest("g", world.a.lineage.held, world.a.state.session_number, "n")
+    world.command(world.a, "swap")
+    world.until(R.SECOND, R.PRIM)
+    world.command(world.b, "swap")
+    world.until(R.PRIM, R.SECOND)
+    world.b.event(e.MessageReceived(request))
+    world.run(1000)
+    assert world.b.lineage.label is DataLabel.UPTODATE
+    assert world.roles() == (R.PRIM, R.SECOND)
+
+
+def test_a_late_certificate_of_the_run_before_is_not_believed():
+    """L8: a line that goes on alone has an epoch of its own."""
+    world = pair()
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    run, epoch = world.a.state.run, world.a.lineage.held
+    world.crash(world.b)
+    world.crash(world.a)
+    world.boot_node(world.a)
+    world.until(R.ALONE, None)
+    world.boot_node(world.b)
+    world.command(world.b, "start")
+    world.until(R.PRIM, R.SECOND)
+    world.b.event(e.CertificateReceived(run, epoch))
+    world.run(1000)
+    assert world.roles() == (R.PRIM, R.SECOND)
+
+
+def test_nothing_is_said_while_processes_of_the_vm_remain():
+    """L5': no abdication before every process is gone; it is tried again."""
+    world = pair()
+    failing = [True]
+    real = world.a.do_KillVm
+
+    def kill(action):
+        if failing:
+            world.a.later(e.VmDone(action.operation, False, "process 7"), 5)
+        else:
+            real(action)
+
+    world.a.do_KillVm = kill
+    world.a.event(e.LocalDiskFailed("EIO"))
+    world.run(2500)
+    assert world.a.state.phase is Phase.KILLING
+    failing.clear()
+    world.until(R.STOP, R.ALONE)
+
+
+def test_a_failed_start_lets_the_other_node_run():
+    world = pair()
+    world.a.start_fails = True
+    world.run(200)
+    world.command(world.a, "restart")
+    while not world.a.settings.start_failed:
+        world.run(1)
+    world.crash(world.a)
+    world.run(300)
+    world.boot_node(world.a)
+    world.until(R.SECOND, R.PRIM)
