@@ -110,6 +110,7 @@ class Disk:
             self._store(kept)
             self.volatile.clear()
             self.off = self.holding = True
+            self.writes_left = -1
             return len(sectors) - len(kept), len(kept)
 
     def _store(self, sectors: list[int]) -> None:
