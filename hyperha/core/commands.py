@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hyperha.core import leaving, waiting
+from hyperha.core import killing, leaving, waiting
 from hyperha.core.actions import Finish, Level, Timer
 from hyperha.core.events import CommandGiven, SettingsChanged, Verb
 from hyperha.core.messages import HandoverKind
@@ -179,7 +179,7 @@ def _perform(turn: Turn, verb: Verb, by: str) -> None:
         case Verb.STOPSTART:
             _stop(turn, Goal.RESTART, Why("", f"stopstart by {by}"))
         case Verb.FORCESTOP:
-            leaving.force_stop(turn)
+            killing.force_stop(turn)
         case Verb.SWAP:
             leaving.ask_handover(turn, HandoverKind.SWAP)
         case Verb.RESTART:

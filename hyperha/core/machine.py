@@ -14,6 +14,7 @@ from hyperha.core import (
     commands,
     failover,
     joining,
+    killing,
     leaving,
     running,
     source,
@@ -259,7 +260,7 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.START_VM: _vm_started,
     Step.STOP_VM: leaving.vm_stopped,
     Step.FENCE: _ignore,
-    Step.KILL: leaving.killed,
+    Step.KILL: killing.killed,
     Step.PREFLIGHT: takeover.preflight_done,
     Step.PROBE: takeover.probed,
 }
@@ -283,7 +284,7 @@ def _retry(turn: Turn) -> None:
     elif state.phase is Phase.LEAVING:
         leaving.send_leave(turn)
     elif state.phase is Phase.KILLING:
-        leaving.kill_again(turn)
+        killing.kill_again(turn)
     elif state.link is Link.ENDING and not (
         state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
     ):

@@ -307,7 +307,7 @@ def superseded(turn: Turn) -> None:
 
 
 def kill(turn: Turn, why: Why) -> None:
-    """Fence first, then the VM; `leaving.killed` goes on when every process is gone (L5')."""
+    """Fence first, then the VM; `killing.killed` goes on when every process is gone (L5')."""
     turn.forget()
     turn.cancel(*Timer)
     turn.set(end=why, vm=Vm.STOPPING, acknowledge=Acknowledge.NONE, link=Link.NONE, handover=None)

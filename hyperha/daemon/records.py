@@ -6,6 +6,7 @@ operator decides: it is never guessed (C12).
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class ModuleRecords:
         self._settings = DurableRecord(directory / "settings", size=8192, owner=f"{owner} settings")
         self._damaged = sorted(directory.glob("lineage.damaged-*"))
         self._stored: tuple[Lineage | None, Settings | None] = (None, None)
+        self._one_at_a_time = threading.Lock()
 
     def load(self) -> Loaded:
         """Both records as they were last stored; None for one that was never written."""
@@ -59,12 +61,14 @@ class ModuleRecords:
 
     def store(self, lineage: Lineage, settings: Settings) -> None:
         """Make both durable; what did not change is not written again. Raises HyperhaError."""
-        before = self._stored
-        if settings != before[1]:
-            self._settings.store_json(to_plain(settings))
-        if lineage != before[0]:
-            self._lineage.store_json(to_plain(lineage))
-        self._stored = (lineage, settings)
+        # A store that was given up on may still run: the next one comes after it, never beside it.
+        with self._one_at_a_time:
+            before = self._stored
+            if settings != before[1]:
+                self._settings.store_json(to_plain(settings))
+            if lineage != before[0]:
+                self._lineage.store_json(to_plain(lineage))
+            self._stored = (lineage, settings)
 
 
 __all__ = ["HyperhaError", "Loaded", "ModuleRecords"]
