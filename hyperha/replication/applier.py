@@ -74,6 +74,9 @@ class ResyncTarget(Protocol):
     def unsettled(self, records: tuple[Record, ...]) -> bytes:
         """The frame that tells the source what could not be applied."""
 
+    def doubtful(self, records: tuple[Record, ...]) -> bool:
+        """Whether a change that worked may have met other inodes than on the source."""
+
 
 class Applier:
     """Applies one session's frames. `say` sends a frame to the primary, from any thread."""
@@ -241,6 +244,9 @@ class Applier:
                 # The file was removed while its time was on the way.
                 return
             self._tolerate(error, records)
+        else:
+            if self._target.lenient and self._target.doubtful(records):
+                self._say(self._target.unsettled(records))
         if frame.flags & wire.FLAG_BARRIER:
             self._syncer.everything(self._flushed(frame.number))
 

@@ -62,8 +62,8 @@ class Ledger:
         """Number of the last operation whose local call has returned."""
         self.acknowledged_number = 0
         self.version = 0
-        """Grows when a change begins and when it is in the stream: who reads the tree between two
-        equal values has read one position of the stream."""
+        """Grows when a change begins and when it is in the stream, and is odd between: who reads
+        the tree between two equal, even values has read one position of the stream."""
         self.watched: dict[tuple[FileId, int], int] = {}
         """Like `version`, for the zones that a resync reads just now: grows when a write to the
         zone enters the stream and when its local call has returned."""

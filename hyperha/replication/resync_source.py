@@ -286,7 +286,9 @@ class ResyncSource:
                     return
                 payloads = encode_listing(listing)
                 with primary.lock:
-                    if version == primary.version:
+                    # Odd: a change is under way, which this listing may have seen, and which the
+                    # target would then do a second time, to other inodes.
+                    if version == primary.version and not version & 1:
                         self._put(Kind.LISTING, payloads, _nothing)
                         self._todo.listed(directory, listing)
                         return
@@ -486,6 +488,7 @@ class ResyncSource:
                     with primary.lock:
                         # Missing: the last steps of a former resync have let go of the zone.
                         steady = primary.watched.get(key) == 0 and version == primary.version
+                        steady = steady and not version & 1
                         if steady and primary.completed >= begun:
                             return self._put(kind, payloads, then) if payloads else 0
         finally:

@@ -67,6 +67,8 @@ class TargetSide:
         self._dirty = False
         self._reported: set[Record] = set()
         """Told as unsettled, and not yet looked at again by the source."""
+        self._unequal: set[FileId] = set()
+        """Directories that were told as unsettled and not listed since."""
         self._parts: list[ListedEntry] = []
         self._lost_fd = -1
         self._lost_count = 0
@@ -90,6 +92,7 @@ class TargetSide:
     def unsettled(self, records: tuple[Record, ...], number: int = 0) -> bytes:
         """The frame that tells the source what could not be applied; empty if it knows already."""
         self._dirty = True
+        self._unequal.update(one.file for one in records if one.kind is RecordKind.DIRECTORY)
         if not number:
             records = tuple(one for one in records if one not in self._reported)
             self._reported.update(records)
@@ -97,6 +100,10 @@ class TargetSide:
                 return b""
         payload = wire.encode_records(records)
         return wire.frame(Kind.UNSETTLED, self._tag, number, payload)
+
+    def doubtful(self, records: tuple[Record, ...]) -> bool:
+        """Whether a change that worked may have met other inodes than on the source."""
+        return any(one.file in self._unequal for one in records)
 
     # --- directories ----------------------------------------------------------------------
 
@@ -117,6 +124,7 @@ class TargetSide:
                 raise
             log.info("directory %s is not settled: %s", directory.file.hex(), error)
             return self.unsettled((directory,), frame.number)
+        self._unequal.discard(directory.file)
         return self._answer(frame.number, need)
 
     def _answer(self, number: int, need: list[Record]) -> bytes:
@@ -237,8 +245,8 @@ class TargetSide:
         if not stat.S_ISDIR(mode):
             try:
                 store.apply(Link(Target(one.file), directory, one.name, 0))
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ESTALE):
+            except OSError:
+                if store.status(Target(one.file)).st_nlink:
                     raise
                 # Its last name is gone: only a descriptor keeps it.
                 store.forget(one.file)
@@ -246,6 +254,8 @@ class TargetSide:
             return True
         path = store.path_of(one.file)
         if path is None or path.endswith(b" (deleted)"):
+            if path is None and store.status(Target(one.file)).st_nlink:
+                raise OSError(errno.ESTALE, "the kernel does not say where the directory is")
             store.forget(one.file)
             return False
         old_parent = self._open_parent(path)

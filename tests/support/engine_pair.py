@@ -202,10 +202,26 @@ class Pair:
         )  # fmt: skip
         return done.stdout
 
+    def identities(self, found: str) -> str:
+        """Ids and link counts of what differs, for a failure's text."""
+        lines = []
+        for line in found.splitlines():
+            for name in line.split(" ", 1)[1].split(" => "):
+                for side in (self.a, self.b):
+                    path = side.folder / name
+                    if path.exists():
+                        carried = os.getxattr(path, "trusted.hyperha.id")[:16].hex()
+                        status = path.stat()
+                        lines.append(
+                            f"{side.node} {name}: {carried} {status.st_nlink} "
+                            f"{status.st_ino} {status.st_size}"
+                        )
+        return "\n".join(lines)
+
     def check_equal(self, source: Side | None = None) -> None:
         self.barrier(source or self.a)
         found = self.differences()
-        assert not found, found
+        assert not found, found + self.identities(found)
         assert snapshot(self.a.folder) == snapshot(self.b.folder)
 
     def close(self) -> None:
