@@ -270,6 +270,12 @@ def handover_overdue(turn: Turn) -> None:
     if handover.kind is HandoverKind.STOP:
         after_handover(turn)
         return
+    if state.peer_heard and state.peer is not None and state.peer.role is Role.STOP:
+        # It was stopped instead of taking over: who may run is settled by a claim (P7).
+        turn.set(handover=None, goal=Goal.RUN)
+        turn.cancel(Timer.RETRY)
+        turn.enter(Role.WAIT, Phase.WAITING, Why("H2", text))
+        return
     if state.peer_heard:
         turn.arm(Timer.PATIENCE, state.config.timing.takeover_wait_ms)
         return

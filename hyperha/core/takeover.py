@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import running, waiting
+from hyperha.core import leaving, running, waiting
 from hyperha.core.actions import CloseSession, Level, Preflight, Probe, Timer
 from hyperha.core.events import (
     CertificateReceived,
@@ -60,6 +60,10 @@ def peer_changed(turn: Turn, status: PeerStatus) -> None:
     """What the heartbeats of a primary that we follow tell (never a proof, P7)."""
     state = turn.state
     turn.cancel(Timer.TAKEOVER)
+    if state.phase is Phase.LEAVING and state.peer_leaving and status.role is Role.STOP:
+        # Its word that the final barrier is done was lost; it would not have left without one.
+        leaving.close_and_go(turn)
+        return
     if state.link is not Link.LOST or state.phase is not Phase.FOLLOWING:
         return
     if status.role.runs_vm:

@@ -364,7 +364,8 @@ def refused(turn: Turn, message: Refusal) -> None:
         turn.explain(Why("P7", message.reason))
         return
     verdict = decide(turn.summary(), message.summary)
-    if state.goal is Goal.PRIMARY and verdict.direction in (Direction.TARGET, Direction.CONFLICT):
+    behind = verdict.direction in (Direction.TARGET, Direction.CONFLICT)
+    if state.goal is Goal.PRIMARY and behind and message.summary.current:
         # The command would give up what the other copy has: not without a confirmation.
         turn.set(goal=Goal.RUN)
         turn.finish(False, f"{message.reason}; to give that up, confirm the command")

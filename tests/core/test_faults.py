@@ -188,3 +188,27 @@ def test_a_failed_start_lets_the_other_node_run():
     world.run(300)
     world.boot_node(world.a)
     world.until(R.SECOND, R.PRIM)
+
+
+def test_the_last_word_of_a_last_man_may_be_lost():
+    """H1: the secondary does not wait for minutes for a message that was lost."""
+    world = pair()
+    real = world.a.do_SendPeer
+    world.a.do_SendPeer = lambda action: (
+        None if isinstance(action.message, m.LastManStopped) else real(action)
+    )
+    world.command(world.a, "stop")
+    world.command(world.b, "stop")
+    world.until(R.STOP, R.STOP, timeout_ms=10_000)
+    assert DataLabel.UPTODATE in (world.a.lineage.label, world.b.lineage.label)
+
+
+def test_a_released_node_runs_again_when_the_other_one_was_stopped_instead():
+    world = pair()
+    world.command(world.a, "swap")
+    while world.a.state.phase is not Phase.HANDING_OVER:
+        world.run(1)
+    world.command(world.b, "forcestop")
+    world.run(40_000)
+    assert world.a.state.role in (R.ALONE, R.SECOND), world.tell()
+    assert world.acknowledged <= world.a.folder.data

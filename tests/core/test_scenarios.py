@@ -440,3 +440,14 @@ def test_mount_that_cannot_be_replaced_is_never_followed_in(verb, seed):
     else:
         assert world.roles() == (R.STOP, R.ALONE)
     assert world.acknowledged <= world.b.folder.data
+
+
+@pytest.mark.parametrize("delay", [1, 5, 10, 15, 20])
+def test_prim_waits_for_a_fresh_peer_that_is_still_covering_its_folder(delay):
+    world = World(seed=delay)
+    world.run(500)
+    operation = world.command(world.a, "prim")
+    world.run(delay)
+    world.command(world.b, "start", automatic=True)
+    world.until(R.PRIM, R.SECOND)
+    assert world.a.finished[operation][0], world.a.finished[operation]
