@@ -80,7 +80,8 @@ def _heal(world: World) -> None:
     world.run(20_000)
     for round_ in range(5):
         for node in (world.a, world.b):
-            if node.state.role is Role.STOP or node.state.goal in _NEEDS_OPERATOR:
+            waits = node.state.role is Role.WAIT and node.settings.start_failed
+            if waits or node.state.role is Role.STOP or node.state.goal in _NEEDS_OPERATOR:
                 world.command(node, "start")
         if round_ == 3:
             _decide(world)
@@ -139,4 +140,4 @@ def _judge(world: World) -> None:
 
 
 def _split(node: Node) -> bool:
-    return node.state.why.rule == "R16" or "split brain" in node.state.why.text
+    return node.state.why.rule == "R16" or "split brain" in (node.state.why.text + node.state.told)
