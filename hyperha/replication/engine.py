@@ -478,8 +478,7 @@ class Engine:
         assert self._primary is not None
         # Requests name inodes that this process has never looked up; later a walk would race
         # with the guest's renames.
-        for _ in self._store.walk():
-            pass
+        self._store.learn_all()
         stack = self._stack = MountStack(
             self.config.folder, f"hyperha-{self.config.module}", self.config.run_directory
         )

@@ -133,7 +133,7 @@ class Store:
         handle = self._handles.get(file)
         if handle is None:
             # Also when another thread is just walking: its result is waited for.
-            self._walk_once()
+            self.learn_all()
             handle = self._handles.get(file)
         if handle is None:
             raise _stale(file)
@@ -385,8 +385,11 @@ class Store:
                 if entry.directory and file != NO_ID:
                     pending.append((file, path + b"/"))
 
-    def _walk_once(self) -> None:
-        """Learn every id of the folder: after a start ids arrive that nobody has looked up yet."""
+    def learn_all(self) -> None:
+        """Learn every id of the folder, once: after a start ids arrive that nobody has looked up.
+
+        Nothing may be moved out of the visible tree and back meanwhile.
+        """
         if self._walked:
             return
         with self._walk_lock:

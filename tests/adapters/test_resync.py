@@ -328,3 +328,23 @@ def test_a_cut_between_listing_and_content_is_remembered(pair: Pair, monkeypatch
     assert (pair.b.folder / "disk").stat().st_size == 0
     pair.resync(SessionStart.CANDIDATES)
     pair.check_equal()
+
+
+def test_an_inode_below_what_moves_is_not_made_twice(pair: Pair) -> None:
+    """Z3: hard links into a directory that a restarted target moves aside and back."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    outer = guest.create(ROOT_ID, b"outer", stat.S_IFDIR | 0o755)
+    inner = guest.create(ROOT_ID, b"inner", stat.S_IFDIR | 0o755)
+    file = guest.create(inner, b"name")
+    guest.write(file, 0, os.urandom(10_000))
+    wait_for(lambda: guest.answers == 4)
+    pair.barrier(pair.a)
+    wait_for(lambda: pair.b.intent.candidate_count() == 0)
+    pair.b.crash()
+    go_alone(pair)
+    guest.rename(ROOT_ID, b"inner", outer, b"inner")
+    guest.link(file, outer, b"another")
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    assert (pair.b.folder / "outer" / "another").stat().st_nlink == 2
