@@ -51,11 +51,7 @@ def register(app: typer.Typer) -> None:
     app.command()(swap)
     app.command()(failover)
     app.command()(boot)
-    checker = typer.Typer(no_args_is_help=True, help="List, suspend and resume checkers.")
-    checker.command("list")(checker_list)
-    checker.command()(suspend)
-    checker.command()(resume)
-    app.add_typer(checker, name="checker")
+    app.command()(checker)
 
 
 def _action(verb: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
@@ -251,28 +247,34 @@ def duration_s(text: str) -> float:
     return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
-def suspend(
+def checker(
     module: Module,
+    action: Annotated[str, typer.Argument(metavar="list|suspend|resume")],
     name: Annotated[str, typer.Argument(help="Checker; all of them when not named.")] = "all",
     reason: Annotated[str, typer.Option(help="Why; shown to everybody.")] = "",
     for_: Annotated[str | None, typer.Option("--for", help="How long: 90s, 15m, 1h, 2d.")] = None,
     until: Annotated[str | None, typer.Option(help="Until this time, RFC 3339.")] = None,
 ) -> None:
-    """Tell a checker, or all of them, to give no verdict on both nodes."""
-    if not reason:
-        raise UsageError("a suspension needs --reason", "Say why, for whoever finds it at night.")
-    if for_ is not None:
-        end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=duration_s(for_))
-        until = end.strftime("%Y-%m-%dT%H:%M:%SZ")
-    _change(module, name, CheckerChange(suspended=True, until=until, reason=reason))
-
-
-def resume(
-    module: Module,
-    name: Annotated[str, typer.Argument(help="Checker; all of them when not named.")] = "all",
-) -> None:
-    """Let a checker, or all of them, judge again."""
-    _change(module, name, CheckerChange(suspended=False))
+    """List the checkers, or tell one or all to give no verdict on both nodes, or to judge again."""
+    match action:
+        case "list":
+            checker_list(module)
+        case "resume":
+            _change(module, name, CheckerChange(suspended=False))
+        case "suspend":
+            if not reason:
+                raise UsageError(
+                    "a suspension needs --reason", "Say why, for whoever finds it at night."
+                )
+            if for_ is not None:
+                pause = datetime.timedelta(seconds=duration_s(for_))
+                end = datetime.datetime.now(datetime.UTC) + pause
+                until = end.strftime("%Y-%m-%dT%H:%M:%SZ")
+            _change(module, name, CheckerChange(suspended=True, until=until, reason=reason))
+        case _:
+            raise UsageError(
+                f"checker {module} {action!r} is not known", "Say list, suspend or resume."
+            )
 
 
 def _change(module: str, name: str, change: CheckerChange) -> None:

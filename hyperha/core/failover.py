@@ -231,8 +231,10 @@ def persist_failed(turn: Turn, event: PersistFailed) -> None:
         if not turn.state.awaits(Step.KILL):
             waiting.uncover(turn)
     elif turn.state.role.runs_vm:
+        # With an equal peer this is an abdication: the peer is told that this node is out (D10).
+        redundant = turn.state.role is Role.PRIM and turn.state.link is Link.IN_SYNC
         turn.set(goal=Goal.STOP)
-        source.kill(turn, why)
+        source.kill(turn, Why("D10", why.text) if redundant else why)
     else:
         turn.set(goal=Goal.STOP, end=why)
         turn.enter(turn.state.role, Phase.DETACHING)

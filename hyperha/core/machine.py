@@ -16,6 +16,7 @@ from hyperha.core import (
     joining,
     killing,
     leaving,
+    results,
     running,
     source,
     takeover,
@@ -177,18 +178,6 @@ def _ignore(turn: Turn, event: Any) -> None:
     """A result that only had to arrive."""
 
 
-def _mark(turn: Turn, event: e.EngineDone) -> None:
-    if event.ok:
-        turn.set(lineage=replace(turn.state.lineage, marker_written=True))
-    else:
-        failover.disk_failed(turn, e.LocalDiskFailed(f"marker not written: {event.text}"))
-
-
-def _cleared(turn: Turn, event: e.EngineDone) -> None:
-    if not event.ok:
-        failover.disk_failed(turn, e.LocalDiskFailed(f"map not cleared: {event.text}"))
-
-
 def _opened(turn: Turn, event: e.EngineDone) -> None:
     if not event.ok and turn.state.session is not None:
         source.session_lost(turn, e.SessionLost(turn.state.session, event.text))
@@ -239,10 +228,10 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.ATTACH: waiting.attached,
     Step.DETACH: waiting.detached,
     Step.UNCOVER: waiting.uncovered,
-    Step.MARK: _mark,
+    Step.MARK: results.marked,
     Step.EXPECT: joining.expected,
     Step.OPEN: _opened,
-    Step.CLOSE: _ignore,
+    Step.CLOSE: results.closed,
     Step.DRAIN: takeover.drained,
     Step.OUTDATE: takeover.stepped_back,
     Step.LEAVE: leaving.closed_for_leaving,
@@ -256,7 +245,7 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.FINAL_BARRIER: leaving.flushed,
     Step.END_RESYNC: source.resync_ended,
     Step.RESYNC_BARRIER: source.resync_barrier,
-    Step.CLEAR: _cleared,
+    Step.CLEAR: results.cleared,
     Step.START_VM: _vm_started,
     Step.STOP_VM: leaving.vm_stopped,
     Step.FENCE: _ignore,

@@ -25,7 +25,7 @@ from hyperha.core.state import Config, Isolation, ModuleState, Phase, Timing
 from hyperha.daemon.checks import ModuleChecks
 from hyperha.daemon.engine_host import Callbacks, EngineHost, Kept
 from hyperha.daemon.guardian_client import GuardianClient
-from hyperha.daemon.module_task import ModuleTask, Ports
+from hyperha.daemon.module_task import ModuleTask, Ports, boottime_ms
 from hyperha.daemon.peer_link import PeerChannel
 from hyperha.daemon.probe import Prober, ProbeTargets
 from hyperha.daemon.records import ModuleRecords
@@ -86,6 +86,7 @@ class ModuleHost:
         self.damage = ""
         self.certified: Epoch | None = None
         """The epoch that the guardian certified as over for a former daemon (L8)."""
+        self._given_up = False
         self.operation: OperationView | None = None
         self.statistics: Statistics | None = None
         self.events: deque[dict[str, object]] = deque(maxlen=2000)
@@ -145,6 +146,7 @@ class ModuleHost:
         self.task.broken = f"internal error: {task.exception()!r}: the module was made safe"
         self.vm.perform(a.Fence(-1))
         self.vm.perform(a.KillVm(-2, self.state.run))
+        self._give_up()
         self.around.changed()
 
     # --- building ----------------------------------------------------------------------------
@@ -320,8 +322,23 @@ class ModuleHost:
         if self.certified is not None and state.settings.certified_epoch is None:
             self.certified = None
             self._tasks.append(asyncio.get_running_loop().create_task(self._forget()))
+        if self.task.broken:
+            self._give_up()
         self.checks.state_changed(state)
         self.around.changed()
+
+    def _give_up(self) -> None:
+        """The core cannot go on: the guardian fences, kills and certifies, as for a dead daemon.
+
+        The other node then takes over by the certificate, instead of following a dead VM (L8).
+        """
+        if not self._given_up:
+            self._given_up = True
+            self._tasks.append(asyncio.get_running_loop().create_task(self._fire()))
+
+    async def _fire(self) -> None:
+        with contextlib.suppress(HyperhaError):
+            await self.around.guardian.set_deadline(self.name, boottime_ms())
 
     async def _forget(self) -> None:
         """The peer has answered: the guardian need not remember the certificate (L8)."""

@@ -51,7 +51,7 @@ async def test_b05_application_that_hangs(protected: Pair) -> None:
     await protected.more_orders()
 
     status, said = await protected.cli(
-        "node1", "checker", "suspend", "orders", "--reason", "test", "--for", "1h"
+        "node1", "checker", "orders", "suspend", "--reason", "test", "--for", "1h"
     )
     assert status == 0, said
     protected.signal("node1", APPLICATION, signal.SIGSTOP)
@@ -60,7 +60,7 @@ async def test_b05_application_that_hangs(protected: Pair) -> None:
     for node in ("node1", "node2"):
         checkers = (await protected.side(node)).checkers
         assert [c.suspended.reason for c in checkers if c.suspended] == ["test"], node
-    status, said = await protected.cli("node1", "checker", "resume", "orders")
+    status, said = await protected.cli("node1", "checker", "orders", "resume")
     assert status == 0, said
     await another_application(protected, "node1", second, 12)
     await protected.more_orders()

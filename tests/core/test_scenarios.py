@@ -451,3 +451,22 @@ def test_prim_waits_for_a_fresh_peer_that_is_still_covering_its_folder(delay):
     world.command(world.b, "start", automatic=True)
     world.until(R.PRIM, R.SECOND)
     assert world.a.finished[operation][0], world.a.finished[operation]
+
+
+def test_a_primary_that_cannot_store_its_state_abdicates():
+    world = pair()
+    world.a.event(e.PersistFailed("EIO", world.a.lineage, world.a.settings))
+    world.until(R.STOP, R.ALONE, timeout_ms=2000)
+
+
+def test_a_follower_whose_queue_was_not_applied_whole_is_outdated():
+    world = pair()
+    state = world.b.state
+    from dataclasses import replace
+
+    from hyperha.core.state import Step
+
+    world.b.state = replace(state, awaiting=((999, Step.CLOSE),))
+    world.b.event(e.EngineDone(999, False, "ENOSPC"))
+    assert world.b.lineage.label is DataLabel.OUTDATED
+    assert world.b.lineage.full_compare_owed
