@@ -7,16 +7,12 @@ named by what the message is. Pure: no sockets here.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
-import types
-import typing
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from hyperha.core import actions, events
+from hyperha.encoding import EncodingError, from_plain, to_plain
 from hyperha.errors import ReplicationError
 
 PACKET_LIMIT: Final = 160 * 1024
@@ -169,34 +165,15 @@ def _all_types() -> dict[str, type]:
 _TYPES: Final = _all_types()
 
 
-@functools.cache
-def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
-    """Field name -> (type, required)."""
-    hints = typing.get_type_hints(kind)
-    return {
-        field.name: (hints[field.name], field.default is dataclasses.MISSING)
-        for field in dataclasses.fields(kind)
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, str | int | bool) or value is None:
-        return value
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name)) for name in _fields(type(value))}
-    raise ReplicationError(f"a control message cannot carry a {type(value).__name__}")
-
-
 def encode(message: Message) -> bytes:
     """The packet of one message. Raises ReplicationError when it would not fit."""
     name = type(message).__name__
     if _TYPES.get(name) is not type(message):
         raise ReplicationError(f"{name} is no message of the control channel")
-    body = {"type": name, **_plain(message)}
+    try:
+        body = {"type": name, **to_plain(message)}
+    except EncodingError as problem:
+        raise ReplicationError(f"control message {name}: {problem}") from None
     raw = json.dumps(body, separators=(",", ":"), ensure_ascii=True).encode()
     if len(raw) > PACKET_LIMIT:
         raise ReplicationError(f"control message {name} of {len(raw)} bytes is too large")
@@ -215,46 +192,8 @@ def decode(raw: bytes) -> Message:
     kind = _TYPES.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ReplicationError(f"control message has the unknown type {name!r}")
-    message: Message = _build(kind, body, str(name))
+    try:
+        message: Message = from_plain(kind, body)
+    except EncodingError as problem:
+        raise ReplicationError(str(problem)) from None
     return message
-
-
-def _build(kind: type, body: Any, where: str) -> Any:
-    if not isinstance(body, dict):
-        raise ReplicationError(f"{where}: an object is expected, not {body!r}")
-    fields = _fields(kind)
-    unknown = sorted(set(body) - set(fields))
-    if unknown:
-        raise ReplicationError(f"{where}: unknown key {unknown[0]!r}")
-    arguments = {}
-    for name, (hint, required) in fields.items():
-        if name in body:
-            arguments[name] = _value(hint, body[name], f"{where}.{name}")
-        elif required:
-            raise ReplicationError(f"{where}: the key {name!r} is missing")
-    return kind(**arguments)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        choices = typing.get_args(hint)
-        if value is None and type(None) in choices:
-            return None
-        (rest,) = [choice for choice in choices if choice is not type(None)]
-        return _value(rest, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ReplicationError(f"{where}: a list is expected, not {value!r}")
-        item = typing.get_args(hint)[0]
-        return tuple(_value(item, one, f"{where}[{i}]") for i, one in enumerate(value))
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _build(hint, value, where)
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        try:
-            return hint(value)
-        except ValueError:
-            raise ReplicationError(f"{where}: unknown value {value!r}") from None
-    if hint in (str, int, bool) and type(value) is hint:
-        return value
-    raise ReplicationError(f"{where}: {getattr(hint, '__name__', hint)} expected, not {value!r}")
