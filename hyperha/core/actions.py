@@ -198,11 +198,23 @@ class VmAction(Action):
 
 @dataclass(frozen=True, slots=True)
 class StartVm(VmAction):
-    """start_prim: scripts and driver. The guardian is armed for this run first."""
+    """start_prim: scripts and driver. The guardian is armed for this run first; `certify` as in
+    AllowCertificate."""
 
     operation: int
     run: int
     epoch: Epoch
+    certify: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AllowCertificate(VmAction):
+    """L8: whether the guardian may certify the end of this run to the peer. It may not from the
+    first write on that is acknowledged here alone: the peer's copy lacks it. Done when the guardian
+    knows; never fails, since writes are held until then."""
+
+    operation: int
+    allowed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +283,8 @@ class Timer(StrEnum):
     """The next end of a checker suspension."""
     PATIENCE = "patience"
     """How long a step waits for the peer before the other way is taken."""
+    LOOK = "look"
+    """When a secondary whose peer is silent looks around again (W8)."""
     REJOIN = "rejoin"
     """When a secondary asks again to follow."""
 

@@ -165,7 +165,7 @@ def _primary_engine_replaced(turn: Turn) -> None:
     """The successor answers nothing by itself: ask again for what the predecessor was doing."""
     state = turn.state
     marked = state.awaits(Step.MARK)
-    kept = (Step.START_VM, Step.STOP_VM, Step.PREFLIGHT, Step.PROBE, Step.FENCE, Step.KILL)
+    kept = (Step.START_VM, Step.STOP_VM, Step.PREFLIGHT, Step.ALLOW_CERTIFICATE)
     turn.forget(*(step for step in Step if step not in kept))
     marker = state.lineage.marker
     if marked and marker is not None:
@@ -228,8 +228,8 @@ def persist_failed(turn: Turn, event: PersistFailed) -> None:
         waiting.uncover(turn)
     elif phase is Phase.KILLING:
         turn.set(goal=Goal.STOP)
-        if not turn.state.awaits(Step.KILL):
-            waiting.uncover(turn)
+        # What was dropped behind the failed record may be the timer of the next attempt.
+        turn.retry()
     elif turn.state.role.runs_vm:
         # With an equal peer this is an abdication: the peer is told that this node is out (D10).
         redundant = turn.state.role is Role.PRIM and turn.state.link is Link.IN_SYNC

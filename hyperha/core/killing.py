@@ -1,6 +1,6 @@
 """The end of a run by force: nothing counts before the fence has held and every process is gone.
 
-`source.kill` begins it; a decision may rest on it only after `killed` (L5').
+`source.kill` begins it; a decision may rest on it only after both have succeeded (L5').
 """
 
 from __future__ import annotations
@@ -18,19 +18,50 @@ from hyperha.core.turn import Turn
 KILL_AGAIN_MS = 1000
 
 
+def attempt(turn: Turn) -> None:
+    """Cut the VM off from its data, then end its processes (L5')."""
+    turn.set(fenced=False)
+    turn.order(Fence, Step.FENCE)
+    turn.order(KillVm, Step.KILL, run=turn.state.run)
+
+
+def fenced(turn: Turn, event: VmDone) -> None:
+    """What an ended process left in the kernel's queue reaches the folder no more (E2, B14)."""
+    if turn.state.phase is not Phase.KILLING:
+        return
+    if not event.ok:
+        _again(turn, f"the VM cannot be cut off from its data: {event.text}")
+        return
+    turn.set(fenced=True)
+    _count(turn)
+
+
 def killed(turn: Turn, event: VmDone) -> None:
+    """Every process of the run is gone, or some are not."""
+    if turn.state.phase is not Phase.KILLING:
+        return
+    if not event.ok:
+        _again(turn, f"processes of the VM remain: {event.text}")
+        return
+    turn.set(vm=Vm.ABSENT)
+    _count(turn)
+
+
+def _again(turn: Turn, text: str) -> None:
+    """Nothing may count on this end before both have succeeded (L5'): again, and loudly."""
+    if turn.state.told != text:
+        turn.set(told=text)
+        turn.tell(Level.ERROR, "L5", text)
+    turn.explain(Why("L5", text))
+    turn.arm(Timer.RETRY, KILL_AGAIN_MS)
+
+
+def _count(turn: Turn) -> None:
     """Fenced and gone: say so, then give the folder a fresh standby layer (L5', M5)."""
     state = turn.state
-    if not event.ok:
-        # Nothing may count on this end before every process is gone (L5'): again, and loudly.
-        text = f"processes of the VM remain: {event.text}"
-        if state.told != text:
-            turn.set(told=text)
-            turn.tell(Level.ERROR, "L5", text)
-        turn.explain(Why("L5", text))
-        turn.arm(Timer.RETRY, KILL_AGAIN_MS)
+    if not state.fenced or state.vm is not Vm.ABSENT:
         return
-    turn.set(vm=Vm.ABSENT, writable=False, frozen_since_ms=None, session=None, resync=None)
+    turn.set(writable=False, frozen_since_ms=None, session=None, resync=None)
     failed = state.end is not None and state.end.rule == "D10"
     lineage = state.lineage
     if failed:
@@ -43,10 +74,12 @@ def killed(turn: Turn, event: VmDone) -> None:
 
 
 def kill_again(turn: Turn) -> None:
-    """The last attempt left processes behind."""
-    if not turn.state.awaits(Step.KILL):
+    """The last attempt was not enough: what has not succeeded is tried once more."""
+    state = turn.state
+    if not state.fenced and not state.awaits(Step.FENCE):
         turn.order(Fence, Step.FENCE)
-        turn.order(KillVm, Step.KILL, run=turn.state.run)
+    if state.vm is not Vm.ABSENT and not state.awaits(Step.KILL):
+        turn.order(KillVm, Step.KILL, run=state.run)
 
 
 def force_stop(turn: Turn) -> None:
@@ -55,8 +88,8 @@ def force_stop(turn: Turn) -> None:
     turn.cancel(*Timer)
     turn.set(goal=Goal.STOP, end=Why("", "stopped by force"), handover=None, link=Link.NONE)
     if turn.state.role.runs_vm:
+        turn.set(vm=Vm.STOPPING)
         turn.enter(turn.state.role, Phase.KILLING)
-        turn.order(Fence, Step.FENCE)
-        turn.order(KillVm, Step.KILL, run=turn.state.run)
+        attempt(turn)
     else:
         waiting.detach(turn)

@@ -281,7 +281,7 @@ def handover_overdue(turn: Turn) -> None:
         return
     # Without a witness a released node behaves like a secondary after twice the wait (H2).
     turn.set(handover=None, goal=Goal.RUN)
-    turn.set(lineage=replace(state.lineage, released_to=None))
+    turn.persist(lineage=replace(state.lineage, released_to=None))
     turn.enter(Role.SECOND, Phase.FOLLOWING, Why("H2", text))
     turn.set(link=Link.LOST, session=None)
     turn.arm(Timer.TAKEOVER, 0)

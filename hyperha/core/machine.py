@@ -16,6 +16,7 @@ from hyperha.core import (
     joining,
     killing,
     leaving,
+    looking,
     results,
     running,
     source,
@@ -55,6 +56,7 @@ def _peer_heard(turn: Turn, event: e.PeerHeard) -> None:
     if not state.peer_heard and state.phase is not Phase.IDLE:
         turn.tell(Level.INFO, "L9", f"{state.config.peer} is heard ({event.status.role})")
     turn.set(peer=event.status, peer_heard=True, last_heard_ms=turn.now_ms)
+    looking.forget(turn)
     if event.status.role is Role.STOP and state.phase is Phase.JOINING:
         turn.set(yielded=False)
         turn.enter(Role.WAIT, Phase.WAITING)
@@ -112,6 +114,8 @@ def _self_stalled(turn: Turn, event: e.SelfStalled) -> None:
         return
     turn.tell(Level.WARNING, "L7", f"this node itself did not run for {event.gap_ms} ms")
     timing = state.config.timing
+    looking.forget(turn)
+    looking.look(turn)
     turn.set(listening=True)
     turn.arm(Timer.LISTEN, timing.takeover_wait_ms)
     if state.phase is Phase.FOLLOWING and not state.peer_heard:
@@ -217,10 +221,13 @@ def _vm_started(turn: Turn, event: e.VmDone) -> None:
 _RESULTS: dict[Step, type[e.Event]] = {
     Step.START_VM: e.VmDone,
     Step.STOP_VM: e.VmDone,
+    Step.FORBID_CERTIFICATE: e.VmDone,
+    Step.ALLOW_CERTIFICATE: e.VmDone,
     Step.FENCE: e.VmDone,
     Step.KILL: e.VmDone,
     Step.PREFLIGHT: e.VmDone,
     Step.PROBE: e.ProbeDone,
+    Step.LOOK: e.ProbeDone,
 }
 """Who answers; every other step is the engine's."""
 
@@ -248,10 +255,13 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.CLEAR: results.cleared,
     Step.START_VM: _vm_started,
     Step.STOP_VM: leaving.vm_stopped,
-    Step.FENCE: _ignore,
+    Step.FORBID_CERTIFICATE: running.certificate_forbidden,
+    Step.ALLOW_CERTIFICATE: _ignore,
+    Step.FENCE: killing.fenced,
     Step.KILL: killing.killed,
     Step.PREFLIGHT: takeover.preflight_done,
     Step.PROBE: takeover.probed,
+    Step.LOOK: looking.looked,
 }
 
 
@@ -326,6 +336,7 @@ _TIMERS: dict[Timer, Callable[[Turn], None]] = {
     Timer.PAUSE: source.pause_due,
     Timer.SUSPENSION: commands.suspension_ended,
     Timer.PATIENCE: _patience,
+    Timer.LOOK: looking.look,
     Timer.REJOIN: _rejoin,
 }
 

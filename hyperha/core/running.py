@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from hyperha.core.actions import (
     Acknowledge,
+    AllowCertificate,
     EnterAlone,
     Level,
     Promote,
@@ -78,16 +79,23 @@ def entered(turn: Turn, event: EngineDone) -> None:
 
 
 def release(turn: Turn) -> None:
-    """Answer what waits and go on alone, or make the standby folder writable and start the VM."""
-    state = turn.state
-    turn.set(acknowledge=Acknowledge.LOCAL, link=Link.NONE, session=None, resync=None)
-    if state.writable:
-        turn.set(frozen_since_ms=None, paused=False)
-        turn.cancel(Timer.PAUSE)
-        turn.order(Release, Step.RELEASE)
-        turn.enter(Role.ALONE, state.phase, alone_why(turn))
+    """Go on alone: the guardian must know first, or the standby folder is made writable."""
+    if turn.state.writable:
+        # A certificate would let the peer take over without what is acknowledged from here on.
+        turn.order(AllowCertificate, Step.FORBID_CERTIFICATE, allowed=False)
         return
+    turn.set(acknowledge=Acknowledge.LOCAL, link=Link.NONE, session=None, resync=None)
     promote(turn, Acknowledge.LOCAL)
+
+
+def certificate_forbidden(turn: Turn, event: VmDone) -> None:
+    """L8 holds: answer what waits."""
+    del event  # it does not fail
+    turn.set(acknowledge=Acknowledge.LOCAL, link=Link.NONE, session=None, resync=None)
+    turn.set(frozen_since_ms=None, paused=False)
+    turn.cancel(Timer.PAUSE)
+    turn.order(Release, Step.RELEASE)
+    turn.enter(Role.ALONE, turn.state.phase, alone_why(turn))
 
 
 def alone_why(turn: Turn) -> Why:
@@ -133,9 +141,11 @@ def promoted(turn: Turn, event: EngineDone) -> None:
 def start_vm(turn: Turn) -> None:
     """start_prim, as a new run (K2)."""
     run = turn.state.run + 1
+    certify = turn.state.acknowledge is not Acknowledge.LOCAL
     turn.set(run=run, vm=Vm.STARTING, exited_early="")
     turn.enter(turn.state.role, Phase.STARTING)
-    turn.order(StartVm, Step.START_VM, run=run, epoch=turn.state.lineage.held)
+    epoch = turn.state.lineage.held
+    turn.order(StartVm, Step.START_VM, run=run, epoch=epoch, certify=certify)
 
 
 def vm_started(turn: Turn, event: VmDone) -> bool:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import running
+from hyperha.core import killing, running
 from hyperha.core.actions import (
     Acknowledge,
+    AllowCertificate,
     Barrier,
     ClearMap,
     CloseSession,
     EndParked,
     EndResync,
-    Fence,
     Freeze,
-    KillVm,
     Level,
     OpenSession,
     SessionStart,
@@ -229,7 +228,7 @@ def proof_due(turn: Turn) -> None:
 def seeks_proof(turn: Turn) -> bool:
     """Whether a proof that the peer is out is being waited for."""
     state = turn.state
-    busy = state.awaits(Step.ENTER) or state.awaits(Step.RELEASE)
+    busy = any(map(state.awaits, (Step.ENTER, Step.FORBID_CERTIFICATE, Step.RELEASE)))
     return (state.link is Link.LOST or state.phase is Phase.PROVING) and not busy
 
 
@@ -307,13 +306,12 @@ def superseded(turn: Turn) -> None:
 
 
 def kill(turn: Turn, why: Why) -> None:
-    """Fence first, then the VM; `killing.killed` goes on when every process is gone (L5')."""
+    """Fence first, then the VM; `killing` goes on when every process is gone (L5')."""
     turn.forget()
     turn.cancel(*Timer)
     turn.set(end=why, vm=Vm.STOPPING, acknowledge=Acknowledge.NONE, link=Link.NONE, handover=None)
     turn.enter(turn.state.role, Phase.KILLING, why)
-    turn.order(Fence, Step.FENCE)
-    turn.order(KillVm, Step.KILL, run=turn.state.run)
+    killing.attempt(turn)
 
 
 def copied(turn: Turn, event: ResyncCopied) -> None:
@@ -373,6 +371,7 @@ def confirmed(turn: Turn, message: ResyncConfirmed) -> None:
     turn.cancel(Timer.RETRY)
     turn.persist(lineage=replace(state.lineage, base="", full_compare_owed=False))
     turn.order(ClearMap, Step.CLEAR)
+    turn.order(AllowCertificate, Step.ALLOW_CERTIFICATE, allowed=True)
     turn.set(link=Link.IN_SYNC, resync=None)
     peer = state.config.peer
     turn.enter(Role.PRIM, turn.state.phase, Why("R11", f"runs the VM, {peer} has an equal copy"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hyperha.core.actions import Acknowledge, SessionStart
-from hyperha.core.events import AttachFacts, CheckerAction, PeerStatus, Verb
+from hyperha.core.events import AttachFacts, CheckerAction, PeerStatus, ProbeDone, Verb
 from hyperha.core.messages import HandoverKind
 from hyperha.core.records import Lineage, Settings
 from hyperha.domain import Epoch, Role, SessionKey
@@ -133,10 +133,14 @@ class Step(StrEnum):
     CLEAR = "clear"
     START_VM = "start-vm"
     STOP_VM = "stop-vm"
+    FORBID_CERTIFICATE = "forbid-certificate"
+    ALLOW_CERTIFICATE = "allow-certificate"
     FENCE = "fence"
     KILL = "kill"
     PREFLIGHT = "preflight"
     PROBE = "probe"
+    LOOK = "look"
+    """Like PROBE, ahead of the takeover that may need it."""
 
 
 class Goal(StrEnum):
@@ -214,6 +218,9 @@ class ModuleState:
     peer: PeerStatus | None = None
     peer_heard: bool = False
     last_heard_ms: int = 0
+    looked: ProbeDone | None = None
+    """What was found around us since the peer fell silent; None: nothing that counts (W8)."""
+    looked_ms: int = 0
     listening: bool = True
     """A full window has not passed since the start or since this node itself stalled (L7)."""
 
@@ -238,6 +245,8 @@ class ModuleState:
     """The freeze was ended towards the hypervisor (M7)."""
 
     vm: Vm = Vm.ABSENT
+    fenced: bool = False
+    """While the VM is killed: whether its data path is cut off (L5')."""
     run: int = 0
     exited_early: str = ""
     """How the VM ended before the result of its start was known; empty while it has not."""

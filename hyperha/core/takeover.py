@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import leaving, running, waiting
+from hyperha.core import leaving, looking, running, waiting
 from hyperha.core.actions import CloseSession, Level, Preflight, Probe, Timer
 from hyperha.core.events import (
     CertificateReceived,
@@ -54,6 +54,7 @@ def await_takeover(turn: Turn) -> None:
     """The secondary acts last: takeover_wait after the peer's last sign of life (L3')."""
     state = turn.state
     turn.arm_at(Timer.TAKEOVER, state.last_heard_ms + state.config.timing.takeover_wait_ms)
+    looking.look(turn)
 
 
 def peer_changed(turn: Turn, status: PeerStatus) -> None:
@@ -163,8 +164,11 @@ def drained(turn: Turn, event: EngineDone) -> None:
         return
     epoch = state.lineage.epoch.next_for(state.config.node)
     turn.persist(lineage=replace(state.lineage, epoch=epoch))
+    found = looking.fresh(turn)
     if state.lineage.peer_out is not None:
         running.enter_alone(turn, state.lineage.peer_out.kind)
+    elif found is not None:
+        probed(turn, found)
     else:
         turn.order(Probe, Step.PROBE)
 
@@ -289,6 +293,8 @@ def released(turn: Turn, message: Released) -> None:
     # Our own claim, or a later one of ours, must be the highest epoch that was ever seen here.
     if message.epoch.node != seen.node or message.epoch > seen or turn.peer_runs:
         return
+    if message.epoch < state.lineage.held:
+        return  # A late copy: this node has run under a later epoch since.
     if state.lineage.intent_primary or state.awaits(Step.TAKE):
         if state.lineage.intent_primary:
             turn.send(Taken(message.epoch))

@@ -203,7 +203,14 @@ def _settle_alone(turn: Turn) -> None:
         running.enter_alone(turn, ProofKind.OPERATOR)
         return
     proof = state.lineage.peer_out
-    if state.lineage.released_to is not None:
+    if state.settings.certified_epoch == state.lineage.held and state.lineage.intent_primary:
+        _wait(
+            turn,
+            "L8",
+            f"this node's guardian certified to {peer} that the VM had stopped here, so it may run "
+            f"there: waits for its answer, or for the command prim if it is off",
+        )
+    elif state.lineage.released_to is not None:
         _wait(turn, "H2", f"handed over to {state.lineage.released_to.node}: waits for it")
     elif proof is None:
         _wait(

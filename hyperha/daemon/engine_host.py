@@ -123,6 +123,13 @@ class EngineHost:
         connection.close()  # The process has a duplicate.
         return True
 
+    async def cut(self) -> None:
+        """End the process and its connection at once: the last means of a fence (L5')."""
+        await self._begin_end()
+        await self._bury()
+        self._drop_kept()
+        self._pending.clear()
+
     async def close(self) -> None:
         """End the process and forget everything."""
         for task in (self._worker, self._watch):
@@ -306,12 +313,16 @@ class EngineHost:
         if kept is not None:
             kept.close()
 
-    async def _end(self) -> None:
+    async def _begin_end(self) -> None:
+        """From here on the end of the process is no death that wants a successor."""
         self._ending = True
         death, self._death = self._death, None
         if death is not None:
             death.cancel()
             await asyncio.gather(death, return_exceptions=True)
+
+    async def _end(self) -> None:
+        await self._begin_end()
         client, self._client = self._client, None
         if client is not None:
             client.close()

@@ -192,7 +192,14 @@ class ModuleHost:
             on_line=lambda step, line: host.on_script_line(step, line),
         )
         host = VmHost(
-            spec, stops, scripts, self.steps, around.guardian, self.post, self._wait_released
+            spec,
+            stops,
+            scripts,
+            self.steps,
+            around.guardian,
+            self.post,
+            self._wait_released,
+            lambda: self.engine.cut(),
         )
         host.use(
             ProcessDriver(spec, place=around.place, on_exit=host.on_exit, on_line=host.on_line)
@@ -358,8 +365,8 @@ class ModuleHost:
         return self.task.state
 
     def status(self) -> ModuleStatus:
-        """What the heartbeats say about this side."""
-        state = self.state
+        """What the heartbeats say about this side: only what is durable (P7)."""
+        state = self.task.durable_state
         epoch = state.lineage.held if state.role.runs_vm else state.lineage.epoch
         return ModuleStatus(
             number=self.number,

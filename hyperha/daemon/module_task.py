@@ -64,10 +64,12 @@ class ModuleTask:
         changed: Callable[[ModuleState], None],
     ) -> None:
         self.state = ModuleState(config, lineage, settings)
+        self.durable_state = self.state
+        """The newest state that is stored as far as it must be: what others may be told (P7)."""
         self._durable = (lineage, settings)
         self._changed = changed
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue(MAILBOX_LIMIT)
-        self._work: asyncio.Queue[tuple[str, tuple[a.Action, ...]]] = asyncio.Queue()
+        self._work: asyncio.Queue[tuple[str, tuple[a.Action, ...], ModuleState]] = asyncio.Queue()
         self._timers: dict[a.Timer, asyncio.TimerHandle] = {}
         self._count = 0
         self._ports: Ports | None = None
@@ -111,8 +113,8 @@ class ModuleTask:
         for action in actions:
             if isinstance(action, a.Fence | a.KillVm):
                 self._ports.vm.perform(action)
-        if actions:
-            self._work.put_nowait((name, actions))
+        if actions or changed:
+            self._work.put_nowait((name, actions, state))
         if changed:
             self._changed(state)
 
@@ -146,19 +148,23 @@ class ModuleTask:
 
     async def _perform_all(self) -> None:
         while True:
-            cause, actions = await self._work.get()
-            await self._perform(cause, actions)
+            cause, actions, state = await self._work.get()
+            if await self._perform(cause, actions):
+                self.durable_state = state
+                self._changed(self.state)
 
-    async def _perform(self, cause: str, actions: tuple[a.Action, ...]) -> None:
+    async def _perform(self, cause: str, actions: tuple[a.Action, ...]) -> bool:
+        """False when a record could not be stored: what is behind it is dropped (K1)."""
         for action in actions:
             if isinstance(action, a.Persist):
                 if not await self._persist(action):
-                    return
+                    return False
             else:
                 try:
                     self._begin(cause, action)
                 except HyperhaError as problem:
                     _log.error("%s: %s: %s", self.state.config.module, action, problem)
+        return True
 
     async def _persist(self, action: a.Persist) -> bool:
         assert self._ports is not None

@@ -188,7 +188,8 @@ class NodeDaemon:
             own_addresses=tuple(lan.addresses[node] for lan in cluster.lan),
             ports=(cluster.ports.api, cluster.ports.peer),
             others=cluster.arbitration.probe,
-            timeout_s=min(1.0, cluster.timing.suspect_ms / 1500),
+            # Several looks fit between suspicion and takeover (W8).
+            timeout_s=(cluster.timing.takeover_wait_ms - cluster.timing.suspect_ms) / 3000,
         )
 
     async def _serve_api(self) -> None:

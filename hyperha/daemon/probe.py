@@ -14,9 +14,25 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from hyperha.core.events import ProbeDone
+
+_COMMON_PORTS = (53, 80, 443, 22)
+
+
+class Answer(Enum):
+    """What one port of the peer did."""
+
+    SPOKE = "spoke"
+    MUTE = "mute"
+    """The kernel accepts, nobody answers: the daemon is stopped or hangs."""
+    REFUSED = "refused"
+    """The host lives, nobody listens."""
+    UNREACHABLE = "unreachable"
+    SILENT = "silent"
+    """Neither accepted nor refused: dead, cut off or behind a filter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +44,8 @@ class ProbeTargets:
     ports: tuple[int, ...]
     others: tuple[str, ...]
     """`probe` of the configuration; empty: the default gateway, if there is one."""
-    timeout_s: float = 1.0
+    timeout_s: float = 0.7
+    """How long one look around may take in all."""
 
 
 class Prober:
@@ -49,92 +66,140 @@ class Prober:
         task.add_done_callback(self._tasks.discard)
 
     async def _probe(self, operation: int) -> None:
-        paths = [
-            self._answers(address, port)
-            for address in self._targets.peer_addresses
-            for port in self._targets.ports
-        ]
-        answers = await asyncio.gather(*paths)
-        if any(answers):
-            text = "the peer's daemon still answers on some path"
-            self._post(ProbeDone(operation, None, True, text))
+        hosts = [self._look(address) for address in self._targets.peer_addresses]
+        (isolated, text), *found = await asyncio.gather(self._isolated(), *hosts)
+        told = next((why for answers, why in found if answers), "")
+        if told:
+            self._post(ProbeDone(operation, None, True, told))
             return
-        isolated, text = await self._isolated()
         self._post(ProbeDone(operation, isolated, False, f"the peer answers nowhere; {text}"))
 
-    async def _answers(self, address: str, port: int) -> bool:
+    async def _look(self, address: str) -> tuple[bool, str]:
+        """Whether the peer may live behind one address, and how that is known (W8)."""
+        paths = [self._ask(address, port) for port in self._targets.ports]
+        pong, *answers = await asyncio.gather(ping(address, self._targets.timeout_s), *paths)
+        if Answer.SPOKE in answers:
+            return True, f"the peer's daemon still answers at {address}"
+        if pong and set(answers) == {Answer.SILENT}:
+            text = (
+                f"{address} answers ping, but its ports neither accept nor refuse: a filter lies "
+                f"between the nodes and the peer may run behind it"
+            )
+            return True, text
+        return False, ""
+
+    async def _ask(self, address: str, port: int, *, speak: bool = True) -> Answer:
+        """What one port does; with `speak` somebody must answer there, too."""
+        loop = asyncio.get_running_loop()
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        way = socket.socket(family, socket.SOCK_STREAM)
+        way.setblocking(False)
         writer = None
         try:
-            async with asyncio.timeout(self._targets.timeout_s):
+            async with asyncio.timeout(self._targets.timeout_s / 2):
+                await loop.sock_connect(way, (address, port))
+        except TimeoutError:
+            way.close()
+            return Answer.SILENT
+        except OSError as problem:
+            way.close()
+            refused = isinstance(problem, ConnectionError)
+            return Answer.REFUSED if refused else Answer.UNREACHABLE
+        if not speak:
+            way.close()
+            return Answer.MUTE
+        try:
+            async with asyncio.timeout(self._targets.timeout_s / 2):
                 _, writer = await asyncio.open_connection(
-                    address, port, ssl=self._context, server_hostname=""
+                    sock=way, ssl=self._context, server_hostname=""
                 )
-            return True
+            return Answer.SPOKE
         except ssl.SSLError:
-            return True  # Somebody spoke TLS, whoever it is: the host and a daemon live.
+            return Answer.SPOKE  # Somebody spoke TLS, whoever it is: the host and a daemon live.
         except (OSError, TimeoutError):
-            return False
+            return Answer.MUTE
         finally:
             if writer is not None:
                 writer.transport.abort()
+            way.close()
 
     async def _isolated(self) -> tuple[bool | None, str]:
+        """W6': whether nobody but ourselves answers; None when there is nobody to ask."""
         if all(_loopback(address) for address in self._targets.own_addresses):
             return None, "all LANs are loopback: isolation cannot be told"
         others = self._targets.others or tuple(filter(None, [default_gateway()]))
         if not others:
             return None, "there is no gateway and no probe address: isolation cannot be told"
-        for address in others:
-            if await self._reachable(address):
+        answers = await asyncio.gather(*map(self._reachable, others))
+        for address, answered in zip(others, answers, strict=True):
+            if answered:
                 return False, f"{address} answers here"
         return True, f"neither does {' nor '.join(others)}: this node is the isolated one"
 
     async def _reachable(self, address: str) -> bool:
-        if await _ping(address, self._targets.timeout_s):
-            return True
-        for port in (53, 80, 443, 22):
-            try:
-                async with asyncio.timeout(self._targets.timeout_s / 4):
-                    _, writer = await asyncio.open_connection(address, port)
-                writer.transport.abort()
-                return True
-            except ConnectionRefusedError:
-                return True
-            except (OSError, TimeoutError):
-                continue
-        return False
+        ways = [self._ask(address, port, speak=False) for port in _COMMON_PORTS]
+        pong, *answers = await asyncio.gather(ping(address, self._targets.timeout_s), *ways)
+        return bool(pong) or not {Answer.MUTE, Answer.REFUSED}.isdisjoint(answers)
 
 
 def _loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 
 
-async def _ping(address: str, timeout_s: float) -> bool:
-    """One ICMP echo through an unprivileged datagram socket, where the system allows it."""
-    if sys.platform == "win32" or ":" in address:
-        return False
+_ECHO = b"hyperha!"
+_REQUEST, _REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
+"""ICMP types of echo request and echo reply by IP version."""
+
+
+async def ping(address: str, timeout_s: float) -> bool:
+    """Whether the host answers one ICMP echo; False also where nobody may ask (M14)."""
     loop = asyncio.get_running_loop()
-    try:
-        icmp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
-    except OSError:
+    version = 6 if ":" in address else 4
+    icmp = _icmp_socket(version)
+    if icmp is None:
         return False
     with contextlib.closing(icmp):
         icmp.setblocking(False)
         try:
-            icmp.sendto(_echo_request(), (address, 0))
+            # Connected: only what this address sends is received.
+            icmp.connect((address, 0))
+            icmp.send(_echo_request(version))
             async with asyncio.timeout(timeout_s):
-                await loop.sock_recv(icmp, 1024)
+                while not _is_reply(await loop.sock_recv(icmp, 1024), version):
+                    pass  # A raw socket also sees what others were answered.
         except (OSError, TimeoutError):
             return False
         return True
 
 
-def _echo_request() -> bytes:
-    body = b"hyperha!"
-    header = struct.pack("!BBHHH", 8, 0, 0, 0, 1)
-    total = sum(struct.unpack("!8H", header + body))
+def _icmp_socket(version: int) -> socket.socket | None:
+    """A datagram socket where the system lets this user have one, else a raw one, or none."""
+    if sys.platform == "win32":
+        return None
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
+        try:
+            return socket.socket(family, kind, protocol)
+        except OSError:
+            continue
+    return None
+
+
+def _echo_request(version: int) -> bytes:
+    header = struct.pack("!BBHHH", _REQUEST[version], 0, 0, 0, 1)
+    total = sum(struct.unpack("!8H", header + _ECHO))
     total = (total >> 16) + (total & 0xFFFF)
-    return struct.pack("!BBHHH", 8, 0, ~total & 0xFFFF, 0, 1) + body
+    total += total >> 16
+    # The kernel fills in the checksum of version 6, which covers addresses.
+    return struct.pack("!BBHHH", _REQUEST[version], 0, ~total & 0xFFFF, 0, 1) + _ECHO
+
+
+def _is_reply(packet: bytes, version: int) -> bool:
+    """An echo reply with our content; a raw socket of version 4 shows the IP header, too."""
+    if version == 4 and packet[:1] and packet[0] >> 4 == 4:
+        packet = packet[(packet[0] & 15) * 4 :]
+    return packet[:1] == bytes((_REPLY[version],)) and packet.endswith(_ECHO)
 
 
 def default_gateway() -> str:

@@ -24,7 +24,7 @@ from hyperha.spawn.run import OutputLine
 from hyperha.vm.port import Driver, StopMode, VmSpec
 
 _log = logging.getLogger(__name__)
-RELEASE_LIMIT_S = 3.0
+_TELL_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class VmHost:
         guardian: GuardianClient,
         post: Callable[[Event], None],
         released: Callable[[], Awaitable[bool]],
+        cut: Callable[[], Awaitable[None]],
     ) -> None:
         self._spec = spec
         self._stops = stops
@@ -57,6 +58,8 @@ class VmHost:
         self._post = post
         self._released = released
         """Whether every handle of the mount has been released (M12)."""
+        self._cut = cut
+        """The last means of a fence: end the replication process and its connection."""
         self._driver: Driver | None = None
         self._kept: Kept | None = None
         self._step: StepRun | None = None
@@ -64,6 +67,7 @@ class VmHost:
         self._serial = asyncio.Lock()
         self._current: asyncio.Task[None] | None = None
         self._armed: tuple[int, Epoch] | None = None
+        self._certify = False
         self.running_changed: Callable[[int | None], None] = lambda run: None
 
     def use(self, driver: Driver) -> None:
@@ -101,7 +105,10 @@ class VmHost:
                 return await self._kill()
             case a.Preflight():
                 return await self._preflight()
-            case a.StartVm(_, run, epoch):
+            case a.AllowCertificate(_, allowed):
+                return await self._allow_certificate(allowed)
+            case a.StartVm(_, run, epoch, certify):
+                self._certify = certify
                 return await self._interruptible(self._start(run, epoch))
             case a.StopVm(_, run, force):
                 return await self._interrupting(self._stop(run, force))
@@ -162,8 +169,20 @@ class VmHost:
             trees=trees,
             fences=fences,
             peel=self._spec.folder,
-            certify=self._armed is not None,
+            certify=self._armed is not None and self._certify,
         )
+
+    async def _allow_certificate(self, allowed: bool) -> str:
+        """L8: writes are held until the guardian knows, so it is told until it answers."""
+        self._certify = allowed
+        while self._certify is allowed:
+            try:
+                await self.arm()
+                break
+            except HyperhaError as problem:
+                _log.warning("%s: the guardian is told again: %s", self._spec.module, problem)
+                await asyncio.sleep(_TELL_AGAIN_S)
+        return ""
 
     async def detached(self) -> None:
         """The folder is plain again: nothing is left to guard."""
@@ -270,14 +289,19 @@ class VmHost:
         kept = self._kept
         if kept is None:
             return "nothing to fence"
+        fences = kept.fences()
         problems = [
             problem
-            for name, one in kept.fences()
+            for name, one in fences
             if (problem := await asyncio.to_thread(fencing.fence, _kind(name, kept), one))
         ]
-        if problems and len(problems) == len(kept.fences()):
-            raise FailedError(f"the data path could not be fenced: {'; '.join(problems)}")
-        return ""
+        if fences and not problems:
+            return ""
+        if problems:
+            _log.error("%s: fence: %s", self._spec.module, "; ".join(problems))
+        # Without the process and its descriptors nothing of the run reaches the folder either.
+        await self._cut()
+        return "the replication process was ended instead of its connection"
 
     async def _kill(self) -> str:
         self.running_changed(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 import ssl
@@ -25,7 +26,7 @@ from hyperha.core.records import (
 from hyperha.daemon import peer_codec
 from hyperha.daemon.listener import ReplicationListener
 from hyperha.daemon.operations import Operations
-from hyperha.daemon.probe import Prober, ProbeTargets
+from hyperha.daemon.probe import Prober, ProbeTargets, ping
 from hyperha.daemon.records import ModuleRecords
 from hyperha.daemon.steps import StepArchive
 from hyperha.domain import Epoch, Marker, SessionKey
@@ -204,6 +205,27 @@ async def test_a_peer_that_speaks_is_alive():
         prober, done = _prober((server.sockets[0].getsockname()[1],))
         prober.probe(1)
         assert (await done).peer_answers
+
+
+@pytest.mark.anyio
+async def test_a_host_that_pings_but_whose_ports_say_nothing_is_behind_a_filter():
+    """W8: no takeover because somebody reloaded a firewall."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        # A listener whose queue is full drops what comes: neither accepted nor refused.
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                one.connect(full.getsockname())
+        prober, done = _prober((full.getsockname()[1],))
+        prober.probe(1)
+        found = await done
+        for one in waiting:
+            one.close()
+    if not await ping("127.0.0.1", 0.5):
+        pytest.skip("nobody may ping here")
+    assert found.peer_answers
+    assert "filter" in found.text
 
 
 @pytest.mark.anyio

@@ -187,3 +187,24 @@ async def test_timers_fire_once_and_can_be_replaced(running):
     task._arm(a.Timer.PAUSE, boottime_ms() + 10)
     task._cancel(a.Timer.PAUSE)
     assert not task._timers
+
+
+async def test_others_are_told_only_what_is_durable(running):
+    """P7: heartbeats speak of the state whose record is stored."""
+    world, task = running
+    world.gate.clear()
+    task.post(start())
+    await world.until(lambda: "store begins" in world.kinds())
+    assert task.state.role is Role.WAIT
+    assert task.durable_state.role is Role.STOP
+    world.gate.set()
+    await world.until(lambda: task.durable_state.role is Role.WAIT)
+
+
+async def test_a_state_that_could_not_be_stored_is_never_told(running):
+    """P7, K1: the core goes back to what is durable, and so does what others hear."""
+    world, task = running
+    world.fails = True
+    task.post(start())
+    await world.until(lambda: "Detach" in world.kinds())
+    assert task.durable_state.lineage.marker is None

@@ -4,6 +4,7 @@ import pytest
 
 from hyperha.core import events as e
 from hyperha.core import messages as m
+from hyperha.core.actions import Acknowledge
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Summary
 from hyperha.core.records import DataLabel, Generation, Lineage
@@ -212,3 +213,73 @@ def test_a_released_node_runs_again_when_the_other_one_was_stopped_instead():
     world.run(40_000)
     assert world.a.state.role in (R.ALONE, R.SECOND), world.tell()
     assert world.acknowledged <= world.a.folder.data
+
+
+def test_a_certificate_of_a_node_that_went_on_alone_is_worth_nothing():
+    """L8: a follower that thawed late lacks what was acknowledged alone: no takeover."""
+    world = pair(isolation=Isolation.PRIMARY)
+    world.cut_network()
+    while world.a.acknowledge is not Acknowledge.LOCAL:
+        world.b.event(e.SelfStalled(3000))
+        world.run(20)
+    world.run(200)
+    assert world.b.state.phase is Phase.FOLLOWING
+    world.heal_network()
+    world.crash(world.a, certificate=True)
+    world.run(5000)
+    assert world.b.state.role is R.WAIT
+    world.boot_node(world.a)
+    world.until(R.PRIM, R.SECOND)
+    assert world.acknowledged <= world.b.folder.data
+
+
+def test_a_redundant_node_may_be_certified_again():
+    """L8: after the resync the other copy is whole, and a certificate is worth a takeover."""
+    world = pair(isolation=Isolation.PRIMARY)
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.boot_node(world.b)
+    world.until(R.PRIM, R.SECOND)
+    world.crash(world.a, certificate=True)
+    world.until(None, R.ALONE, timeout_ms=1000)
+    assert world.acknowledged <= world.b.folder.data
+
+
+def test_a_node_whose_end_was_certified_waits_for_the_answer():
+    """L8: its guardian has told the other node that it may run."""
+    world = pair(isolation=Isolation.PRIMARY)
+    world.crash(world.a, certificate=True)
+    world.until(None, R.ALONE, timeout_ms=1000)
+    world.crash(world.b)
+    world.boot_node(world.a)
+    world.run(10_000)
+    assert world.a.state.role is R.WAIT
+    assert world.a.state.why.rule == "L8"
+    world.boot_node(world.b)
+    world.until(R.SECOND, R.PRIM)
+    assert world.a.settings.certified_epoch is None
+
+
+def test_nothing_counts_before_the_fence_has_held():
+    """L5': the processes are gone, but what they left in the kernel could still be written."""
+    world = pair()
+    world.a.failing_fences = 2
+    world.disk_fails(world.a)
+    world.run(1500, writes=False)
+    assert world.a.state.phase is Phase.KILLING
+    assert "cut off" in world.a.state.why.text
+    assert world.b.state.role is R.SECOND
+    world.until(R.STOP, R.ALONE)
+    assert world.acknowledged <= world.b.folder.data
+
+
+def test_killing_goes_on_although_a_record_cannot_be_stored():
+    """K1, L5': the end of the VM does not depend on the disk that failed."""
+    world = pair()
+    world.a.failing_fences = 1
+    world.a.failing_persists = 1
+    world.command(world.a, "restart")
+    world.disk_fails(world.a)
+    world.run(4000, writes=False)
+    assert not world.a.vm_run
+    assert world.a.state.role is R.STOP

@@ -19,7 +19,7 @@ from tests.support.world import Node, Violation, World, pair
 FAULTS = (
     *("crash", "crash", "certified", "cut", "heal", "command", "command"),
     *("boot", "exit", "stall", "session", "persist", "engine", "engine"),
-    *("mount", "disk", "bad-start", "operator", "operator"),
+    *("mount", "disk", "bad-start", "operator", "operator", "fence"),
 )
 SEEDS = int(os.environ.get("HYPERHA_SEEDS", "150"))
 
@@ -60,6 +60,8 @@ def _rare_fault(world: World, dice: random.Random, node: Node, kind: str) -> Non
         world.mount_lost(node)
     elif kind == "disk" and node.attached and dice.random() < 0.5:
         world.disk_fails(node)
+    elif kind == "fence":
+        node.failing_fences = dice.choice((1, 2))
     elif kind == "bad-start":
         node.start_fails = True
     elif kind == "operator":

@@ -79,6 +79,24 @@ class Network:
         """Put it back."""
         _run("ip", "-n", self.hub, "link", "set", f"p{lan}{node[-1]}", "up")
 
+    def filter(self, lan: int, node: str) -> None:
+        """A firewall on the node that drops everything of the LAN but ICMP, and says nothing."""
+        there = ("ip", "netns", "exec", self.namespace(node), "nft")
+        _run(*there, "add", "table", "inet", "reload")
+        for chain in ("input", "output"):
+            hook = f"{{ type filter hook {chain} priority 0; policy accept; }}"
+            _run(*there, "add", "chain", "inet", "reload", chain, hook)
+            face = "iifname" if chain == "input" else "oifname"
+            for protocol in ("tcp", "udp"):
+                rule = (face, f"lan{lan}", "meta", "l4proto", protocol, "drop")
+                _run(*there, "add", "rule", "inet", "reload", chain, *rule)
+
+    def unfilter(self, node: str) -> None:
+        """Take the firewall away."""
+        _run(
+            "ip", "netns", "exec", self.namespace(node), "nft", "delete", "table", "inet", "reload"
+        )
+
     def listening(self) -> socket.socket:
         """A UDP socket at the observer's address."""
         made: list[socket.socket] = []

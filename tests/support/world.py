@@ -71,6 +71,9 @@ class Node:
         self.session_role = ""
         self.session_up = False
         self.vm_run = 0
+        self.certify = False
+        """Whether the guardian may certify the end of the run (L8)."""
+        self.failing_fences = 0
         self.heard_ms = self.world.now
         self.silent = True
         self.told: e.PeerStatus | None = None
@@ -319,13 +322,22 @@ class Node:
             return
         self.world.vm_starts(self)
         self.vm_run = action.run
+        self.certify = action.certify
         self.later(e.VmDone(action.operation, True), 50)
 
     def do_StopVm(self, action: a.StopVm) -> None:
         self.vm_run = 0
         self.later(e.VmDone(action.operation, True), 50)
 
+    def do_AllowCertificate(self, action: a.AllowCertificate) -> None:
+        self.certify = action.allowed
+        self.later(e.VmDone(action.operation, True))
+
     def do_Fence(self, action: a.Fence) -> None:
+        if self.failing_fences:
+            self.failing_fences -= 1
+            self.later(e.VmDone(action.operation, False, "cannot be fenced"), 1)
+            return
         self.writable = False
         self.parked.clear()
         self.acknowledge = Acknowledge.NONE
@@ -530,7 +542,7 @@ class World:
     def crash(self, node: Node, certificate: bool = False) -> None:
         """Every process of the node ends at once."""
         run, epoch = node.state.run, node.lineage.held
-        ran = node.vm_run
+        ran = node.vm_run and node.certify
         if node.storing is not None and self.random.random() < 0.5:
             node.lineage, node.settings = node.storing.lineage, node.storing.settings
         node.drop_session("connection reset")
