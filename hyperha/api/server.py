@@ -38,6 +38,7 @@ def make_server(app: FastAPI, identify: Identify, context: ssl.SSLContext | None
     """A server whose requests carry `state.caller`, or none where `identify` finds nobody."""
 
     class IdentifyingProtocol(H11Protocol):
+        # Uvicorn, too, declares a narrower transport here than asyncio's own base class does.
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             caller = identify(transport)

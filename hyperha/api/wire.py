@@ -65,10 +65,13 @@ class Why(Response):
     text: str
 
 
+VmWord = Literal["running", "absent", "starting", "stopping", "unknown"]
+
+
 class VmView(Response):
     """The VM on this node."""
 
-    state: Literal["running", "absent", "starting", "stopping", "unknown"]
+    state: VmWord
     seen_by: Literal["hypervisor", "daemon"] = "daemon"
     run: int = 0
 
@@ -232,7 +235,7 @@ class ActionOptions(Request):
     adopt: bool = False
 
 
-VERBS = Literal[
+VerbWord = Literal[
     "start",
     "stop",
     "prim",
@@ -253,7 +256,7 @@ VERBS = Literal[
 class ActionRequest(Request):
     """POST /v1/modules/{m}/actions. A repeated `request_id` gets the first answer again."""
 
-    verb: VERBS
+    verb: VerbWord
     node: str | None = None
     request_id: Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
     expect: Expectation = Expectation()
@@ -275,6 +278,9 @@ class CheckerChange(Request):
     reason: Annotated[str, Field(max_length=500)] = ""
 
 
+LevelLetter = Literal["I", "W", "E"]
+
+
 class LogLine(Response):
     """One line of a module's log."""
 
@@ -282,7 +288,7 @@ class LogLine(Response):
     at: str
     module: str
     node: str
-    level: Literal["I", "W", "E"]
+    level: LevelLetter
     source: str
     """`daemon`, `replication`, `start_prim`, a checker's name."""
     rule: str = ""
@@ -332,6 +338,9 @@ class ScriptOutput(Response):
     dropped: int = 0
 
 
+LineKind = Literal["hello", "reset", "alive", "cluster", "log", "operation"]
+
+
 class StreamLine(Response):
     """One line of GET /v1/stream: NDJSON.
 
@@ -340,7 +349,7 @@ class StreamLine(Response):
     whole new state, `log` one line, `operation` a command that began or ended.
     """
 
-    type: Literal["hello", "reset", "alive", "cluster", "log", "operation"]
+    type: LineKind
     seq: int
     at: str
     boot_id: str | None = None

@@ -93,6 +93,7 @@ def run() -> None:
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:
+        # Typer carries its own private copy of click: a wrong usage is known by what it can do.
         usage = getattr(error, "show", None)
         if usage is None:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from hyperha.api.wire import (
     ClusterView,
     Expectation,
     ModuleNodeView,
+    VerbWord,
 )
 from hyperha.cli.context import ask, follow, options, request_id, show_json
 from hyperha.client.node_client import NodeClient
@@ -32,7 +34,7 @@ Full = Annotated[bool, typer.Option(help="Compare everything by digest.")]
 Adopt = Annotated[bool, typer.Option(help="Take what is in the folder as a start.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the end.")]
 
-_HELP = {
+_HELP: dict[VerbWord, str] = {
     "start": "Start; the rules give the role.",
     "stop": "Stop; an equal secondary takes over.",
     "restart": "Stop and start the VM on the same node.",
@@ -54,7 +56,7 @@ def register(app: typer.Typer) -> None:
     app.command()(checker)
 
 
-def _action(verb: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _action(verb: VerbWord) -> Callable[..., None]:
     def command(
         module: Module,
         node: Node = None,
@@ -91,7 +93,7 @@ def side_of(cluster: ClusterView, module: str, node: str) -> ModuleNodeView:
 
 def act(
     module: str,
-    verb: str,
+    verb: VerbWord,
     *,
     node: str | None,
     everywhere: bool,
@@ -113,7 +115,7 @@ def act(
             else:
                 sent = options_sent
             request = ActionRequest(
-                verb=verb,  # type: ignore[arg-type]
+                verb=verb,
                 node=name,
                 request_id=request_id(),
                 expect=_expected(side) if not told else Expectation(),

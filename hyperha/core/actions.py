@@ -29,13 +29,14 @@ class Persist(Action):
     settings: Settings
 
 
+@dataclass(frozen=True, slots=True)
 class EngineAction(Action):
     """Root of the actions that the module's replication process performs.
 
     Each is answered by one `events.EngineDone` with the same operation number.
     """
 
-    __slots__ = ()
+    operation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,6 @@ class Attach(EngineAction):
     The answer carries `events.AttachFacts`.
     """
 
-    operation: int
     accept: tuple[Marker, ...]
     write: Marker
     adopt: bool
@@ -60,7 +60,6 @@ class Attach(EngineAction):
 class Detach(EngineAction):
     """Write the marker (None: leave it), sync, uncover the folder, end the process."""
 
-    operation: int
     write: Marker | None
 
 
@@ -68,7 +67,6 @@ class Detach(EngineAction):
 class SetMarker(EngineAction):
     """Rewrite the folder's marker durably after the generation changed (R12)."""
 
-    operation: int
     write: Marker
 
 
@@ -87,7 +85,6 @@ class SessionStart(StrEnum):
 class ExpectSession(EngineAction):
     """Secondary: serve this session, and only this one, when the primary connects (T3)."""
 
-    operation: int
     session: SessionKey
     start: SessionStart
 
@@ -97,7 +94,6 @@ class OpenSession(EngineAction):
     """Primary: connect to the peer and agree on the session; `EngineDone` at once,
     `events.SessionUp` or `events.SessionLost` later."""
 
-    operation: int
     session: SessionKey
     start: SessionStart
 
@@ -106,8 +102,6 @@ class OpenSession(EngineAction):
 class CloseSession(EngineAction):
     """Fence the stream: nothing more is acknowledged or applied from it; on a secondary what was
     acknowledged is applied and synced first (P8). Harmless without a session."""
-
-    operation: int
 
 
 class Acknowledge(StrEnum):
@@ -125,7 +119,6 @@ class Acknowledge(StrEnum):
 class Promote(EngineAction):
     """Standby to primary: mutations are accepted from here on, answered as `acknowledge` says."""
 
-    operation: int
     epoch: Epoch
     acknowledge: Acknowledge
 
@@ -135,15 +128,12 @@ class Demote(EngineAction):
     """Primary to standby: a new standby layer on top, then the old connection is ended, with
     every page, handle and parked request in it (M2, M3)."""
 
-    operation: int
-
 
 @dataclass(frozen=True, slots=True)
 class EnterAlone(EngineAction):
     """Z1: every record still in the log becomes dirty, durably, relative to `base`; nothing is
     answered yet. Everything that follows is marked dirty until a resync clears it."""
 
-    operation: int
     base: str
 
 
@@ -151,35 +141,26 @@ class EnterAlone(EngineAction):
 class Release(EngineAction):
     """D4, D5: answer what is parked and go on with the local node's completion only."""
 
-    operation: int
-
 
 @dataclass(frozen=True, slots=True)
 class Freeze(EngineAction):
     """D1: answer no mutation from here on; park them."""
-
-    operation: int
 
 
 @dataclass(frozen=True, slots=True)
 class EndParked(EngineAction):
     """M7: end every parked request with EIO, so that the hypervisor pauses the guest."""
 
-    operation: int
-
 
 @dataclass(frozen=True, slots=True)
 class Barrier(EngineAction):
     """Everything done so far is on stable storage on this node and, in a session, on the peer."""
-
-    operation: int
 
 
 @dataclass(frozen=True, slots=True)
 class EndResync(EngineAction):
     """R11: switch to acknowledgement by both; done when everything sent earlier is acknowledged."""
 
-    operation: int
     session: SessionKey
 
 
@@ -187,13 +168,12 @@ class EndResync(EngineAction):
 class ClearMap(EngineAction):
     """R11, F10: the target confirmed UPTODATE, or is the target itself: forget the dirty map."""
 
-    operation: int
 
-
+@dataclass(frozen=True, slots=True)
 class VmAction(Action):
     """Root of the actions of the module's driver and scripts; answered by `events.VmDone`."""
 
-    __slots__ = ()
+    operation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +181,6 @@ class StartVm(VmAction):
     """start_prim: scripts and driver. The guardian is armed for this run first; `certify` as in
     AllowCertificate."""
 
-    operation: int
     run: int
     epoch: Epoch
     certify: bool
@@ -213,7 +192,6 @@ class AllowCertificate(VmAction):
     first write on that is acknowledged here alone: the peer's copy lacks it. Done when the guardian
     knows; never fails, since writes are held until then."""
 
-    operation: int
     allowed: bool
 
 
@@ -222,7 +200,6 @@ class StopVm(VmAction):
     """stop_prim: scripts and driver; `force` skips the graceful part. Nothing of the run remains,
     and its handles on the mount are released (M12), when this is done."""
 
-    operation: int
     run: int
     force: bool
 
@@ -231,22 +208,17 @@ class StopVm(VmAction):
 class Fence(VmAction):
     """L5': end the FUSE connection from outside, so that nothing more is answered. May overtake."""
 
-    operation: int
-
 
 @dataclass(frozen=True, slots=True)
 class KillVm(VmAction):
     """L5': after the fence: kill the run's processes and wait until they are gone. May overtake."""
 
-    operation: int
     run: int
 
 
 @dataclass(frozen=True, slots=True)
 class Preflight(VmAction):
     """Would the VM start here? Answered by `events.VmDone` with the reasons if not (H2)."""
-
-    operation: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ the only mutable thing in the core and never outlives the step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -61,11 +62,11 @@ class Turn:
         """Append an action."""
         self.actions.append(action)
 
-    def order(self, kind: type[Action], step: Step, **fields: Any) -> int:
+    def order(self, kind: Callable[..., Action], step: Step, **fields: Any) -> int:
         """An action with a result: numbered, and awaited under `step` (K2)."""
         number = self.state.operation + 1
         self.set(operation=number, awaiting=(*self.state.awaiting, (number, step)))
-        self.do(kind(operation=number, **fields))  # type: ignore[call-arg]
+        self.do(kind(operation=number, **fields))
         return number
 
     def take(self, operation: int) -> Step | None:

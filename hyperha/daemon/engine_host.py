@@ -148,7 +148,7 @@ class EngineHost:
                 self._answer(action, False, str(problem))
 
     async def _order(self, action: a.EngineAction) -> None:
-        operation = _number(action)
+        operation = action.operation
         if self._death is not None:
             if not isinstance(action, a.Attach | a.Detach):
                 # The core does not know of the death yet; told of it, it asks again (M4).
@@ -174,7 +174,7 @@ class EngineHost:
         client.perform(action)
 
     def _answer(self, action: a.EngineAction, ok: bool, text: str) -> None:
-        self._callbacks.post(EngineDone(_number(action), ok, text))
+        self._callbacks.post(EngineDone(action.operation, ok, text))
 
     async def _begin(self, kept: Kept | None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -334,8 +334,3 @@ class EngineHost:
                     await run.wait()
             except TimeoutError:
                 await run.kill()
-
-
-def _number(action: a.EngineAction) -> int:
-    number: int = action.operation  # type: ignore[attr-defined]
-    return number

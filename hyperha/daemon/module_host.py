@@ -36,7 +36,7 @@ from hyperha.domain import Epoch
 from hyperha.errors import HyperhaError
 from hyperha.heartbeat.links import HeartbeatLinks
 from hyperha.heartbeat.message import ModuleStatus
-from hyperha.logbook.journal import Logbook
+from hyperha.logbook.journal import LEVELS, Logbook
 from hyperha.logbook.outputs import OutputArchive
 from hyperha.replication.control import EngineConfig, LogLine, PeerLink, Statistics, TlsFiles
 from hyperha.replication.preamble import Preamble
@@ -275,7 +275,7 @@ class ModuleHost:
         event = f"{cause}|{run}" if run else cause
         self.around.logbook.log(
             self.name,
-            level,  # type: ignore[arg-type]
+            LEVELS.get(level, "E"),
             text,
             source=source,
             rule=rule,

@@ -6,7 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
-from hyperha.api.wire import KEEPALIVE_S, ClusterView, LogLine, OperationView, StreamLine
+from hyperha.api.wire import (
+    KEEPALIVE_S,
+    ClusterView,
+    LineKind,
+    LogLine,
+    OperationView,
+    StreamLine,
+)
 from hyperha.daemon.views import rfc3339
 from hyperha.logbook.journal import Entry, Gap, Logbook
 
@@ -117,14 +124,14 @@ class Subscribers:
 
     def _line(
         self,
-        kind: str,
+        kind: LineKind,
         *,
         boot_id: str | None = None,
         cluster: ClusterView | None = None,
         operation: OperationView | None = None,
     ) -> StreamLine:
         return StreamLine(
-            type=kind,  # type: ignore[arg-type]
+            type=kind,
             seq=self._logbook.last_seq,
             at=rfc3339(time.time_ns() // 1_000_000),
             boot_id=boot_id,

@@ -17,13 +17,14 @@ from hyperha.api.wire import (
     ResyncView,
     SuspensionView,
     VmView,
+    VmWord,
     Why,
 )
 from hyperha.core.explain import explain
 from hyperha.core.failover import recoveries_used
 from hyperha.core.records import Settings
 from hyperha.core.state import ModuleState, Vm
-from hyperha.domain import Readiness, ResourceState, Role
+from hyperha.domain import DataState, Readiness, ResourceState, Role
 
 
 def rfc3339(wall_ms: int) -> str:
@@ -43,7 +44,7 @@ def suspension_of(settings: Settings, checker: str) -> SuspensionView | None:
     return None
 
 
-_VM = {
+_VM: dict[Vm, VmWord] = {
     Vm.ABSENT: "absent",
     Vm.STARTING: "starting",
     Vm.RUNNING: "running",
@@ -80,7 +81,7 @@ def side(
         since=rfc3339(state.since_wall_ms),
         why=Why(rule="C12", text=damage) if damage else Why(rule=told.rule, text=told.text),
         vm=VmView(
-            state=_VM[state.vm],  # type: ignore[arg-type]
+            state=_VM[state.vm],
             seen_by="hypervisor" if vm_observed else "daemon",
             run=state.run,
         ),
@@ -106,7 +107,7 @@ def unseen() -> ModuleNodeView:
     return ModuleNodeView(
         role=Role.STOP,
         readiness=Readiness.NOT_READY,
-        data="unknown",  # type: ignore[arg-type]
+        data=DataState.UNKNOWN,
         why=Why(rule="", text="never heard since this daemon started"),
     )
 

@@ -21,6 +21,7 @@ from hyperha.domain import Epoch
 from hyperha.errors import FailedError, HyperhaError
 from hyperha.scripts.runner import ScriptRunner, Step
 from hyperha.spawn.run import OutputLine
+from hyperha.spawn.tree import ProcessTree
 from hyperha.vm.port import Driver, StopMode, VmSpec
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class VmHost:
         self._step: StepRun | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = asyncio.Lock()
-        self._current: asyncio.Task[None] | None = None
+        self._current: asyncio.Future[str] | None = None
         self._armed: tuple[int, Epoch] | None = None
         self._certify = False
         self.running_changed: Callable[[int | None], None] = lambda run: None
@@ -87,7 +88,7 @@ class VmHost:
         task.add_done_callback(self._tasks.discard)
 
     async def _perform(self, action: a.VmAction) -> None:
-        operation: int = action.operation  # type: ignore[attr-defined]
+        operation = action.operation
         try:
             text = await self._do(action)
         except asyncio.CancelledError:
@@ -118,7 +119,7 @@ class VmHost:
         """A start that a stop or kill may end early."""
         async with self._serial:
             task = asyncio.ensure_future(work)
-            self._current = task  # type: ignore[assignment]
+            self._current = task
             try:
                 return await task
             except asyncio.CancelledError:
@@ -157,10 +158,11 @@ class VmHost:
             return
         fences = [FenceDescriptor(_kind(name, kept), one) for name, one in kept.fences()]
         if self._armed is None:
-            run, epoch, trees = 0, Epoch(0, ""), ()
+            run, epoch = 0, Epoch(0, "")
+            trees: tuple[ProcessTree, ...] = ()
         else:
             run, epoch = self._armed
-            trees = self.driver.plan(run)  # type: ignore[assignment]
+            trees = self.driver.plan(run)
         await self._guardian.arm(
             self._spec.module,
             number=self._spec.number,

@@ -19,6 +19,7 @@ from hyperha.api.wire import (
     Expectation,
     ModuleNodeView,
     OperationView,
+    VerbWord,
 )
 from hyperha.client.node_client import NodeClient, Target
 from hyperha.config import Home
@@ -256,11 +257,11 @@ class DemoCluster:
         async with NodeClient(self.target(node)) as client:
             return (await client.node()).modules[MODULE].side
 
-    async def act(self, node: str, verb: str, limit_s: float = 60.0) -> OperationView:
+    async def act(self, node: str, verb: VerbWord, limit_s: float = 60.0) -> OperationView:
         """A command, and its end."""
         async with NodeClient(self.target(node)) as client:
             request = ActionRequest(
-                verb=verb,  # type: ignore[arg-type]
+                verb=verb,
                 request_id=secrets.token_hex(8),
                 expect=Expectation(),
                 reason="demonstration",

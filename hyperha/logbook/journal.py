@@ -24,6 +24,8 @@ from hyperha.text import clean
 
 _log = logging.getLogger(__name__)
 Level = Literal["I", "W", "E"]
+LEVELS: dict[str, Level] = {"I": "I", "W": "W", "E": "E"}
+"""A letter that came from another process; an unknown one is looked up as an error."""
 RING_LIMIT = 5000
 FILE_LIMIT_BYTES = 8 << 20
 FILES_KEPT = 8

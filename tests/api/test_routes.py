@@ -170,10 +170,10 @@ async def test_a_node_that_is_not_there(tmp_path):
 async def test_every_command_of_the_core_has_an_endpoint(tmp_path):
     from typing import get_args
 
-    from hyperha.api.wire import VERBS
+    from hyperha.api.wire import VerbWord
     from hyperha.core.events import Verb
 
-    assert {verb.value for verb in Verb} <= set(get_args(VERBS))
+    assert {verb.value for verb in Verb} <= set(get_args(VerbWord))
     assert {*steering._HELP, "swap"} == {verb.value for verb in Verb}
 
 

@@ -34,7 +34,7 @@ from hyperha.api.wire import (
 from hyperha.domain import DataState, Readiness, ResourceState, Role
 
 AT = "2026-11-22T12:41:07.000Z"
-VERBS = ["start", "stop", "prim", "primforce", "second", "swap", "restart", "stopstart"]
+VerbWord = ["start", "stop", "prim", "primforce", "second", "swap", "restart", "stopstart"]
 
 
 def side(role: Role = Role.PRIM, **changes: Any) -> ModuleNodeView:
@@ -52,7 +52,7 @@ def side(role: Role = Role.PRIM, **changes: Any) -> ModuleNodeView:
             CheckerView(name="http", kind="tcp", state=ResourceState.UP, action="restart"),
         ],
         "restarts": RestartsView(used=0, of=3, window_h=24),
-        "allowed": [*VERBS, "forcestop"],
+        "allowed": [*VerbWord, "forcestop"],
         "generation": "3fa1c2" + "0" * 26,
         "epoch": 4,
     }
