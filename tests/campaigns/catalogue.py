@@ -1,0 +1,126 @@
+"""Which campaigns there are: what a round is, what a tally covers, how much is enough."""
+
+from __future__ import annotations
+
+import ast
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyperha.errors import UsageError
+from tests.campaigns.rounds import ROOT, DrillRound, Kind, Order, SwarmRound, TestRound
+from tests.campaigns.tally import Tally
+
+_PRODUCT = ("hyperha", ":(exclude)hyperha/docs", ":(exclude)hyperha/ARCHITECTURE.md")
+_ON_DAEMONS = (*_PRODUCT, "tests/acceptance", "tests/support")
+_IN_THE_WORLD = (
+    "hyperha/core",
+    "hyperha/domain.py",
+    "hyperha/errors.py",
+    "hyperha/text.py",
+    "tests/support/world.py",
+    "tests/simulation",
+)
+_DEATHS = "tests/acceptance/test_deaths.py"
+DRILL_PORTS = 9610
+"""Not those of a demonstration that somebody may be watching."""
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """`goal` units of every row are enough; `step` units at most are made by one process."""
+
+    name: str
+    purpose: str
+    unit: str
+    goal: int
+    rows: tuple[str, ...]
+    covers: tuple[str, ...]
+    """git's paths; a change in one of them makes a tally stale."""
+    kind: Kind
+    seeds: str = ""
+    """`random`, `next` for one after the other, or empty when a round has none."""
+    step: int = 1
+    step_limit_s: float = 300.0
+    needs_root: bool = True
+
+    def order(self, tally: Tally, wanted: int) -> Order:
+        """The next round, for the row that has the fewest."""
+        row, _ = tally.least(self.rows)
+        seed = tally.next_seed if self.seeds == "next" else random.randrange(1, 1 << 24)
+        return Order(row, max(1, min(self.step, wanted)), seed)
+
+
+def _cuts(order: Order) -> dict[str, str]:
+    return {"HYPERHA_POWER_ROUNDS": str(order.count), "HYPERHA_POWER_SEED": str(order.seed)}
+
+
+def _power(name: str, row: str, purpose: str) -> Campaign:
+    return Campaign(
+        name=name,
+        purpose=purpose,
+        unit="cuts",
+        goal=20,
+        rows=(row,),
+        covers=_ON_DAEMONS,
+        kind=TestRound("tests/acceptance/test_power.py", _cuts),
+        seeds="random",
+        step=4,
+        step_limit_s=420.0,
+    )
+
+
+def tests_of(file: Path) -> tuple[str, ...]:
+    """The tests of a file, in its order."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    named = (one.name for one in tree.body if isinstance(one, kinds))
+    return tuple(name for name in named if name.startswith("test_"))
+
+
+def campaigns() -> dict[str, Campaign]:
+    """All of them by name."""
+    made = [
+        _power("power-primary", "test_power_cut_of_the_primary", "the primary's power fails"),
+        _power("power-both", "test_power_cut_of_both_nodes", "the power of both nodes fails"),
+        _power("power-secondary", "test_power_cut_of_the_secondary", "the secondary's power fails"),
+        Campaign(
+            name="simulation",
+            purpose="seeded faults against two real cores, every seed under every policy",
+            unit="seeds",
+            goal=6000,
+            rows=("seeds",),
+            covers=_IN_THE_WORLD,
+            kind=SwarmRound(),
+            seeds="next",
+            step=200,
+            needs_root=False,
+        ),
+        Campaign(
+            name="drill",
+            purpose="hyperha demo --headless --drill",
+            unit="drills",
+            goal=20,
+            rows=("drill",),
+            covers=_ON_DAEMONS,
+            kind=DrillRound(DRILL_PORTS),
+        ),
+        Campaign(
+            name="deaths",
+            purpose="kill -9 of daemons, replication processes, guardians and applications",
+            unit="runs of each row",
+            goal=10,
+            rows=tests_of(ROOT / _DEATHS),
+            covers=_ON_DAEMONS,
+            kind=TestRound(_DEATHS),
+        ),
+    ]
+    return {one.name: one for one in made}
+
+
+def named(name: str) -> Campaign:
+    """One of them. Raises UsageError that lists them."""
+    known = campaigns()
+    if name not in known:
+        raise UsageError(f"there is no campaign {name!r}", f"There are: {', '.join(known)}.")
+    return known[name]
