@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from hyperha.replication.mounts import beneath, mounted
 from tests.support.power import PoweredDisks
-from tests.support.power_supply import NAME, loops, mounts
+from tests.support.power_supply import NAME, loops
 
 ROOT = Path(__file__).parent.parent.parent
 WRITER = """
@@ -40,7 +41,7 @@ sys.stdin.readline()
 def nothing_left(place: Path, limit_s: float = 30) -> None:
     deadline = time.monotonic() + limit_s
     while True:
-        left = [one.path for one in mounts() if one.path.startswith(str(place))]
+        left = [one.path for one in beneath(str(place), mounted())]
         left += [file for _, file in loops() if (place / "images" / file).exists()]
         if not left:
             return
@@ -159,7 +160,7 @@ def test_the_next_supply_frees_what_a_killed_one_left_and_nothing_else(tmp_path:
         os.kill(client.supply, signal.SIGKILL)
         client.kill()
         client.writer.wait(10)
-        assert any((tmp_path / "dead" / "disks") == Path(one.path) for one in mounts())
+        assert beneath(str(tmp_path / "dead"), mounted())
         third = PoweredDisks(tmp_path / "third", {"node1": tmp_path / "third" / "home"})
         try:
             nothing_left(tmp_path / "dead", 5)

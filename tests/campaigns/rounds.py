@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from xml.etree import ElementTree
+
+from hyperha.replication.mounts import beneath, mounted
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TAIL_LINES = 60
@@ -75,7 +76,7 @@ class TestRound:
         command = [sys.executable, "-m", "pytest", f"{self.file}::{order.row}", "-q", "-s"]
         # The name is short: sockets lie below, and their paths may have 107 bytes.
         command += [f"--basetemp={place / 't'}", f"--junitxml={place / 'junit.xml'}"]
-        command += ["-p", "no:cacheprovider"]
+        command += ["-p", "no:cacheprovider", "-o", "junit_family=xunit1"]
         return command, {"HYPERHA_REQUIRE": "all", **self.environment(order)}
 
     def figures(self, order: Order, place: Path) -> Figures:
@@ -184,7 +185,7 @@ def _judge(kind: Kind, order: Order, place: Path, status: int) -> tuple[str, Fig
         figures = kind.figures(order, place)
     except (OSError, ValueError, KeyError, ElementTree.ParseError) as problem:
         return f"ended with status 0, but: {problem}", {}
-    left = mounted_below(place)
+    left = [entry.path for entry in beneath(str(place), mounted())]
     return (f"left mounts behind: {', '.join(left)}" if left else ""), figures
 
 
@@ -199,14 +200,7 @@ def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         process.wait()
 
 
-def mounted_below(place: Path) -> list[str]:
-    """Mount points below a directory."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        paths = [re.sub(r"\\040", " ", line.split()[4]) for line in file]
-    return [path for path in paths if path.startswith(f"{place}/")]
-
-
 def _remove(place: Path) -> None:
     """Not while something is mounted below: that is somebody's data."""
-    if not mounted_below(place):
+    if not beneath(str(place), mounted()):
         shutil.rmtree(place, ignore_errors=True)

@@ -22,11 +22,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hyperha.replication.fuse.mount import raw_unmount
+from hyperha.replication.mounts import beneath, mounted
 from hyperha.spawn.tree import ProcessTree, RunPlace
 from tests.support.disks import MOUNT_KIND, DiskServer
 
@@ -34,6 +34,8 @@ DISK_MIB = 512
 NO_WRITE_LIMIT_S = 2.0
 """A cut comes at a write; on a disk that nobody writes to it comes after this time."""
 END_LIMIT_S = 15.0
+CONFIRMATIONS = 3
+"""mountinfo may leave out what is there while somebody else mounts (M6)."""
 NAME = "hyperha-power"
 _NAMED = re.compile(rf"^{NAME}-(\d+)-(\d+)(-|$)")
 _DETACH = 2
@@ -53,27 +55,6 @@ def _is_left(name: str) -> bool:
     """Whether a name is of a supply that is dead."""
     found = _NAMED.match(name)
     return found is not None and start_ticks(int(found[1])) != found[2]
-
-
-@dataclass(frozen=True, slots=True)
-class Mounted:
-    """A line of mountinfo."""
-
-    path: str
-    kind: str
-    source: str
-
-
-def mounts() -> list[Mounted]:
-    """All mounts, the newest first, so that they can be taken off in this order."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            kind, source, *_ = after.split()
-            path = re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), before.split()[4])
-            found.append(Mounted(path, kind, source))
-    return found[::-1]
 
 
 def loops() -> Iterator[tuple[str, str]]:
@@ -107,21 +88,23 @@ def unmount_below(home: Path, *, give_up: bool) -> None:
     Never detached before a disk is switched on again: the old file system would write to it.
     """
     deadline = time.monotonic() + END_LIMIT_S
-    for one in mounts():
-        nested = one.path.startswith(f"{home}/")
-        if not nested and one.path != str(home):
+    looks_clean = 0
+    while looks_clean < CONFIRMATIONS:
+        entries = mounted()
+        inside = beneath(str(home), entries)
+        found = inside or [entry for entry in entries if entry.path == str(home)]
+        if not found:
+            looks_clean += 1
+            time.sleep(0.01)
             continue
-        while True:
-            try:
-                raw_unmount(one.path, _DETACH if nested else 0)
-                break
-            except OSError as problem:
-                if time.monotonic() > deadline:
-                    if not give_up:
-                        raise OSError(f"{one.path} is still in use: {problem}") from problem
-                    raw_unmount(one.path, _DETACH)
-                    break
-                time.sleep(0.05)
+        looks_clean = 0
+        late = time.monotonic() > deadline
+        try:
+            raw_unmount(found[-1].path, _DETACH if inside or (late and give_up) else 0)
+        except OSError as problem:
+            if late:
+                raise OSError(f"{found[-1].path} is still in use: {problem}") from problem
+            time.sleep(0.05)
 
 
 def free_loop(device: str) -> None:
@@ -148,12 +131,12 @@ def sweep() -> list[str]:
             freed.append(str(directory))
     for device, file in loops():
         if _is_left(file):
-            for one in mounts():
+            for one in mounted():
                 if one.source == device:
                     unmount_below(Path(one.path), give_up=True)
             free_loop(device)
             freed.append(device)
-    for one in mounts():
+    for one in mounted():
         if one.kind == MOUNT_KIND and _is_left(one.source):
             raw_unmount(one.path, _DETACH)
             freed.append(one.path)
