@@ -24,6 +24,12 @@ _ROLES: Mapping[str, frozenset[Role]] = {
     "second": frozenset({Role.SECOND}),
     "both": frozenset({Role.PRIM, Role.ALONE, Role.SECOND}),
 }
+_ELSEWHERE: Mapping[str, str] = {
+    "pre": "looked at only in WAIT",
+    "prim": "looked at only where the VM runs",
+    "second": "looked at only on the secondary",
+    "both": "looked at only while the module runs",
+}
 
 
 def _boottime_s() -> float:
@@ -111,7 +117,7 @@ class CheckerSchedule:
                 self._see(one, ResourceState.INIT, "")
                 one.task = asyncio.get_running_loop().create_task(self._watch(one))
             elif not wanted:
-                self._see(one, ResourceState.UNKNOWN, "")
+                self._see(one, ResourceState.UNKNOWN, _ELSEWHERE[one.checker.when])
 
     def freeze(self) -> None:
         """From now on nothing is judged: writes are held, so the VM may not answer (K3)."""

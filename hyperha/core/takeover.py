@@ -43,7 +43,9 @@ def session_lost(turn: Turn, event: SessionLost) -> None:
     turn.set(link=Link.LOST)
     peer = state.config.peer
     turn.explain(Why("D1", f"session with {peer} lost: {event.text}"))
-    turn.tell(Level.WARNING, "D1", f"session with {peer} lost: {event.text}")
+    planned = state.handover is not None and state.handover.ready
+    level = Level.INFO if planned else Level.WARNING
+    turn.tell(level, "D1", f"session with {peer} lost: {event.text}")
     if not state.peer_heard:
         await_takeover(turn)
     elif state.peer is not None and state.phase is Phase.FOLLOWING:
@@ -290,8 +292,11 @@ def released(turn: Turn, message: Released) -> None:
     """The commit: from here on only this node may run (H2)."""
     state = turn.state
     seen = state.lineage.epoch
-    # Our own claim, or a later one of ours, must be the highest epoch that was ever seen here.
-    if message.epoch.node != seen.node or message.epoch > seen or turn.peer_runs:
+    claim = state.handover
+    claimed = claim is not None and claim.ready and claim.epoch == message.epoch
+    # Else our own claim, or a later one of ours, must be the highest epoch that was seen here.
+    foreign = message.epoch.node != seen.node or message.epoch > seen or turn.peer_runs
+    if foreign and not claimed:
         return
     if message.epoch < state.lineage.held:
         return  # A late copy: this node has run under a later epoch since.

@@ -1,5 +1,7 @@
 """Two real cores in a modelled world: every planned and unplanned change of role."""
 
+from dataclasses import replace
+
 import pytest
 
 from hyperha.core import events as e
@@ -470,3 +472,17 @@ def test_a_follower_whose_queue_was_not_applied_whole_is_outdated():
     world.b.event(e.EngineDone(999, False, "ENOSPC"))
     assert world.b.lineage.label is DataLabel.OUTDATED
     assert world.b.lineage.full_compare_owed
+
+
+def test_a_swap_does_not_wait_for_the_next_heartbeat():
+    """H2: the release that answers our claim counts, whatever the last heartbeat said."""
+    world = pair()
+    world.command(world.a, "swap")
+    while not any("H2 released" in line for line in world.a.log):
+        world.run(1, writes=False)
+    begun = world.now
+    world.b.state = replace(world.b.state, peer=replace(world.b.state.peer, role=R.PRIM))
+    while not any("has taken over" in line for line in world.a.log):
+        world.run(1, writes=False)
+    assert world.now - begun < 150
+    world.until(R.SECOND, R.PRIM)
