@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,6 +97,22 @@ class Acceptor:
         problem = session.close()
         self._covered = session.covered
         return problem
+
+    def drain(self, limit_s: float) -> None:
+        """Wait until what was acknowledged is applied, and sync it (P8).
+
+        Raises ReplicationError when it could not be applied, or not in time.
+        """
+        end = time.monotonic() + limit_s
+        while (session := self._session) is not None:
+            if session.failure:
+                raise ReplicationError(f"what was acknowledged is not all here: {session.failure}")
+            if not session.waiting_bytes:
+                break
+            if time.monotonic() > end:
+                raise ReplicationError("the queue of the stream is not applied yet")
+            time.sleep(0.01)
+        self._store.sync_all()
 
     def shut(self) -> None:
         """`close`, and let go of every socket; nothing is to be taken afterwards."""

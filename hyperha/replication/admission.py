@@ -66,9 +66,7 @@ class ReadOnly:
         self,
         records: tuple[Record, ...],
         execute: Callable[[], Change | None],
-        answer: Callable[[], None],
-        *,
-        barrier: bool = False,
+        answer: Answer,
     ) -> None:
         """EROFS."""
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

@@ -247,8 +247,6 @@ class Applier:
         else:
             if self._target.lenient and self._target.doubtful(records):
                 self._say(self._target.unsettled(records))
-        if frame.flags & wire.FLAG_BARRIER:
-            self._syncer.everything(self._flushed(frame.number))
 
     def _tolerate(self, error: OSError, records: tuple[Record, ...]) -> None:
         if not self._target.lenient or error.errno not in _DIFFERENT_TREE:

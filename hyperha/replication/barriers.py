@@ -31,6 +31,10 @@ _TIMES_MS: Final = 1000
 _BARRIER_MS: Final = 5000
 _IDLE_MS: Final = 5000
 _ALIVE_MS: Final = 250
+_GAP_MS: Final = 500
+"""A tick that comes later than this: the process, or the machine, stood still."""
+_SILENT_LIMITS: Final = 3
+"""In times of stall_limit: a peer whose copy is being made equal is given up after."""
 """A record is kept this long after its last use, so that a warm zone costs no disk write (Z2)."""
 
 
@@ -58,8 +62,8 @@ class Barriers:
     def __init__(self, primary: Primary) -> None:
         self._primary = primary
         self._running: dict[int, Barrier] = {}
-        self.early: dict[int, bool] = {}
-        """Barrier writes that the peer has finished before this node; under the pipeline's lock."""
+        self._held: list[tuple[Done, bool]] = []
+        """Barriers that both nodes must do while there is no session: the core decides first."""
         self.covered = 0
         """Everything up to this operation is on stable storage on both nodes."""
         self._clear_behind = -1
@@ -70,6 +74,7 @@ class Barriers:
         self._waiting_since_ms = 0
         self._alive_ms = 0
         self._told_ms = 0
+        self._watching_since_ms = now_ms()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -79,7 +84,8 @@ class Barriers:
         """Begin a barrier on this node and, in a session, on the peer; `done` comes later.
 
         `forget_all`: retire every record that it covers, not only idle ones, so that both logs
-        are empty after a barrier that nothing followed.
+        are empty after a barrier that nothing followed. Without a session it is this node's alone
+        only while this node's word is enough; else it waits for a session or for that (R11, Z1).
         """
         primary = self._primary
         with primary.lock:
@@ -91,6 +97,9 @@ class Barriers:
             session = primary.session
             if session is not None and not session.up:
                 session = None
+            if session is None and primary.mode is not Acknowledge.LOCAL:
+                self._held.append((done, forget_all))
+                return
             number = primary.number = primary.number + 1
             barrier = Barrier(number, covered, session, done, forget_all)
             if session is not None:
@@ -99,23 +108,43 @@ class Barriers:
         self._last_barrier_ms = now_ms()
         primary.syncer.everything(lambda error: self._local_done(barrier, error))
 
-    def _local_done(self, barrier: Barrier, error: OSError | None) -> None:
+    def resume(self) -> None:
+        """Begin what was held: there is a session again, or this node's word is enough."""
         with self._primary.lock:
+            held, self._held = self._held, []
+        for done, forget_all in held:
+            self.start(done, forget_all=forget_all)
+
+    def drop(self, text: str) -> None:
+        """End what is held: this node is not the primary any more."""
+        with self._primary.lock:
+            held, self._held = self._held, []
+        for done, _ in held:
+            done(False, text)
+
+    def _local_done(self, barrier: Barrier, error: OSError | None) -> None:
+        primary = self._primary
+        again = False
+        with primary.lock:
             barrier.local = True
+            barrier.error = primary.failure
             if error is not None:
                 barrier.error = f"syncfs failed: {error.strerror or error}"
+            elif barrier.session is None and primary.mode is not Acknowledge.LOCAL:
+                # Begun when this node's word was enough, which it is not any more.
+                again = True
             ready = barrier.remote
             if ready:
                 self._running.pop(barrier.number, None)
-        if ready:
+        if again and not barrier.error:
+            self.start(barrier.done, forget_all=barrier.forget_all)
+        elif ready:
             self.finish(barrier)
 
     def remote_done(self, number: int) -> Barrier | None:
         """The peer has finished; the caller has the lock. A barrier to be finished, or None."""
         barrier = self._running.get(number)
         if barrier is None:
-            if number > self._primary.completed:
-                self.early[number] = True
             return None
         barrier.remote = True
         if not barrier.local:
@@ -145,7 +174,7 @@ class Barriers:
                 payload = barrier.covered.to_bytes(8, "little")
                 primary.put(session, wire.frame(Kind.RETIRE, session.tag, upto, payload))
         if not alive:
-            barrier.done(False, "the session ended during the barrier")
+            self._lost(barrier, "the session ended during the barrier")
             return
         try:
             if self._clear_behind >= 0 and self.covered >= self._clear_behind:
@@ -169,9 +198,17 @@ class Barriers:
             gone = [one for one in self._running.values() if one.session is session]
             for one in gone:
                 del self._running[one.number]
-            self.early.clear()
+            # What the next session's target has is for its own resync to say (R11).
+            self._clear_behind = -1
         for one in gone:
-            one.done(False, text)
+            self._lost(one, text)
+
+    def _lost(self, barrier: Barrier, text: str) -> None:
+        """Its peer is gone: where that was not needed, this node does it alone."""
+        if self._primary.mode is Acknowledge.LOCAL:
+            self.start(barrier.done, forget_all=barrier.forget_all)
+        else:
+            barrier.done(False, text)
 
     def _idle_number(self) -> int:
         """The last operation that is older than what counts as idle."""
@@ -197,8 +234,13 @@ class Barriers:
             self._thread.join()
 
     def _watch(self) -> None:
+        last = now_ms()
         while not self._stop.wait(_TICK_S):
             now = now_ms()
+            if now - last > _GAP_MS:
+                # This process stood still: it has not observed the peer meanwhile (L7).
+                self._watching_since_ms = now
+            last = now
             self._watch_peer(now)
             self._say_alive(now)
             if now - self._last_times_ms < _TIMES_MS:
@@ -260,6 +302,12 @@ class Barriers:
             self._waiting_since_ms = 0
             return
         config = primary.config
+        since = max(session.told_ms, session.progress_ms, self._watching_since_ms)
+        silent = now - since
+        if primary.mode is Acknowledge.LOCAL and silent >= _SILENT_LIMITS * config.stall_limit_ms:
+            # Nobody asks the core about a peer that is not needed, and TCP waits for many minutes;
+            # writes beyond the backlog wait for it too.
+            session.fail(f"{config.peer} has been silent for {silent} ms")
         session.slow_sync_ms = config.stall_limit_ms + 3 * primary.syncer.last_ms
         with primary.lock:
             waits = session.last_number > primary.acknowledged_number
@@ -269,7 +317,8 @@ class Barriers:
             return
         if not self._waiting_since_ms:
             self._waiting_since_ms = now
-        waited = now - max(self._waiting_since_ms, session.progress_ms)
+        since = max(session.progress_ms, self._watching_since_ms)
+        waited = now - max(self._waiting_since_ms, since)
         if waited < config.suspect_ms:
             self._told_ms = 0
         elif self._told_ms == 0:

@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
@@ -107,7 +106,7 @@ class Engine:
             self._perform(self._orders.get())
 
     def _perform(self, action: actions.EngineAction) -> None:
-        operation: int = action.operation  # type: ignore[attr-defined]
+        operation = action.operation
         try:
             self._HANDLERS[type(action)](self, action)
         except HyperhaError as problem:
@@ -390,14 +389,7 @@ class Engine:
                 lambda ok, text: self._done(action.operation, ok, text), forget_all=True
             )
             return
-
-        end = time.monotonic() + _DRAIN_S
-        while acceptor.session is not None and acceptor.session.waiting_bytes:
-            if time.monotonic() > end:
-                raise ReplicationError("the queue of the stream is not applied yet")
-            time.sleep(0.01)
-        assert self._store is not None
-        self._store.sync_all()
+        acceptor.drain(_DRAIN_S)
         self._done(action.operation, True)
 
     # --- sessions -------------------------------------------------------------------------

@@ -93,6 +93,8 @@ class IntentLog:
         """
         self.lock = threading.Lock()
         self.active: dict[Key, Entry] = {}
+        self._header_lock = threading.Lock()
+        """Growing the log and ordering what it means come from different threads."""
         self._directory = os.dup(directory_fd)
         self._resource = resource
         self._seed = xxhash.xxh3_64_intdigest(resource.encode())
@@ -516,14 +518,15 @@ class IntentLog:
         base: str | None = None,
     ) -> None:
         """Overwrite the older of the two header slots, durably; the other one stays readable."""
-        old = self._header
-        header = _Header(
-            old.sequence + 1,
-            old.slots if slots is None else slots,
-            old.retained if retained is None else retained,
-            old.everything if everything is None else everything,
-            old.resource,
-            old.base if base is None else base,
-        )
-        os.pwrite(self._durable_fd, self._header_image(header), _HEADER_AT[header.sequence % 2])
-        self._header = header
+        with self._header_lock:
+            old = self._header
+            header = _Header(
+                old.sequence + 1,
+                old.slots if slots is None else slots,
+                old.retained if retained is None else retained,
+                old.everything if everything is None else everything,
+                old.resource,
+                old.base if base is None else base,
+            )
+            os.pwrite(self._durable_fd, self._header_image(header), _HEADER_AT[header.sequence % 2])
+            self._header = header

@@ -169,6 +169,10 @@ Answer = Callable[[int, bytes], None]
 """Answers the kernel for one request: (errno or 0, payload). Callable from any thread, once."""
 
 
+class InDoubt(OSError):
+    """A change failed when it may have been done in part: the copies may differ now (Z4)."""
+
+
 class Pipeline(Protocol):
     """What the data path calls for every mutation; implemented by the engine.
 
@@ -195,13 +199,13 @@ class Pipeline(Protocol):
         self,
         records: tuple[Record, ...],
         execute: Callable[[], Change | None],
-        answer: Callable[[], None],
-        *,
-        barrier: bool = False,
+        answer: Answer,
     ) -> None:
-        """Make the records durable, run `execute` (raises OSError: nothing sent), send its result.
+        """Make the records durable, run `execute`, send its result.
 
-        `answer` is called when the rules allow. None from `execute`: nothing to send, answer now.
+        `answer` is called when the rules allow, with an error when a freeze was ended (M7); None
+        from `execute`: nothing to send, answered now. Where `execute` raises OSError, nothing may
+        have been changed; it raises `InDoubt`, or anything else, when that is not certain.
         """
 
     def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:

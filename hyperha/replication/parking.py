@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.domain import SessionKey
@@ -25,11 +25,15 @@ from hyperha.replication.syncer import Syncer
 BACKLOG_BYTES: Final = 32 << 20
 """While acknowledgements need this node only: beyond this much unsent, writes wait for the peer."""
 
-Parked = tuple[int, PrimarySession | None, Callable[..., None], tuple[Any, ...]]
+Parked = tuple[int, PrimarySession | None, Answer, int]
+"""Number, session whose acknowledgement counts (None: of none), whom to answer, with what errno."""
 
 
 class Flush:
-    """A barrier that somebody waits for: done when both nodes have it on stable storage (F2)."""
+    """A barrier that somebody waits for: done when both nodes have it on stable storage (F2).
+
+    `session`: whose peer was asked; None when none was.
+    """
 
     __slots__ = ("answer", "error", "local", "remote", "session")
 
@@ -74,7 +78,7 @@ class Ledger:
         self._written: set[FileId] = set()
         self._ack_waiters: list[tuple[int, Callable[[bool, str], None]]] = []
         self._refusing = ""
-        """Why nothing is done any more: a failed disk, or a freeze that was ended (M7)."""
+        """Why nothing is done: a failed disk, a freeze that was ended (M7), or not the primary."""
         self._broken = False
 
     # --- completing an operation ----------------------------------------------------------
@@ -89,45 +93,52 @@ class Ledger:
         self,
         number: int,
         session: PrimarySession | None,
-        answer: Callable[..., None],
-        arguments: tuple[Any, ...],
+        answer: Answer,
     ) -> None:
         """The local call has returned: answer, or park until the rules allow it."""
+        error = 0
         with self.lock:
             self.completed = number
             if self.mode is Acknowledge.LOCAL:
-                now = session is None or (
-                    session.queued_bytes - session.sent_bytes < BACKLOG_BYTES
+                # Of a session that is gone no acknowledgement will come.
+                now = (
+                    session is None
+                    or session is not self.session
+                    or session.queued_bytes - session.sent_bytes < BACKLOG_BYTES
                     or number <= self.acknowledged_number
                 )
             elif self.mode is Acknowledge.BOTH:
                 now = number <= self.acknowledged_number and session is self.session
                 now = now and session is not None
             else:
-                now = False
+                # The order to end the freeze overtook the local call (M7).
+                now = bool(self._refusing) and not self._broken
+                error = errno.EIO if now else 0
             if not now:
-                self._parked.append((number, session, answer, arguments))
+                self._parked.append((number, session, answer, 0))
         if now:
-            answer(*arguments)
+            answer(error, b"")
 
-    def _complete_barrier(
-        self, number: int, file: FileId | None, session: PrimarySession | None, answer: Answer
-    ) -> None:
+    def _begin_barrier(
+        self, number: int, session: PrimarySession | None, answer: Answer
+    ) -> PrimarySession | None:
+        """Note that somebody waits for a barrier; the session to ask it of, or None.
+
+        The caller has the lock. A peer whose copy is not equal yet cannot vouch for what came
+        before; without an equal one the barrier waits until the core has decided (F2, M1).
+        """
+        local_only = self.mode is Acknowledge.LOCAL
+        asked = session if session is not None and session.copied and not local_only else None
+        self._flushes[number] = Flush(answer, asked, remote=local_only)
+        return asked
+
+    def _complete_barrier(self, number: int, file: FileId) -> None:
         """A write with O_DSYNC is answered when both nodes have it on stable storage (M1)."""
         with self.lock:
             self.completed = number
-            # The peer may have been faster than the local call.
-            early = self.barriers.early.pop(number, False)
-            remote = early or self.mode is Acknowledge.LOCAL
-            flush = self._flushes[number] = Flush(answer, session, remote=remote)
-
-        def done(error: OSError | None) -> None:
-            self._synced(number, flush, error)
-
-        if file is None:
-            self.syncer.everything(done)
-        else:
-            self.syncer.file(file, True, done)
+            flush = self._flushes.get(number)
+        if flush is not None:
+            self.syncer.file(file, True, lambda error: self._synced(number, flush, error))
 
     def _synced(self, number: int, flush: Flush, error: OSError | None) -> None:
         with self.lock:
@@ -152,46 +163,54 @@ class Ledger:
     def set_mode(self, mode: Acknowledge) -> None:
         """Answer by another rule from here on; also what is parked already."""
         with self.lock:
-            self.mode = mode
-            if not self._broken:
-                self._refusing = ""
-            ready = self._take_ready()
-            ripe = [(n, one) for n, one in self._flushes.items() if self._ripe(one)]
-            for number, _ in ripe:
-                del self._flushes[number]
-        self._answer(ready)
-        for _, flush in ripe:
-            flush.answer(0, b"")
+            ready, ripe = self._enter_mode(mode)
+        self._answer(ready, ripe)
+        if mode is Acknowledge.LOCAL:
+            self.barriers.resume()
+
+    def _enter_mode(self, mode: Acknowledge) -> tuple[list[Parked], list[Flush]]:
+        """Change the mode; what may be answered by it. The caller has the lock."""
+        self.mode = mode
+        if not self._broken:
+            self._refusing = ""
+        ripe = [(number, one) for number, one in self._flushes.items() if self._ripe(one)]
+        for number, _ in ripe:
+            del self._flushes[number]
+        return self._take_ready(), [one for _, one in ripe]
 
     def end_parked(self) -> None:
-        """M7: every parked write and flush ends with EIO, also new ones, until the mode changes.
+        """M7: everything parked ends with EIO, also what is new, until the mode changes.
 
-        Parked changes other than writes have no error to give: they stay parked.
+        What was done and sent stays as it is, and in the log: to the caller its result is unknown,
+        to a resync it is a candidate.
         """
         with self.lock:
-            if self.mode is Acknowledge.LOCAL:
+            if self.mode is not Acknowledge.NONE and not self._broken:
+                # The freeze ended before this order came.
                 return
-            self._refusing = "the freeze was ended"
-            parked = [one for one in self._parked if one[3]]
-            self._parked = deque(one for one in self._parked if not one[3])
-            flushes = list(self._flushes.values())
+            self._refusing = self._refusing or "the freeze was ended"
+            waiting = [one[2] for one in self._parked]
+            waiting += [one.answer for one in self._flushes.values()]
+            self._parked.clear()
             self._flushes.clear()
-        for one in parked:
-            one[2](errno.EIO, b"")
-        for flush in flushes:
-            flush.answer(errno.EIO, b"")
+        for answer in waiting:
+            answer(errno.EIO, b"")
 
     def forget_parked(self) -> None:
-        """Forget what is parked; its records stay in the log (M2, M3)."""
+        """Forget what is parked, and take nothing more; its records stay in the log (M2, M3)."""
+        text = "this node is not the primary"
         with self.lock:
             self.mode = Acknowledge.NONE
             self._parked.clear()
             self._flushes.clear()
-            self._refusing = ""
+            if not self._broken:
+                self._refusing = text
+        self.barriers.drop(text)
 
     def switch_to_both(self, key: SessionKey, done: Callable[[bool, str], None]) -> None:
         """R11: acknowledgement by both; `done` when everything sent earlier is acknowledged."""
         ready: list[Parked] = []
+        ripe: list[Flush] = []
         orphans: list[tuple[int, Flush]] = []
         waits = False
         with self.lock:
@@ -202,9 +221,9 @@ class Ledger:
                 text = "the resync has not copied everything"
             else:
                 text = ""
-                self.mode = Acknowledge.BOTH
                 # Whatever an earlier session left unanswered is on the peer by now.
                 self._parked = deque((n, session, f, a) for n, _, f, a in self._parked)
+                ready, ripe = self._enter_mode(Acknowledge.BOTH)
                 orphans = [
                     (number, flush)
                     for number, flush in self._flushes.items()
@@ -213,8 +232,9 @@ class Ledger:
                 waits = session.last_number > self.acknowledged_number
                 if waits:
                     self._ack_waiters.append((session.last_number, done))
-                ready = self._take_ready()
-        self._answer(ready)
+        self._answer(ready, ripe)
+        if not text:
+            self.barriers.resume()
         if orphans:
             # Asked of no session, or of a dead one: a barrier now answers them all (F2).
             self.barriers.start(lambda ok, _: self._settle_orphans(orphans, ok), forget_all=False)
@@ -224,20 +244,21 @@ class Ledger:
     def _settle_orphans(self, orphans: list[tuple[int, Flush]], ok: bool) -> None:
         if not ok:
             return
-        answers = []
+        ripe = []
         with self.lock:
             for number, flush in orphans:
                 flush.remote = True
                 if self._flushes.get(number) is flush and self._ripe(flush):
                     del self._flushes[number]
-                    answers.append(flush)
-        for flush in answers:
-            flush.answer(0, b"")
+                    ripe.append(flush)
+        self._answer([], ripe)
 
     def _take_ready(self) -> list[Parked]:
         """Take what may be answered; the caller has the lock."""
         parked = self._parked
         if self.mode is Acknowledge.LOCAL:
+            if self._broken:
+                return []
             ready = list(parked)
             parked.clear()
             return ready
@@ -248,9 +269,11 @@ class Ledger:
                 ready.append(parked.popleft())
         return ready
 
-    def _answer(self, ready: list[Parked]) -> None:
+    def _answer(self, ready: list[Parked], ripe: Iterable[Flush] = ()) -> None:
         for one in ready:
-            one[2](*one[3])
+            one[2](one[3], b"")
+        for flush in ripe:
+            flush.answer(0, b"")
 
     # --- what the peer says ---------------------------------------------------------------
 
@@ -268,7 +291,7 @@ class Ledger:
             if waiters:
                 self._ack_waiters = [one for one in waiters if one[0] > number]
         for one in ready:
-            one[2](*one[3])
+            one[2](one[3], b"")
         for wanted, done in waiters:
             if wanted <= number:
                 done(True, "")
@@ -289,6 +312,11 @@ class Ledger:
             flush.answer(0, b"")
         elif barrier is not None:
             self.barriers.finish(barrier)
+
+    @property
+    def failure(self) -> str:
+        """Why this node's disk counts as failed, or nothing (D10)."""
+        return self._refusing if self._broken else ""
 
     def flushes_wait(self) -> bool:
         """Whether a flush waits for the peer; the caller has the lock."""

@@ -26,13 +26,14 @@ from hyperha.replication.operations import (
     Answer,
     Change,
     FileId,
+    InDoubt,
     Record,
     RecordKind,
     SetTimes,
     Target,
     Truncate,
 )
-from hyperha.replication.parking import Flush, Ledger
+from hyperha.replication.parking import Ledger
 from hyperha.replication.store import Store
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.syncer import Syncer
@@ -43,6 +44,8 @@ Report = Callable[[Event | LogLine], None]
 _ZONE_SHIFT: Final = 20
 _DISK_ERRORS: Final = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN)
 """Errors of a local write that mean a failed disk (D10); others are the guest's to know."""
+_CHANGE_ERRORS: Final = (errno.EIO, errno.EUCLEAN)
+"""The same of other changes, of which the rest may be about the one inode."""
 
 
 class Primary(Ledger):
@@ -105,9 +108,11 @@ class Primary(Ledger):
                     entry.last = number
                 else:
                     self.intent.touch(records, number)
+                # Whom to ask is settled here, before the mode can change (M1).
+                asked = self._begin_barrier(number, session, answer) if barrier else None
                 batch = None
                 if session is not None:
-                    remote = barrier and self.mode is not Acknowledge.LOCAL
+                    remote = asked is not None
                     batch = self._send_write(session, number, file, offset, payload, remote)
                 if self.watched:
                     self._touch(file, offset, size)
@@ -116,12 +121,12 @@ class Primary(Ledger):
             session.send_now(batch)
         try:
             written = self.store.write(file, offset, data)
-        except OSError as error:
-            self._write_failed(number, file, offset, size, error, answer)
-            return
-        if written != size:
-            full = OSError(errno.ENOSPC, "the disk took only a part of a write")
-            self._write_failed(number, file, offset, size, full, answer)
+            if written != size:
+                raise OSError(errno.ENOSPC, "the disk took only a part of a write")
+        except Exception as problem:
+            # Whatever it was, the peer has been sent what may not be here.
+            error = problem if isinstance(problem, OSError) else OSError(errno.EIO, str(problem))
+            self._write_failed(number, file, (offset, size), error, answer, barrier)
             return
         if session is not None:
             self._written.add(file)
@@ -132,61 +137,53 @@ class Primary(Ledger):
             with self.lock:
                 self._touch(file, offset, size)
         if barrier:
-            self._complete_barrier(number, file, session, answer)
+            self._complete_barrier(number, file)
         else:
-            self._complete(number, session, answer, (0, b""))
+            self._complete(number, session, answer)
 
     def change(
         self,
         records: tuple[Record, ...],
         execute: Callable[[], Change | None],
-        answer: Callable[[], None],
-        *,
-        barrier: bool = False,
+        answer: Answer,
     ) -> None:
         """Anything but a plain write: records durable, done here, sent with its result (Z4)."""
         with self.operation:
-            self._change(records, execute, answer, barrier)
+            self._change(records, execute, answer)
 
     def _change(
         self,
         records: tuple[Record, ...],
         execute: Callable[[], Change | None],
-        answer: Callable[[], None],
-        barrier: bool,
+        answer: Answer,
     ) -> None:
         if self._refusing:
             raise OSError(errno.EIO, self._refusing)
         self._activate(records)
         with self.lock:
             self.version += 1
-        change: Change | None = None
-        done = False
         try:
             change = execute()
             payload = b"" if change is None else encode_change(change)
-            done = True
-        finally:
-            with self.lock:
-                self.version += 1
-                number = self.number = self.number + 1
-                self.intent.touch(records, number)
-                session = self.session
-                if done and change is not None and session is not None:
-                    flags = wire.FLAG_BARRIER if barrier else 0
-                    raw = wire.frame(Kind.CHANGE, session.tag, number, payload, flags)
-                    self.put(session, raw, number)
-                    if self.changed is not None:
-                        self.changed(records)
-                if not done:
-                    self.completed = number
+        except Exception as problem:
+            self._change_failed(records, problem)
+            raise
+        with self.lock:
+            self.version += 1
+            number = self.number = self.number + 1
+            self.intent.touch(records, number)
+            session = self.session
+            if change is None:
+                self.completed = number
+            elif session is not None:
+                raw = wire.frame(Kind.CHANGE, session.tag, number, payload)
+                self.put(session, raw, number)
+                if self.changed is not None:
+                    self.changed(records)
         if change is None:
-            self.completed = number
-            answer()
-        elif barrier:
-            self._complete_barrier(number, None, session, _without_error(answer))
+            answer(0, b"")
         else:
-            self._complete(number, session, answer, ())
+            self._complete(number, session, answer)
 
     def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
         """fsync here and there; both begin after what came before on this file (F2)."""
@@ -197,12 +194,11 @@ class Primary(Ledger):
             self.send_times(file)
         with self.lock:
             number = self.number = self.number + 1
-            session = self.session
-            local_only = self.mode is Acknowledge.LOCAL
-            flush = self._flushes[number] = Flush(answer, session, remote=local_only)
-            if session is not None and not local_only:
+            asked = self._begin_barrier(number, self.session, answer)
+            flush = self._flushes[number]
+            if asked is not None:
                 flags = wire.FLAG_DATA_ONLY if data_only else 0
-                self.put(session, wire.frame(Kind.FLUSH, session.tag, number, file, flags), number)
+                self.put(asked, wire.frame(Kind.FLUSH, asked.tag, number, file, flags), number)
             self.completed = number
         self.syncer.file(file, data_only, lambda error: self._synced(number, flush, error))
 
@@ -259,27 +255,41 @@ class Primary(Ledger):
         if self._broken:
             with self.lock:
                 # After Release the guest hears an error, since nothing was done.
-                self._parked.append((self.number, None, answer, (errno.EIO, b"")))
+                self._parked.append((self.number, None, answer, errno.EIO))
             return
         answer(errno.EIO, b"")
 
     def _write_failed(
-        self, number: int, file: FileId, offset: int, size: int, error: OSError, answer: Answer
+        self,
+        number: int,
+        file: FileId,
+        place: tuple[int, int],
+        error: OSError,
+        answer: Answer,
+        barrier: bool,
     ) -> None:
         """A write that was sent and failed here: the peer gets what the file really holds (Z4)."""
+        offset, size = place
+        problem = ""
         if error.errno in _DISK_ERRORS:
-            self.disk_failed(f"a write failed: {error.strerror or error}")
+            problem = f"a write failed: {error.strerror or error}"
+        else:
+            try:
+                end = self.store.attributes(Target(file))
+                actual = self.store.read(file, offset, size)
+            except OSError as second:
+                problem = f"reading back after a failed write failed: {second}"
+        if problem:
+            self.disk_failed(problem)
             with self.lock:
-                self._parked.append((number, self.session, answer, (errno.EIO, b"")))
-            return
-        try:
-            end = self.store.attributes(Target(file))
-            actual = self.store.read(file, offset, size)
-        except OSError as second:
-            self.disk_failed(f"reading back after a failed write failed: {second}")
+                if not barrier:
+                    # Of no session: no acknowledgement answers it, nor what comes after it.
+                    self._parked.append((number, None, answer, errno.EIO))
             return
         batch = None
         with self.lock:
+            # No barrier any more: the order to end the freeze was faster (M7).
+            answered = barrier and self._flushes.pop(number, None) is None
             self.completed = number
             session = self.session
             if session is not None:
@@ -292,7 +302,23 @@ class Primary(Ledger):
                 self.put(session, raw, self.number)
         if batch is not None and session is not None:
             session.send_now(batch)
-        answer(error.errno or errno.EIO, b"")
+        if not answered:
+            answer(error.errno or errno.EIO, b"")
+
+    def _change_failed(self, records: tuple[Record, ...], problem: Exception) -> None:
+        """A change that was not sent failed here. If it may have been done in part its records
+        stay until a resync has looked (Z4): for that the session must end."""
+        known = isinstance(problem, OSError) and not isinstance(problem, InDoubt)
+        broken = isinstance(problem, OSError) and problem.errno in _CHANGE_ERRORS
+        with self.lock:
+            self.version += 1
+            number = self.number = self.completed = self.number + 1
+            self.intent.touch(records, number if known and not broken else HOLD)
+            session = self.session
+        if broken:
+            self.disk_failed(f"a change failed: {problem}")
+        elif not known and session is not None:
+            session.fail(f"the result of a change is not known: {problem or type(problem)}")
 
     def _sync_failed(self, error: OSError) -> None:
         self.disk_failed(f"fsync failed: {error.strerror or error}")
@@ -336,23 +362,27 @@ class Primary(Ledger):
         session.open(self, candidates)
 
     def close_session(self, *, clean: bool) -> None:
-        """End the session without a report; what is parked stays parked."""
-        session = self._detach(None, "the session was closed")
-        if session is not None:
+        """End the session without a report; what needs the peer stays parked."""
+        session = self.session
+        if session is not None and self._detach(session, "the session was closed", lambda: None):
             session.close(clean=clean)
 
-    def _detach(self, only: PrimarySession | None, text: str) -> PrimarySession | None:
+    def _detach(self, session: PrimarySession, text: str, report: Callable[[], None]) -> bool:
+        """Let go of the session; False if that was done before. What waited for it learns the end
+        after the core has: to the core it is the loss, not a failure of its own (D1)."""
         with self.lock:
-            session = self.session
-            if session is None or (only is not None and session is not only):
-                return None
+            if session is not self.session:
+                return False
             self.session = None
             self._written.clear()
             waiters, self._ack_waiters = self._ack_waiters, []
+            ready = self._take_ready()
+        self._answer(ready)
+        report()
         for _, done in waiters:
             done(False, text)
         self.barriers.session_ended(session, text)
-        return session
+        return True
 
     def send_times(self, file: FileId) -> None:
         """Send the mtime that a written file has (Z9), unless a change is under way."""
@@ -401,24 +431,11 @@ class Primary(Ledger):
 
     def session_lost(self, session: PrimarySession, text: str, refused: bool) -> None:
         """Everything unacknowledged stays parked until the core has decided (D1)."""
-        if self._detach(session, text) is None:
-            return
-        with self.lock:
-            ready = self._take_ready()
-        self._answer(ready)
-        self.report(SessionLost(session.key, text, refused))
+        self._detach(session, text, lambda: self.report(SessionLost(session.key, text, refused)))
 
     def peer_failed(self, session: PrimarySession, text: str) -> None:
         """The peer's copy is outdated; the session ends with its own words."""
         raise ReplicationError(f"{self.config.peer} cannot apply the stream: {text}")
-
-
-def _without_error(answer: Callable[[], None]) -> Answer:
-    def give(error: int, _payload: bytes) -> None:
-        if not error:
-            answer()
-
-    return give
 
 
 def _no_resync(session: PrimarySession, welcome: Welcome, theirs: list[Record]) -> None:

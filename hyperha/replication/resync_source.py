@@ -24,7 +24,7 @@ from typing import Final
 import xxhash
 
 from hyperha.core.actions import SessionStart
-from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionLost, SessionUp
+from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionUp
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
 from hyperha.replication.candidates import Candidates
@@ -110,9 +110,7 @@ class ResyncSource:
             # Whatever it was, the session must not wait for ever for a thread that is gone.
             if not isinstance(problem, OSError | ReplicationError):
                 log.exception("the resync ended in an unforeseen way")
-            text = f"the resync failed: {problem}"
-            primary.close_session(clean=False)
-            primary.report(SessionLost(session.key, text))
+            session.fail(f"the resync failed: {problem}")
         finally:
             with primary.lock:
                 if primary.session is session or primary.session is None:

@@ -83,6 +83,11 @@ class SecondarySession:
         return 0 if self._applier is None else self._applier.waiting_bytes
 
     @property
+    def failure(self) -> str:
+        """Why this copy does not hold all that was acknowledged, or nothing."""
+        return self._failure
+
+    @property
     def resyncing(self) -> bool:
         """Whether this copy is being made equal."""
         return self._target is not None and self._target.lenient

@@ -101,6 +101,8 @@ class PrimarySession:
         """How long an fsync of the peer counts as progress; set by the pipeline's watch."""
         self._closing = False
         self._lost = False
+        self._reason = ""
+        """Why this side ended it; empty while it has not."""
         self._lock = threading.Lock()
         self._forward: Connection | None = None
         self._backward: Connection | None = None
@@ -133,6 +135,12 @@ class PrimarySession:
             if thread is not None and thread is not threading.current_thread():
                 thread.join()
 
+    def fail(self, text: str) -> None:
+        """End the session for a reason of this side, from any thread: the listener hears of the
+        loss as of any other. Returns at once."""
+        self._reason = self._reason or text
+        self._abort()
+
     def _abort(self) -> None:
         self._wake.put(None)
         with self._lock:
@@ -162,7 +170,7 @@ class PrimarySession:
         self.replies.put(None)
         if not self._closing and not self._lost:
             self._lost = True
-            listener.session_lost(self, text, refused)
+            listener.session_lost(self, self._reason or text, refused)
 
     # --- handshake ------------------------------------------------------------------------
 

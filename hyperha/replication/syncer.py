@@ -105,7 +105,11 @@ class Syncer:
 
     def _serve(self) -> None:
         while (function := self._queue.get()) is not None:
-            function()
+            try:
+                function()
+            except Exception:
+                # The next barrier needs this thread.
+                log.exception("something in the pool of fsyncs failed in an unforeseen way")
 
     def _sync(self, file: FileId) -> None:
         with self._lock:

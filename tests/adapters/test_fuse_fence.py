@@ -12,18 +12,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from hyperha.errors import RefusedError
-from hyperha.replication import mounts
+from hyperha.replication import mounts, syscalls
 from hyperha.replication.fuse import fence as fencing
+from hyperha.replication.fuse import local
 from hyperha.replication.fuse import mount as mounting
 from hyperha.replication.fuse.fence import FORCED_UNMOUNT, Fence
 from hyperha.replication.fuse.layers import MountStack
 from hyperha.replication.fuse.protocol import Feature
+from hyperha.replication.operations import InDoubt
+from tests.support.engine_pair import wait_for
 from tests.support.fuse_local import PROJECT, Served, compare
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
@@ -482,3 +485,66 @@ def test_without_rights(tmp_path: Path) -> None:
     finally:
         MountStack(str(base / "folder"), "x", str(base / "run")).peel_stale()
         subprocess.run(["rm", "-rf", str(base)], check=True)
+
+
+def test_the_end_of_a_freeze_ends_names_and_opens_too(folder: Path, run: Path) -> None:
+    """M7, M12: each ends with EIO, and what could not be opened is no open handle."""
+    with Served(folder, run) as session:
+        (folder / "old").write_text("x" * 10)
+        failures: list[int | None] = []
+
+        def attempt(action: Callable[[], object]) -> None:
+            try:
+                action()
+            except OSError as error:
+                failures.append(error.errno)
+
+        for action in (
+            lambda: os.mkdir(folder / "d"),
+            lambda: os.open(folder / "new", os.O_CREAT | os.O_WRONLY),
+            lambda: os.open(folder / "old", os.O_TRUNC | os.O_WRONLY),
+        ):
+            session.do("hold")
+            thread = threading.Thread(target=attempt, args=(action,))
+            thread.start()
+            until_parked(session)
+            session.do("release", errno.EIO)
+            thread.join()
+        assert failures == [errno.EIO] * 3
+        wait_for(lambda: session.do("handles") == 0)
+        # They were done all the same: to the caller their result is not known.
+        assert sorted(os.listdir(folder)) == ["d", "new", "old"]
+
+
+def halfway(number: int) -> Callable[[int, int, int, int], None]:
+    def allocate(fd: int, mode: int, offset: int, length: int) -> None:
+        if not mode:
+            os.ftruncate(fd, offset + length // 2)
+        raise OSError(number, os.strerror(number))
+
+    return allocate
+
+
+def test_an_allocation_that_fails_halfway_leaves_the_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Z4: nothing is sent of a failure, so nothing may have changed."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 100)
+    before = path.stat()
+    monkeypatch.setattr(syscalls, "allocate", halfway(errno.ENOSPC))
+    fd = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(OSError, match="No space") as plain:
+            local.allocate(fd, 0, 0, 10000)
+        assert not isinstance(plain.value, InDoubt)
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (100, before.st_mtime_ns)
+        # Which part of a range was rewritten cannot be told.
+        with pytest.raises(InDoubt):
+            local.allocate(fd, syscalls.FALLOC_ZERO_RANGE, 0, 100)
+        monkeypatch.setattr(syscalls, "allocate", halfway(errno.EOPNOTSUPP))
+        with pytest.raises(OSError, match="not supported") as unsupported:
+            local.allocate(fd, syscalls.FALLOC_ZERO_RANGE, 0, 100)
+        assert not isinstance(unsupported.value, InDoubt)
+    finally:
+        os.close(fd)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -275,3 +276,27 @@ def test_resource_ids_of_any_length_are_recognised(tmp_path: Path, resource: str
     log = open_log(tmp_path, resource=resource)
     assert log.candidates() == []
     log.close()
+
+
+def test_two_changes_of_the_header_are_both_kept(tmp_path: Path, monkeypatch) -> None:
+    """Z5, Z6: the data path lets the log grow while an order of the core is made durable."""
+    log = open_log(tmp_path, fresh=True, slots=2, limit=64)
+    real, beside = os.pwrite, []
+
+    def interrupted(descriptor, data, offset):
+        if not beside and offset < HEADER_BYTES:
+            beside.append(threading.Thread(target=log.mark_everything))
+            beside[0].start()
+            beside[0].join(0.3)
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", interrupted)
+    log.activate([zone(1, number) for number in range(5)], 1)
+    beside[0].join()
+    assert log.everything
+    assert log.capacity == 8
+    log.close()
+    again = open_log(tmp_path)
+    assert again.everything
+    assert again.capacity == 8
+    again.close()

@@ -59,7 +59,7 @@ class LocalPipeline:
             self.holding = False
             parked, self.parked = self.parked, []
         for answer, arguments in parked:
-            if number and arguments:
+            if number:
                 answer(number, b"")
             else:
                 answer(*arguments)
@@ -83,20 +83,18 @@ class LocalPipeline:
         self,
         records: tuple[Record, ...],
         execute: Callable[[], Change | None],
-        answer: Callable[[], None],
-        *,
-        barrier: bool = False,
+        answer: Answer,
     ) -> None:
         self.records += len(records)
         change = execute()
         self.counters["changes"] += 1
         if change is None:
-            answer()
+            answer(0, b"")
             return
         self.log.append(type(change).__name__)
         if self.mirror is not None:
             self.mirror.apply(change, again=self.again)
-        self._done(answer)
+        self._done(answer, 0, b"")
 
     def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
         self.counters["flushes"] += 1

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+from hyperha.errors import ReplicationError
 from hyperha.replication.fuse import change_record, local, protocol
 from hyperha.replication.fuse.nodes import HandleTable, Node, NodeTable
 from hyperha.replication.fuse.succession import Progress, SharedTable, Slot
@@ -46,7 +47,7 @@ _SLOW_THREADS: Final = 4
 _GONE: Final = (errno.ENODEV, errno.ENOENT, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF)
 
 
-def discard() -> None:
+def discard(number: int, payload: bytes) -> None:
     """The answer to a change that no request waits for."""
 
 
@@ -258,13 +259,19 @@ class Connection:
         records: tuple[Record, ...],
         execute: Callable[[], Change | None],
         payload: Callable[[], bytes] | None = None,
+        failed: Callable[[], object] | None = None,
     ) -> None:
-        """A mutation that may simply be done again when a successor gets it re-sent."""
+        """A mutation that may simply be done again when a successor gets it re-sent.
 
-        def acknowledged() -> None:
-            self.answer(unique, payload() if payload is not None else b"")
+        `failed` is called when it was done and is answered with an error all the same (M7).
+        """
 
-        self.pipeline.change(records, execute, acknowledged)
+        def settled(number: int, _: bytes) -> None:
+            if number and failed is not None:
+                failed()
+            self.settle(unique, number, payload() if payload is not None and not number else b"")
+
+        self.pipeline.change(records, execute, settled)
 
     def note(self, records: tuple[Record, ...], execute: Callable[[], Change | None]) -> None:
         """A mutation that no request waits for; later ones follow it on both nodes."""
@@ -277,11 +284,12 @@ class Connection:
         execute: Callable[[FileId, bool], tuple[Change | None, bytes]],
         *,
         creates: bool = False,
+        failed: Callable[[], object] | None = None,
     ) -> None:
         """A namespace operation: its result is kept until the kernel has the answer (M4, N1).
 
         `execute` gets the id of what it creates, and whether a predecessor may have done it
-        already; it returns the change and the kernel's payload.
+        already; it returns the change and the kernel's payload. `failed`: as for `change`.
         """
         kept = self._take_kept(unique)
         if kept is not None and kept.progress is Progress.DONE:
@@ -293,16 +301,20 @@ class Connection:
         else:
             slot, file = kept.slot, kept.file
             del self.kept[unique & ~protocol.UNIQUE_RESEND]
-        pending = _Pending(self, unique, slot)
+        pending = _Pending(self, unique, slot, failed)
 
         def run() -> Change | None:
             change, pending.payload = execute(file, kept is not None)
             body = (0, pending.payload, change_record.encode(change))
-            pending.slot = self.table.finish_operation(slot, body)
+            try:
+                pending.slot = self.table.finish_operation(slot, body)
+            except (OSError, ReplicationError) as problem:
+                # It is done, and must reach the peer; a successor would do it again.
+                log.warning("the result of request %d is not kept: %s", unique, problem)
             return change
 
         try:
-            self.pipeline.change(records, run, pending.acknowledged)
+            self.pipeline.change(records, run, pending.settled)
         except Exception:
             self.table.release(pending.slot)
             raise
@@ -337,17 +349,26 @@ class Connection:
 class _Pending:
     """The answer of one namespace operation, and the place of its result."""
 
-    __slots__ = ("connection", "payload", "slot", "unique")
+    __slots__ = ("connection", "failed", "payload", "slot", "unique")
 
-    def __init__(self, connection: Connection, unique: int, slot: Slot) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        unique: int,
+        slot: Slot,
+        failed: Callable[[], object] | None,
+    ) -> None:
         self.connection = connection
         self.unique = unique
         self.slot = slot
+        self.failed = failed
         self.payload = b""
 
-    def acknowledged(self) -> None:
+    def settled(self, number: int, _: bytes) -> None:
         """The rules allow the answer; afterwards the kernel never asks for it again."""
-        self.connection.answer(self.unique, self.payload)
+        if number and self.failed is not None:
+            self.failed()
+        self.connection.settle(self.unique, number, self.payload)
         self.connection.table.release(self.slot)
 
 

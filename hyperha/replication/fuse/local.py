@@ -14,11 +14,14 @@ from typing import Final
 
 from hyperha.replication import identity, syscalls
 from hyperha.replication.changes import make_inode, remove_made
-from hyperha.replication.operations import NO_ID, Create, FileId
+from hyperha.replication.operations import NO_ID, Create, FileId, InDoubt
 from hyperha.replication.store import Descriptor, Store, attributes_of
 
 _DEFAULT_LIST: Final = "system.posix_acl_default"
 _ACCESS_LIST: Final = "system.posix_acl_access"
+_REWRITES: Final = syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_ZERO_RANGE
+_HALFWAY: Final = (errno.ENOSPC, errno.EDQUOT, errno.EINTR)
+"""Errors that a rewriting of a range may meet in its middle."""
 _NO_LIST: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 
 
@@ -147,6 +150,22 @@ def _inherited(fd: int) -> tuple[tuple[bytes, bytes], ...]:
         if value is not None:
             found.append((name.encode(), value))
     return tuple(found)
+
+
+def allocate(fd: int, mode: int, offset: int, length: int) -> os.stat_result:
+    """fallocate(2); what stat(2) says afterwards. OSError: nothing has changed; else `InDoubt`."""
+    before = os.fstat(fd)
+    try:
+        syscalls.allocate(fd, mode, offset, length)
+    except OSError as error:
+        if mode & _REWRITES and error.errno in _HALFWAY:
+            raise InDoubt(error.errno, f"fallocate: {error.strerror}") from error
+        if os.fstat(fd).st_size != before.st_size:
+            # A disk without room may keep what it could allocate, and the size with it.
+            os.ftruncate(fd, before.st_size)
+            syscalls.set_times(fd, mtime_ns=before.st_mtime_ns)
+        raise
+    return os.fstat(fd)
 
 
 def identify(store: Store, handle: bytes, file: FileId) -> bytes:

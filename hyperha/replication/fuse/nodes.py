@@ -185,15 +185,16 @@ class HandleTable:
             self._count(handle, 1)
 
     def _count(self, handle: Handle, step: int) -> None:
-        if handle.flags & WRITE_ACCESS:
-            handle.node.writers += step
-        if handle.node.directory:
-            return
-        if handle.answer_flags & FOPEN_DIRECT_IO:
-            handle.node.direct_opens += step
-        else:
-            handle.node.cached_opens += step
+        # Also by a thread that answers an open with an error (M7).
         with self._idle:
+            if handle.flags & WRITE_ACCESS:
+                handle.node.writers += step
+            if handle.node.directory:
+                return
+            if handle.answer_flags & FOPEN_DIRECT_IO:
+                handle.node.direct_opens += step
+            else:
+                handle.node.cached_opens += step
             self._files += step
             if self._files == 0:
                 self._idle.notify_all()

@@ -23,6 +23,7 @@ from hyperha.replication.operations import (
     NO_ID,
     Change,
     FileId,
+    InDoubt,
     Record,
     RecordKind,
     SetAttributes,
@@ -120,8 +121,7 @@ class AttributeRequests:
         c = self._c
         valid, mode, uid, gid = values[0], values[11], values[13], values[14]
 
-        def execute() -> Change | None:
-            held = c.descriptor(node)
+        def change(held: Descriptor) -> None:
             path = f"/proc/self/fd/{held.fd}"
             if valid & _OWNERS:
                 os.chown(
@@ -133,6 +133,16 @@ class AttributeRequests:
                 os.chmod(path, stat.S_IMODE(mode))
             if valid & _TIMES:
                 _set_times(held, values)
+
+        def execute() -> Change | None:
+            held = c.descriptor(node)
+            before = attributes_of(os.fstat(held.fd))
+            try:
+                change(held)
+            except OSError as error:
+                if attributes_of(os.fstat(held.fd)) != before:
+                    raise InDoubt(error.errno, f"setattr: {error.strerror}") from error
+                raise
             if not valid & _SENT:
                 # Only the time of last access, which is not replicated (Z9).
                 return None

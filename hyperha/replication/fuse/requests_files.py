@@ -127,7 +127,8 @@ class FileRequests:
             c.answer(unique, answer)
             return
         self._clear_privileges(node, kill)
-        c.change(unique, records, execute, lambda: answer)
+        # The kernel never releases what it could not open.
+        c.change(unique, records, execute, lambda: answer, lambda: c.handles.remove(handle.number))
 
     def _create(self, unique: int, number: int, length: int) -> None:
         c = self._c
@@ -137,11 +138,13 @@ class FileRequests:
         uid, gid = self._names.owner()
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         wish = Wish(parent.file, name, mode, umask, uid, gid)
+        opened: list[Handle] = []
 
         def execute(file: FileId, again: bool) -> tuple[Change, bytes]:
             made = local.make(c.store, wish, file, again=again)
             node = c.nodes.looked_up(made.handle, made.file, False)
             handle = c.handles.add(node, flags, self._answer_flags(node, flags), made.held)
+            opened.append(handle)
             entry = protocol.encode_entry(node.number, made.status, c.valid_s)
             return made.change, entry + protocol.OPEN_OUT.pack(
                 handle.number, handle.answer_flags, 0
@@ -149,7 +152,13 @@ class FileRequests:
 
         try:
             records = (Record(RecordKind.DIRECTORY, parent.file),)
-            c.operation(unique, records, execute, creates=True)
+            c.operation(
+                unique,
+                records,
+                execute,
+                creates=True,
+                failed=lambda: c.handles.remove(opened[0].number),
+            )
         except FileExistsError:
             # The kernel believed that the name was free; with O_EXCL that is the answer.
             if flags & os.O_EXCL:
@@ -271,8 +280,7 @@ class FileRequests:
         held = self._descriptor(fh, number)
 
         def execute() -> Change:
-            syscalls.allocate(held.fd, mode, offset, size)
-            status = os.fstat(held.fd)
+            status = local.allocate(held.fd, mode, offset, size)
             return Allocate(node.file, mode, offset, size, status.st_size, status.st_mtime_ns)
 
         if node.orphan:

@@ -292,11 +292,12 @@ class Session:
     def _send_again(self, unique: int, kept: Kept, change: Change) -> None:
         c = self._connection
 
-        def acknowledged() -> None:
+        def settled(number: int, _: bytes) -> None:
             with c.kept_lock:
                 kept.acknowledged = True
+                kept.error = number or kept.error
                 waiting = kept.waiting
             if waiting:
                 c.finish_kept(waiting, kept)
 
-        c.pipeline.change(records_of(change), lambda: change, acknowledged)
+        c.pipeline.change(records_of(change), lambda: change, settled)
