@@ -1,0 +1,268 @@
+"""What is compared: a mount without a peer, two replicated ones, and QEMU's quorum driver.
+
+All files are written once before (but for the cold row), lie on one file system, and are kept in
+memory by the kernel until a barrier: neither hyperha nor QEMU bypasses the page cache of the node.
+`local`: one replication process, its folder mounted, no peer. `plain`, `tls`: two processes, the
+stream over loopback; TLS by the files that `hyperha cluster init` makes. fio drives these mounts.
+
+`quorum`: `qemu-img bench` writes to a `quorum` node with vote-threshold 2, in its own process as a
+guest's device would: the first child is a file, the second one NBD over TCP on loopback to a
+qemu-storage-daemon, which writes another file. Three things favour QEMU: no mount lies between
+the load and the driver, the offsets are sequential where fio's are random, and the server inherits
+TCP_NODELAY from its listening socket, without which QEMU 7.2 waits 40 ms for delayed
+acknowledgements at depth 8. Writes and barriers mean the same on both sides: a write is in memory
+of both, a barrier (fdatasync, flush) on stable storage of both. A read of `quorum` asks both.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from hyperha.config import Home
+from hyperha.core import actions
+from hyperha.core.actions import Acknowledge
+from hyperha.domain import Epoch
+from hyperha.errors import FailedError
+from hyperha.replication.control import TlsFiles
+from hyperha.replication.syscalls import sync_file_system
+from hyperha.security.initialise import ClusterPlan, LanPlan, init_cluster
+from tests.benchmarks.table import LOCAL, PLAIN, QUORUM, TLS, Row
+from tests.support.engine_pair import free_ports
+from tests.support.engine_process import NodeProcess, ProcessPair
+
+WARM_BYTES: Final = 256 << 20
+COLD_BYTES: Final = 20 << 30
+_ZONE_BYTES: Final = 1 << 20
+_CHUNK: Final = 8 << 20
+_WARM, _COLD = "warm", "cold"
+
+Measure = Callable[[Row, float, int], float]
+"""Operations per second of a row, measured for so many seconds, in that round."""
+
+
+def run_command(command: list[str], limit_s: float) -> str:
+    """Standard output of a tool. Raises FailedError with what it said."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise FailedError(f"{command[0]} did not end within {limit_s:.0f} s") from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise FailedError(
+            f"{command[0]} failed with status {done.returncode}: {said[-1] if said else ''}"
+        )
+    return done.stdout
+
+
+def settle(folder: Path) -> None:
+    """Let nothing of the former sample be written during the next one."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        sync_file_system(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fill(path: Path, size: int) -> None:
+    """A file of random bytes, so that no block of it is a hole or like another."""
+    with open(path, "wb") as file:
+        for _ in range(size // _CHUNK):
+            file.write(os.urandom(_CHUNK))
+
+
+def sparse(path: Path, size: int) -> None:
+    """A file without data."""
+    with open(path, "wb") as file:
+        file.truncate(size)
+
+
+# --- hyperha ----------------------------------------------------------------------------------
+
+
+def fio(folder: Path, row: Row, seconds: float, seed: int) -> float:
+    """Operations per second of one run on a mounted folder."""
+    name, size = (_COLD, COLD_BYTES) if row.cold else (_WARM, WARM_BYTES)
+    raw = run_command(
+        [
+            "fio", f"--name={row.key}", f"--filename={folder / name}", f"--size={size}",
+            f"--runtime={round(seconds * 1000)}ms", "--time_based", "--fallocate=none",
+            f"--randseed={seed}", "--output-format=json", *row.fio,
+        ],
+        seconds + 60,
+    )  # fmt: skip
+    job = json.loads(raw[raw.index("{") :])["jobs"][0]
+    return float(job["read"]["iops"] or job["write"]["iops"])
+
+
+def warm(file: Path) -> None:
+    """Write once into every zone: each has a record in the intent log then (Z2)."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 4096) as block:
+            for offset in range(0, WARM_BYTES, _ZONE_BYTES):
+                os.pwrite(descriptor, block, offset)
+    finally:
+        os.close(descriptor)
+
+
+def measure_mount(folder: Path) -> Measure:
+    """Measure on a mounted folder; makes its files."""
+    fill(folder / _WARM, WARM_BYTES)
+    sparse(folder / _COLD, COLD_BYTES)
+
+    def measure(row: Row, seconds: float, number: int) -> float:
+        if not row.cold:
+            warm(folder / _WARM)
+        return fio(folder, row, seconds, number)
+
+    return measure
+
+
+@contextmanager
+def local(base: Path) -> Iterator[Measure]:
+    """One node without a peer."""
+    ports = free_ports(2)
+    node = NodeProcess(base, "node1", "node2", ports[0], ports[1])
+    try:
+        node.attach()
+        node.do(actions.Promote, Epoch(1, "node1"), Acknowledge.LOCAL)
+        yield measure_mount(node.folder)
+    finally:
+        node.close()
+
+
+class CertifiedPair(ProcessPair):
+    """Two processes whose stream is encrypted as between two nodes of a real cluster."""
+
+    def __init__(self, base: Path, ports: list[int], tls: dict[str, TlsFiles]) -> None:
+        self.number = 0
+        self.a = NodeProcess(base, "node1", "node2", ports[0], ports[1], tls=tls["node1"])
+        try:
+            self.b = NodeProcess(base, "node2", "node1", ports[1], ports[0], tls=tls["node2"])
+        except BaseException:
+            self.a.close()
+            raise
+
+
+def certificates(base: Path) -> dict[str, TlsFiles]:
+    """Per node what `hyperha cluster init` makes."""
+    homes = {node: Home.at(base / f"{node}-home") for node in ("node1", "node2")}
+    lan = LanPlan("repl", dict.fromkeys(homes, "127.0.0.1") | {"node2": "127.0.0.2"})
+    init_cluster(homes, ClusterPlan("benchmark", ("node1", "node2"), (lan,)))
+    return {
+        node: TlsFiles(
+            str(home.authority_certificate), str(home.node_certificate), str(home.node_key)
+        )
+        for node, home in homes.items()
+    }
+
+
+@contextmanager
+def synced_pair(pair: ProcessPair) -> Iterator[ProcessPair]:
+    """The pair in sync, with writes answered when both nodes have them; closed at the end."""
+    try:
+        pair.a.attach()
+        pair.b.attach()
+        pair.in_sync()
+        yield pair
+    finally:
+        pair.close()
+
+
+@contextmanager
+def plain(base: Path) -> Iterator[Measure]:
+    """Two nodes over TCP."""
+    with synced_pair(ProcessPair(base, free_ports(2))) as pair:
+        yield measure_mount(pair.a.folder)
+
+
+@contextmanager
+def encrypted(base: Path) -> Iterator[Measure]:
+    """Two nodes over TLS 1.3."""
+    with synced_pair(CertifiedPair(base, free_ports(2), certificates(base))) as pair:
+        yield measure_mount(pair.a.folder)
+
+
+# --- QEMU -------------------------------------------------------------------------------------
+
+
+def _children(base: Path, name: str, port: int, aio: str) -> str:
+    """The options of a quorum node over a file and what the daemon exports."""
+    parts = [
+        "driver=quorum", "vote-threshold=2",
+        "children.0.driver=file", f"children.0.filename={base}/near-{name}",
+        f"children.0.aio={aio}",
+        "children.1.driver=nbd", "children.1.server.type=inet",
+        "children.1.server.host=127.0.0.1", f"children.1.server.port={port}",
+        f"children.1.export={name}",
+    ]  # fmt: skip
+    return ",".join(parts)
+
+
+@contextmanager
+def _far_side(base: Path, aio: str) -> Iterator[int]:
+    """A qemu-storage-daemon that exports the far images; the port of its NBD server."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Accepted connections inherit it; the daemon itself does not set it before QEMU 8.1.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        number = listener.fileno()
+        command = ["qemu-storage-daemon"]
+        for name in (_WARM, _COLD):
+            command += [
+                "--blockdev",
+                f"driver=file,node-name={name},filename={base}/far-{name},aio={aio}",
+            ]
+        command += ["--nbd-server", f"addr.type=fd,addr.str={number}"]
+        for name in (_WARM, _COLD):
+            command += [
+                "--export",
+                f"type=nbd,id=e-{name},node-name={name},name={name},writable=on",
+            ]
+        daemon = subprocess.Popen(command, pass_fds=(number,))
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            daemon.kill()
+            daemon.wait()
+
+
+@contextmanager
+def quorum(base: Path, aio: str) -> Iterator[Measure]:
+    """QEMU's own replication to two images; `aio` as QEMU names it."""
+    for side in ("near", "far"):
+        fill(base / f"{side}-{_WARM}", WARM_BYTES)
+        sparse(base / f"{side}-{_COLD}", COLD_BYTES)
+    rates: dict[str, float] = {}
+    with _far_side(base, aio) as port:
+
+        def measure(row: Row, seconds: float, number: int) -> float:
+            image = _children(base, _COLD if row.cold else _WARM, port, aio)
+            size = COLD_BYTES if row.cold else WARM_BYTES
+            count = max(64, round(rates.get(row.key, row.start) * seconds))
+            offset = number * 7919 * row.block_bytes % (size // 2)
+            said = run_command(
+                ["qemu-img", "bench", "-t", "writeback", "-c", str(count), "-o", str(offset),
+                 *row.qemu, "--image-opts", image],
+                seconds * 20 + 60,
+            )  # fmt: skip
+            found = re.search(r"completed in ([0-9.]+) seconds", said)
+            if found is None or float(found[1]) <= 0:
+                raise FailedError(f"qemu-img bench said no time: {said.strip()!r}")
+            rates[row.key] = count / float(found[1])
+            return rates[row.key]
+
+        yield measure
+
+
+BUILDERS: Final = {LOCAL: local, PLAIN: plain, TLS: encrypted}
+NEEDS_FIO: Final = frozenset(BUILDERS)
+NEEDS_QEMU: Final = frozenset({QUORUM})
