@@ -19,7 +19,7 @@ from hyperha.core.events import Event, PersistFailed, Stimulus, TimerFired
 from hyperha.core.invariants import InvariantBroken
 from hyperha.core.machine import step
 from hyperha.core.records import Lineage, Settings
-from hyperha.core.state import Config, ModuleState
+from hyperha.core.state import Config, ModuleState, Why
 from hyperha.encoding import EncodingError, to_plain
 from hyperha.errors import HyperhaError
 from hyperha.ports import PeerChannel, Prober, RecordStore, Replicator, Teller, VmHost
@@ -126,6 +126,15 @@ class ModuleTask:
         self._ports.teller.tell(a.Level.ERROR, "K", self.broken, "")
         self._ports.vm.perform(a.Fence(-1))
         self._ports.vm.perform(a.KillVm(-2, self.state.run))
+        self._changed(self.state)
+
+    def ended_for_good(self) -> None:
+        """The guardian has ended what a broken core left: nothing of the module runs here."""
+        if not self.broken:
+            return
+        self.state = self.durable_state = ModuleState(
+            self.state.config, *self._durable, why=Why("K", self.broken)
+        )
         self._changed(self.state)
 
     def _record(self, stimulus: Stimulus, actions: tuple[a.Action, ...]) -> None:

@@ -47,6 +47,7 @@ _log = logging.getLogger(__name__)
 POLL_S = 2.0
 LOOK_AHEAD_S = 15.0
 SHUTDOWN_MARGIN_S = 30.0
+CERTIFICATE_AHEAD_S = 1.0
 
 
 class NodeDaemon:
@@ -278,6 +279,11 @@ class NodeDaemon:
 
     def _guardian_notice(self, notice: Notice) -> None:
         self.logbook.log(notice.module, "W", f"guardian {notice.what}: {notice.reason}", rule="L5'")
+        host = self.modules.get(notice.module)
+        if host is not None and notice.what in ("certified", "ended"):
+            # The certificate goes first: a follower that hears of STOP waits instead (P7, L8).
+            loop = asyncio.get_running_loop()
+            loop.call_later(CERTIFICATE_AHEAD_S, host.task.ended_for_good)
 
     async def _poll_peer(self) -> None:
         """Keep the other node's report fresh: at once when something changed."""
