@@ -188,6 +188,10 @@ class Applier:
             self._fail(problem.text)
         except OSError as error:
             self._fail(f"{frame.kind.name.lower()}: {error.strerror or error}")
+        except Exception as problem:
+            # Acknowledged and not applied: never to be taken for an equal copy (P8).
+            log.exception("a frame failed in an unforeseen way")
+            self._fail(f"{frame.kind.name.lower()}: {problem!r}")
         self.applied += 1
 
     def _fail(self, text: str) -> None:

@@ -241,19 +241,26 @@ class Barriers:
                 # This process stood still: it has not observed the peer meanwhile (L7).
                 self._watching_since_ms = now
             last = now
-            self._watch_peer(now)
-            self._say_alive(now)
-            if now - self._last_times_ms < _TIMES_MS:
-                if self._primary.intent.used * 4 >= self._primary.intent.capacity * 3:
-                    self._maybe_barrier(now, pressed=True)
-                continue
-            self._last_times_ms = now
-            self._history.append((now, self._primary.completed))
-            while len(self._history) > 30:
-                self._history.popleft()
-            if self._primary.session is not None:
-                self._primary.send_all_times()
-            self._maybe_barrier(now, pressed=False)
+            try:
+                self._tick(now)
+            except Exception:
+                # Without the watch a dead peer would hold the guest for ever.
+                log.exception("a tick of the watch failed in an unforeseen way")
+
+    def _tick(self, now: int) -> None:
+        self._watch_peer(now)
+        self._say_alive(now)
+        if now - self._last_times_ms < _TIMES_MS:
+            if self._primary.intent.used * 4 >= self._primary.intent.capacity * 3:
+                self._maybe_barrier(now, pressed=True)
+            return
+        self._last_times_ms = now
+        self._history.append((now, self._primary.completed))
+        while len(self._history) > 30:
+            self._history.popleft()
+        if self._primary.session is not None:
+            self._primary.send_all_times()
+        self._maybe_barrier(now, pressed=False)
 
     def _maybe_barrier(self, now: int, *, pressed: bool) -> None:
         """A barrier of our own: every 5 s, and early when the log fills (Z2, N4)."""

@@ -114,6 +114,10 @@ class Engine:
         except OSError as problem:
             where = f" ({os.fsdecode(problem.filename)})" if problem.filename else ""
             self._done(operation, False, f"{problem.strerror or problem}{where}")
+        except Exception as problem:
+            # The core waits for every operation's end, and the next order for this thread.
+            log.exception("%s failed in an unforeseen way", type(action).__name__)
+            self._done(operation, False, f"{type(action).__name__} failed: {problem!r}")
 
     def _done(
         self, operation: int, ok: bool, text: str = "", facts: AttachFacts | None = None

@@ -152,6 +152,9 @@ class SecondarySession:
             text, refused = problem.text, False
         except OSError as problem:
             text, refused = f"the stream broke ({problem.strerror or problem})", False
+        except Exception as problem:
+            log.exception("the stream failed in an unforeseen way")
+            text, refused = f"the stream failed: {problem!r}", False
         finally:
             self.up = False
             self._forward.close()

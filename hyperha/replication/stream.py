@@ -7,6 +7,7 @@ reads the backward one (T5, T8). What the peer says is handed to the listener; n
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -25,6 +26,8 @@ from hyperha.replication.preamble import Direction, Preamble, cluster_hash
 from hyperha.replication.preamble import encode as encode_preamble
 from hyperha.replication.transport import RECEIVE_BYTES, Connection, connect
 from hyperha.replication.wire import Frame, Kind, Parser
+
+log = logging.getLogger(__name__)
 
 _BATCH_BYTES: Final = 4 << 20
 _DIRECT_BYTES: Final = 64 << 10
@@ -160,6 +163,10 @@ class PrimarySession:
             text = problem.text
         except OSError as problem:
             text = f"the replication connection broke ({problem.strerror or problem})"
+        except Exception as problem:
+            # Whoever waits for the peer must learn it.
+            log.exception("the session failed in an unforeseen way")
+            text = f"the session failed: {problem!r}"
         self.up = False
         self._abort()
         if self._sender is not None:
@@ -180,8 +187,8 @@ class PrimarySession:
         problem = "no LAN carries replication"
         while True:
             for link in self.config.links:
-                if self._closing:
-                    return "closed", False
+                if self._closing or self._reason:
+                    return self._reason or "closed", False
                 try:
                     answer = self._offer(link, candidates)
                 except (OSError, ReplicationError) as error:

@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
+from hyperha.core import actions
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import (
+    EngineDone,
     LocalDiskFailed,
     ResyncCopied,
     SessionLost,
@@ -19,6 +22,7 @@ from hyperha.core.events import (
 )
 from hyperha.errors import ReplicationError
 from hyperha.replication import barriers, clock, parking
+from hyperha.replication.engine import Engine
 from hyperha.replication.operations import ROOT_ID, Change, FileId, Record, RecordKind
 from tests.support.engine_pair import Guest, Pair, call, pair_at, wait_for
 
@@ -403,3 +407,53 @@ def test_a_node_that_stood_still_has_observed_nothing(
     assert isinstance(stalled, SessionStalled)
     assert stalled.waited_ms < 10_000
     go_on.set()
+
+
+# --- the unforeseen --------------------------------------------------------------------------
+
+
+def fails_oddly(*_: object) -> None:
+    raise KeyError("odd")
+
+
+def test_an_unforeseen_error_of_the_applier_outdates_the_copy(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: what was acknowledged and is not applied must stop a takeover, whatever the reason."""
+    guest, file = started(pair)
+    monkeypatch.setattr(pair.b.store, "write", fails_oddly)
+    guest.write(file, 0, b"x")
+    guest.write(file, 5 << 20, b"y")
+    assert "odd" in pair.b.wait(LocalDiskFailed, 5).text
+    assert "odd" in pair.b.acceptor.close()
+
+
+@pytest.mark.parametrize("node", ["a", "b"])
+def test_an_unforeseen_error_of_a_receiver_is_the_loss_of_the_session(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    """D1: told, not found out by a limit of time."""
+    guest, file = started(pair)
+    if node == "a":
+        monkeypatch.setattr(pair.a.primary.session, "_note_progress", fails_oddly)
+    else:
+        monkeypatch.setattr(pair.b.acceptor.session, "_take", fails_oddly)
+        guest.write(file, 0, b"x")
+    side = pair.a if node == "a" else pair.b
+    assert "odd" in side.wait(SessionLost, 5).text
+
+
+def test_an_order_that_fails_in_an_unforeseen_way_is_answered(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K2: the core waits for every operation's end."""
+    answers: SimpleQueue[object] = SimpleQueue()
+    engine = Engine(pair.a.config, lambda message, _: answers.put(message))
+    monkeypatch.setitem(Engine._HANDLERS, actions.CloseSession, fails_oddly)
+    monkeypatch.setitem(Engine._HANDLERS, actions.Freeze, fails_oddly)
+    for number, order in enumerate((actions.Freeze, actions.CloseSession, actions.Detach)):
+        engine.perform(order(number) if number < 2 else actions.Detach(number, None))
+        done = answers.get(timeout=5)
+        assert isinstance(done, EngineDone)
+        assert (done.operation, done.ok) == (number, number == 2)
+    assert engine.detached.wait(5)
