@@ -290,6 +290,7 @@ class Primary(Ledger):
         with self.lock:
             # No barrier any more: the order to end the freeze was faster (M7).
             answered = barrier and self._flushes.pop(number, None) is None
+            self._touch(file, offset, size)
             self.completed = number
             session = self.session
             if session is not None:

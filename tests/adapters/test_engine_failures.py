@@ -141,6 +141,25 @@ def test_a_secondary_that_could_not_apply_is_not_drained(
         pair.b.acceptor.drain(5.0)
 
 
+def test_a_resync_sees_that_a_write_failed_halfway(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Z5: what was read of the zone during the write is older than what was sent after it."""
+    guest, file = started(pair)
+    real, primary = pair.a.store.write, pair.a.primary
+
+    def short(which, offset, data):
+        # A resync begins to read the zone in the middle of the local call.
+        primary.watched[which, 0] = 0
+        return real(which, offset, bytes(data)[:10])
+
+    monkeypatch.setattr(pair.a.store, "write", short)
+    guest.write(file, 0, b"x" * 100)
+    assert guest.errors == [errno.ENOSPC]
+    assert primary.watched[file, 0] > 0
+    primary.watched.clear()
+
+
 # --- ended freezes ---------------------------------------------------------------------------
 
 
