@@ -2,6 +2,8 @@
 
 All files are written once before (but for the cold row), lie on one file system, and are kept in
 memory by the kernel until a barrier: neither hyperha nor QEMU bypasses the page cache of the node.
+Before a sample of writes no page of them is in memory: a small write into one of the large pages
+that a sequential row has left costs the file system several times as much (ext4 from Linux 6.16).
 `local`: one replication process, its folder mounted, no peer. `plain`, `tls`: two processes, the
 stream over loopback; TLS by the files that `hyperha cluster init` makes. fio drives these mounts.
 
@@ -22,7 +24,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -85,7 +87,29 @@ def sparse(path: Path, size: int) -> None:
         file.truncate(size)
 
 
+def prepare(files: Sequence[str], row: Row) -> None:
+    """Have the files in memory for a row of reads, and out of it for a row of writes."""
+    for name in files:
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            if not row.reads:
+                os.fdatasync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                continue
+            while os.read(descriptor, _CHUNK):
+                pass
+        finally:
+            os.close(descriptor)
+
+
 # --- hyperha ----------------------------------------------------------------------------------
+
+
+def beneath(node: NodeProcess) -> str:
+    """The file of the warm rows below the node's mount, by the folder's kept descriptor (M4)."""
+    assert node.kept is not None
+    descriptors, numbers = node.kept
+    return f"/proc/self/fd/{numbers[descriptors.names.index('folder')]}/{_WARM}"
 
 
 def fio(folder: Path, row: Row, seconds: float, seed: int) -> float:
@@ -114,13 +138,15 @@ def warm(file: Path) -> None:
         os.close(descriptor)
 
 
-def measure_mount(folder: Path) -> Measure:
-    """Measure on a mounted folder; makes its files."""
+def measure_mount(*nodes: NodeProcess) -> Measure:
+    """Measure on the mounted folder of the first of the nodes; makes its files."""
+    folder = nodes[0].folder
     fill(folder / _WARM, WARM_BYTES)
     sparse(folder / _COLD, COLD_BYTES)
 
     def measure(row: Row, seconds: float, number: int) -> float:
         if not row.cold:
+            prepare([beneath(node) for node in nodes], row)
             warm(folder / _WARM)
         return fio(folder, row, seconds, number)
 
@@ -135,7 +161,7 @@ def local(base: Path) -> Iterator[Measure]:
     try:
         node.attach()
         node.do(actions.Promote, Epoch(1, "node1"), Acknowledge.LOCAL)
-        yield measure_mount(node.folder)
+        yield measure_mount(node)
     finally:
         node.close()
 
@@ -182,14 +208,14 @@ def synced_pair(pair: ProcessPair) -> Iterator[ProcessPair]:
 def plain(base: Path) -> Iterator[Measure]:
     """Two nodes over TCP."""
     with synced_pair(ProcessPair(base, free_ports(2))) as pair:
-        yield measure_mount(pair.a.folder)
+        yield measure_mount(pair.a, pair.b)
 
 
 @contextmanager
 def encrypted(base: Path) -> Iterator[Measure]:
     """Two nodes over TLS 1.3."""
     with synced_pair(CertifiedPair(base, free_ports(2), certificates(base))) as pair:
-        yield measure_mount(pair.a.folder)
+        yield measure_mount(pair.a, pair.b)
 
 
 # --- QEMU -------------------------------------------------------------------------------------
@@ -245,6 +271,8 @@ def quorum(base: Path, aio: str) -> Iterator[Measure]:
     with _far_side(base, aio) as port:
 
         def measure(row: Row, seconds: float, number: int) -> float:
+            if not row.cold:
+                prepare([f"{base}/{side}-{_WARM}" for side in ("near", "far")], row)
             image = _children(base, _COLD if row.cold else _WARM, port, aio)
             size = COLD_BYTES if row.cold else WARM_BYTES
             count = max(64, round(rates.get(row.key, row.start) * seconds))

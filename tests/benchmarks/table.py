@@ -45,6 +45,7 @@ class Row:
     ratios: tuple[Ratio, ...]
     in_mib: bool = False
     cold: bool = False
+    reads: bool = False
 
 
 def _ratios(plain: float = 0.0, tls: float = 0.0) -> tuple[Ratio, ...]:
@@ -88,6 +89,7 @@ ROWS: Final = (
         "read", "4 KiB read, depth 1",
         ("--rw=randread", "--bs=4k", "--direct=1", "--ioengine=psync"),
         ("-d", "1", "-s", "4096"), 4096, 9000, (*_BESIDE_LOCAL, *_ratios()),
+        reads=True,
     ),
     Row(
         "cold", "4 KiB write over 20 GiB, depth 1",
