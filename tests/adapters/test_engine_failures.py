@@ -420,8 +420,9 @@ def test_a_node_that_stood_still_has_observed_nothing(
     """L7: after a pause the peer gets a full new time before it is judged."""
     guest, file = started(pair)
     go_on = silent(pair, monkeypatch)
-    monkeypatch.setattr(barriers, "now_ms", lambda: clock.now_ms() + 60_000)
     guest.write(file, 0, b"x")
+    wait_for(lambda: pair.a.primary.barriers.oldest_ms() > 0)
+    monkeypatch.setattr(barriers, "now_ms", lambda: clock.now_ms() + 60_000)
     stalled = pair.a.wait(SessionStalled, 5)
     assert isinstance(stalled, SessionStalled)
     assert stalled.waited_ms < 10_000

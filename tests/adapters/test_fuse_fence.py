@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -25,7 +26,8 @@ from hyperha.replication.fuse import mount as mounting
 from hyperha.replication.fuse.fence import FORCED_UNMOUNT, Fence
 from hyperha.replication.fuse.layers import MountStack
 from hyperha.replication.fuse.protocol import Feature
-from hyperha.replication.operations import InDoubt
+from hyperha.replication.operations import ROOT_ID, InDoubt
+from hyperha.replication.store import Store
 from tests.support.engine_pair import wait_for
 from tests.support.fuse_local import PROJECT, Served, compare
 
@@ -548,3 +550,24 @@ def test_an_allocation_that_fails_halfway_leaves_the_size(
         assert not isinstance(unsupported.value, InDoubt)
     finally:
         os.close(fd)
+
+
+def test_a_creation_that_fails_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Z4, Z9: the peer hears nothing of it, so the folder's time must be as before too."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    store = Store(fd)
+    os.close(fd)
+    before = tmp_path.stat().st_mtime_ns
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store, "assign_id", full)
+    wish = local.Wish(ROOT_ID, b"f", stat.S_IFREG | 0o644, 0, 0, 0)
+    with pytest.raises(OSError, match="No space"):
+        local.make(store, wish, store.new_id(), again=False)
+    assert os.listdir(tmp_path) == []
+    assert tmp_path.stat().st_mtime_ns == before
+    store.close()
