@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 
 from hyperha.errors import UsageError
@@ -77,24 +81,24 @@ def test_rows_and_columns_keep_the_order_of_the_table() -> None:
 def test_missing_tools_skip_what_needs_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(replication.os.path, "exists", lambda _path: True)
-    monkeypatch.setattr(replication.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(replication.shutil, "which", lambda name: None if name == "fio" else name)
+    monkeypatch.setattr(os.path, "exists", lambda _path: True)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "fio" else name)
     plan, skipped = replication.check(replication.parse([]))
     assert plan.columns == ("quorum",)
     assert "no fio" in skipped[0]
-    monkeypatch.setattr(replication.shutil, "which", lambda _name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
     plan, skipped = replication.check(replication.parse([]))
     assert plan.rows == replication.EXTRA_ROWS
     assert len(skipped) == 2
     assert replication.main(["--rows", "depth1"]) == 2
     assert "nothing is left to measure" in capsys.readouterr().err
-    monkeypatch.setattr(replication.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert replication.main([]) == 2
     assert "needs root" in capsys.readouterr().err
 
 
-def test_a_raw_copy_without_a_receiver_is_an_error(tmp_path) -> None:
+def test_a_raw_copy_without_a_receiver_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(OSError, match="refused"):
         raw_copy.send(tmp_path / "file", 1)
