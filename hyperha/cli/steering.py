@@ -202,20 +202,21 @@ def swap(
 
 def failover(module: Module, value: Annotated[str, typer.Argument(metavar="on|off")]) -> None:
     """Whether the other node takes over by itself."""
-    _switch(module, "failover", value, ("on", "off"))
+    _switch(module, "failover", value, {"on": "failover-on", "off": "failover-off"})
 
 
 def boot(module: Module, value: Annotated[str, typer.Argument(metavar="on|off|auto")]) -> None:
     """Whether the module starts with the daemon (auto: as it was before)."""
-    _switch(module, "boot", value, ("on", "off", "auto"))
+    known: dict[str, VerbWord] = {"on": "boot-on", "off": "boot-off", "auto": "boot-auto"}
+    _switch(module, "boot", value, known)
 
 
-def _switch(module: str, what: str, value: str, known: tuple[str, ...]) -> None:
+def _switch(module: str, what: str, value: str, known: dict[str, VerbWord]) -> None:
     if value not in known:
         raise UsageError(f"{what} takes {' or '.join(known)}, not {value!r}")
     act(
         module,
-        f"{what}-{value}",
+        known[value],
         node=None,
         everywhere=what == "failover",
         options_sent=ActionOptions(),
