@@ -33,6 +33,8 @@ from tests.support.disks import MOUNT_KIND, DiskServer
 DISK_MIB = 512
 NO_WRITE_LIMIT_S = 2.0
 """A cut comes at a write; on a disk that nobody writes to it comes after this time."""
+DIRTY_KIB = 512
+"""Of a node's file system, in memory only."""
 END_LIMIT_S = 15.0
 CONFIRMATIONS = 3
 """mountinfo may leave out what is there while somebody else mounts (M6)."""
@@ -70,6 +72,18 @@ def _run(*command: str) -> str:
     if done.returncode != 0:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout.strip()
+
+
+def _write_back_early(home: Path) -> None:
+    """Let the kernel write to this disk all the time, not only every few seconds.
+
+    Else two nodes that fail at one moment forget the same writes, and nobody sees a difference.
+    """
+    device = home.stat().st_dev
+    limits = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
+    if (limits / "strict_limit").exists():  # Since Linux 6.2.
+        (limits / "strict_limit").write_text("1")
+        (limits / "max_bytes").write_text(str(DIRTY_KIB << 10))
 
 
 def end_processes(tree: ProcessTree) -> None:
@@ -178,6 +192,7 @@ class Supply:
         self._loops[node] = device
         self._homes[node].mkdir(parents=True, exist_ok=True)
         _run("mount", "-t", "ext4", device, str(self._homes[node]))
+        _write_back_early(self._homes[node])
 
     def cut(self, seed: str, writes: int, nodes: list[str]) -> dict[str, Any]:
         """Power off at the WRITES-th write from now on to the first node's disk, for all of them.
