@@ -170,9 +170,15 @@ def session_lost(turn: Turn, event: SessionLost) -> None:
 def stalled(turn: Turn, event: SessionStalled) -> None:
     """The peer makes no progress (D8'): ask early, drop it at stall_limit."""
     state = turn.state
-    if event.session != state.session or state.link not in (Link.ENDING, Link.IN_SYNC):
+    if event.session != state.session or not event.over_limit:
         return
-    if event.over_limit:
+    if state.link is Link.COPYING:
+        # Nobody's write needs it yet, but the guest's would wait behind what it does not take.
+        text = f"{state.config.peer} made no progress for {event.waited_ms} ms: the resync ends"
+        turn.tell(Level.WARNING, "D8'", text)
+        turn.order(CloseSession, Step.CLOSE)
+        turn.set(link=Link.NONE, session=None, resync=None)
+    elif state.link in (Link.ENDING, Link.IN_SYNC):
         freeze(turn, f"{state.config.peer} made no progress for {event.waited_ms} ms")
         if state.peer_heard:
             return

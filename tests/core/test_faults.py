@@ -8,7 +8,7 @@ from hyperha.core.actions import Acknowledge
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Summary
 from hyperha.core.records import DataLabel, Generation, Lineage
-from hyperha.core.state import Isolation, Phase
+from hyperha.core.state import Isolation, Link, Phase
 from hyperha.domain import Role
 from tests.support.world import pair
 
@@ -283,3 +283,21 @@ def test_killing_goes_on_although_a_record_cannot_be_stored():
     world.run(4000, writes=False)
     assert not world.a.vm_run
     assert world.a.state.role is R.STOP
+
+
+def test_a_target_that_takes_nothing_is_let_go():
+    """D8': a resync that does not go on ends, before the guest's writes wait behind it."""
+    world = pair()
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.boot_node(world.b)
+    while world.a.state.link is not Link.COPYING:
+        world.run(5)
+    session = world.a.state.session
+    assert session is not None
+    world.a.event(e.SessionStalled(session, 1500, over_limit=False))
+    assert world.a.state.link is Link.COPYING
+    world.a.event(e.SessionStalled(session, 3000, over_limit=True))
+    assert world.a.state.session is None
+    assert not world.a.state.frozen
+    world.until(R.PRIM, R.SECOND)
