@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from hyperha.daemon.fencing import peel
+from hyperha.spawn.tree import RunPlace
 
 MARK = "HYPERHA_DEMO"
 MARK_FILE = "demo.mark"
@@ -82,6 +83,10 @@ def clean(directory: str, mark: str, *, remove: bool) -> None:
             break
         end(left)
         time.sleep(0.1)
+    for home in Path(directory).iterdir() if os.path.isdir(directory) else ():
+        if (home / "run").is_dir():
+            # What a daemon that was killed could not remove: the empty cgroups of its runs.
+            RunPlace.for_home(home.name, home / "run").close()
     if remove and owns(directory, mark):
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -155,6 +155,12 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
+def place_name(node: str, run_directory: Path) -> str:
+    """The name of a node's place for runs."""
+    digest = hashlib.sha256(str(run_directory).encode()).hexdigest()[:8]
+    return f"{node}-{digest}"
+
+
 class RunPlace:
     """Where the cgroups of one node's runs are made: a subtree of the daemon's own cgroup.
 
@@ -166,7 +172,7 @@ class RunPlace:
         self.limit = ""
         self._root: str = ""
         try:
-            base = _own_cgroup()
+            base = own_cgroup()
             if base is None:
                 self.limit = "no cgroup v2 is mounted: runs are ended by process group and marker"
                 return
@@ -184,8 +190,7 @@ class RunPlace:
     @classmethod
     def for_home(cls, node: str, run_directory: Path) -> RunPlace:
         """The place of a node's daemon: the same after a restart, another for another home."""
-        digest = hashlib.sha256(str(run_directory).encode()).hexdigest()[:8]
-        return cls(f"{node}-{digest}")
+        return cls(place_name(node, run_directory))
 
     def tree(self, run_id: str) -> ProcessTree:
         """How the processes of a run will be found that is started with this id: for the
@@ -218,7 +223,7 @@ class RunPlace:
                 pass  # A run is still there, or another daemon of this home removed it.
 
 
-def _own_cgroup() -> str | None:
+def own_cgroup() -> str | None:
     """The directory of this process in the cgroup v2 hierarchy, also in the hybrid layout."""
     if sys.platform == "win32":
         return None

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hyperha.demo import janitor
+from hyperha.spawn.tree import RunPlace, own_cgroup, place_name
 from tests.acceptance.pair import ROOT, free_ports
 
 
@@ -31,6 +32,13 @@ def _mark_of(directory: Path) -> str:
                     if one.startswith(f"{janitor.MARK}=".encode())
                 )
     return ""
+
+
+def _groups(directory: Path) -> list[Path]:
+    """Control groups of the demonstration's nodes."""
+    base = own_cgroup()
+    names = [f"hyperha-{place_name(n, directory / n / 'run')}" for n in ("node1", "node2")]
+    return [Path(base) / name for name in names if base and (Path(base) / name).exists()]
 
 
 @pytest.mark.parametrize(
@@ -57,14 +65,19 @@ def test_demo_ended_by_a_signal(tmp_path: Path, number: signal.Signals, status: 
         mark = _mark_of(directory)
         assert mark
         assert len(janitor.mounts_below(str(directory))) == 2
+        assert _groups(directory) or RunPlace.for_home("node1", directory / "node1" / "run").limit
         process.send_signal(number)
         assert process.wait(60) == status
 
         end = time.monotonic() + 30
         while (
-            janitor.marked(mark) or janitor.mounts_below(str(directory)) or directory.exists()
+            janitor.marked(mark)
+            or janitor.mounts_below(str(directory))
+            or _groups(directory)
+            or directory.exists()
         ) and time.monotonic() < end:
             time.sleep(0.1)
+        assert not _groups(directory)
         assert not janitor.marked(mark)
         assert not janitor.mounts_below(str(directory))
         assert not directory.exists()

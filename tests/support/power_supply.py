@@ -27,7 +27,7 @@ from typing import Any
 
 from hyperha.replication.fuse.mount import raw_unmount
 from hyperha.replication.mounts import beneath, mounted
-from hyperha.spawn.tree import ProcessTree, RunPlace
+from hyperha.spawn.tree import ProcessTree, RunPlace, own_cgroup
 from tests.support.disks import MOUNT_KIND, DiskServer
 
 DISK_MIB = 512
@@ -136,8 +136,8 @@ def free_loop(device: str) -> None:
 def sweep() -> list[str]:
     """Free what dead supplies left: processes, file systems, loop devices, mounts."""
     freed = []
-    base = Path(RunPlace("").tree("x").cgroup).parent.parent
-    for directory in base.glob(f"hyperha-{NAME}-*") if base.is_dir() else ():
+    base = own_cgroup()
+    for directory in Path(base).glob(f"hyperha-{NAME}-*") if base else ():
         if _is_left(directory.name.removeprefix("hyperha-")):
             tree = ProcessTree("", str(directory))
             end_processes(tree)
