@@ -79,7 +79,10 @@ class ResyncTarget(Protocol):
 
 
 class Applier:
-    """Applies one session's frames. `say` sends a frame to the primary, from any thread."""
+    """Applies one session's frames. `say` sends a frame to the primary, from any thread.
+
+    The payload of a large frame is the applier's from `put` on, until it calls `give_back`.
+    """
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class Applier:
         tag: int,
         say: Callable[[bytes], None],
         failed: Callable[[str], None],
+        give_back: Callable[[bytearray], None],
     ) -> None:
         self.queue: SimpleQueue[list[Frame] | None] = SimpleQueue()
         self.waiting_bytes = 0
@@ -109,6 +113,7 @@ class Applier:
         self._tag = tag
         self._say = say
         self._failed = failed
+        self._give_back = give_back
         self._files: dict[int, FileId] = {}
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="apply", daemon=True)
@@ -171,8 +176,12 @@ class Applier:
         while (frames := get()) is not None:
             size = len(frames)
             for frame in frames:
-                size += len(frame.payload)
+                payload = frame.payload
+                size += len(payload)
                 self._apply(frame)
+                if isinstance(payload, bytearray):
+                    # Nothing of a write or block is kept: the receiver may fill it anew.
+                    self._give_back(payload)
             with self._lock:
                 self.waiting_bytes -= size
 

@@ -22,6 +22,7 @@ from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication import handshake, wire
 from hyperha.replication.applier import Applier
+from hyperha.replication.buffers import Buffers
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Refusal, Welcome
@@ -56,6 +57,8 @@ class SecondarySession:
         self._report = report
         self._tag = wire.session_tag(key)
         self._syncer = Syncer(store, self._sync_failed)
+        self._buffers = Buffers()
+        """Taken by the parser, given back by the applier."""
         self._outbox: SimpleQueue[bytes] = SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.Lock()
@@ -193,6 +196,7 @@ class SecondarySession:
             self._tag,
             self.say,
             self._apply_failed,
+            self._buffers.give_back,
         )
         self._applier.start()
         welcome = handshake.encode_welcome(Welcome(mine, INSTANCE))
@@ -225,7 +229,7 @@ class SecondarySession:
         poll.register(self._wake, select.POLLIN)
         poll.register(forward.fileno(), select.POLLIN)
         listening = True
-        parser = Parser(self._tag, from_primary=True)
+        parser = Parser(self._tag, from_primary=True, buffers=self._buffers)
         buffer = memoryview(bytearray(RECEIVE_BYTES))
         next_progress = now_ms() + _PROGRESS_MS
         while not self._goodbye:
@@ -239,6 +243,7 @@ class SecondarySession:
             self._send_outbox(backward)
             if now_ms() >= next_progress:
                 next_progress = now_ms() + _PROGRESS_MS
+                self._buffers.trim()
                 backward.send([wire.frame(Kind.PROGRESS, self._tag, 0, self._progress(applier))])
             room = applier.waiting_bytes < QUEUE_BYTES
             if room != listening:
@@ -263,7 +268,7 @@ class SecondarySession:
         assert self._applier is not None
         while True:
             room = parser.room()
-            size = forward.receive_into(buffer if room is None else room)
+            size = forward.receive_into(buffer[: parser.wanted] if room is None else room)
             self.heard_ms = now_ms()
             if not size or self._closing or self._failure:
                 # Fenced, or this copy fell behind: nothing more is acknowledged.

@@ -16,6 +16,7 @@ import xxhash
 
 from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
+from hyperha.replication.buffers import Buffers
 from hyperha.replication.operations import FileId, Record, RecordKind
 
 ZONE_BYTES: Final = 1 << 20
@@ -27,6 +28,8 @@ DATA_LIMIT: Final = 1 << 20
 FRAME_LIMIT: Final = DATA_LIMIT + 4096
 RECORDS_PER_FRAME: Final = 16384
 _LARGE: Final = 128 << 10
+_AFTER_LARGE: Final = 4096
+"""Received behind a large frame: the next one's head, and little of a payload that is moved."""
 
 HEAD: Final = struct.Struct("<IBBHIQ")
 """Bytes behind the head, kind, flags, zero, session tag, number."""
@@ -96,7 +99,8 @@ class Frame(NamedTuple):
     flags: int
     number: int
     payload: bytes | bytearray
-    """A bytearray only for large writes and blocks, which are received in place."""
+    """A bytearray only for large writes and blocks, which are received in place: whoever has the
+    frame owns it, and gives it back to the parser's `buffers` when it is applied."""
 
 
 def session_tag(session: SessionKey) -> int:
@@ -121,9 +125,13 @@ def write_head(length: int, tag: int, number: int, index: int, offset: int, barr
 class Parser:
     """Cuts a received byte stream into frames of one session; knows nothing of their meaning."""
 
-    __slots__ = ("_filled", "_from_secondary", "_held", "_large", "_tag")
+    __slots__ = ("_buffers", "_filled", "_from_secondary", "_held", "_large", "_tag", "wanted")
 
-    def __init__(self, tag: int, *, from_primary: bool) -> None:
+    def __init__(self, tag: int, *, from_primary: bool, buffers: Buffers | None = None) -> None:
+        self.wanted = FRAME_LIMIT
+        """How many bytes are best received for the next `feed`, at most."""
+        self._buffers = Buffers() if buffers is None else buffers
+        """Where the payloads of large frames come from."""
         self._tag = tag
         self._held = bytearray()
         self._large: tuple[Kind, int, int, bytearray] | None = None
@@ -149,6 +157,8 @@ class Parser:
         if self._filled < len(payload):
             return None
         self._large = None
+        # More of the same is likely: its payload, too, is to be received where it stays.
+        self.wanted = _AFTER_LARGE
         return Frame(kind, flags, number, payload)
 
     def feed(self, data: bytes | memoryview) -> list[Frame]:
@@ -156,6 +166,7 @@ class Parser:
 
         Raises ReplicationError; then the stream is dead.
         """
+        self.wanted = FRAME_LIMIT
         held = self._held
         if held:
             held += data
@@ -197,7 +208,7 @@ class Parser:
     def _begin_large(
         self, kind: Kind, flags: int, number: int, length: int, start: memoryview
     ) -> None:
-        payload = bytearray(length)
+        payload = self._buffers.take(length)
         self._filled = len(start)
         payload[: self._filled] = start
         self._large = (kind, flags, number, payload)

@@ -1,0 +1,42 @@
+"""Buffers for large payloads, used again: clearing fresh memory costs as much as filling it.
+
+Whoever has taken a buffer owns it, may hand it on, and the last owner gives it back when nothing
+reads it any more; a buffer that is never given back is only garbage. Knows nothing of contents.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+_KEPT: Final = 8
+
+
+class Buffers:
+    """Free buffers. One thread takes, any thread gives back."""
+
+    __slots__ = ("_free", "_used")
+
+    def __init__(self) -> None:
+        self._free: deque[bytearray] = deque()
+        self._used = False
+
+    def take(self, size: int) -> bytearray:
+        """A buffer of exactly `size` bytes, of any content: the caller's until it gives it back."""
+        self._used = True
+        while self._free:
+            buffer = self._free.pop()
+            if len(buffer) == size:
+                return buffer
+        return bytearray(size)
+
+    def give_back(self, buffer: bytearray) -> None:
+        """The owner has no use for it any more, and nothing else reads it."""
+        if len(self._free) < _KEPT:
+            self._free.append(buffer)
+
+    def trim(self) -> None:
+        """For the taking thread, now and then: free all if none was taken since the last time."""
+        if not self._used:
+            self._free.clear()
+        self._used = False

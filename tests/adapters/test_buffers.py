@@ -1,0 +1,125 @@
+"""Buffers that are used again: never filled anew before their contents were used."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from hyperha.errors import ReplicationError
+from hyperha.replication import wire
+from hyperha.replication.buffers import Buffers
+from hyperha.replication.operations import ROOT_ID, FileId
+from tests.support.engine_pair import Guest, Pair, pair_at, wait_for
+
+FILE = FileId(b"f" * 16)
+LARGE = 1 << 20
+
+
+@pytest.fixture
+def pair(tmp_path: Path):
+    with pair_at(tmp_path) as both:
+        yield both
+
+
+def test_a_buffer_has_one_owner() -> None:
+    buffers = Buffers()
+    first, second = buffers.take(LARGE), buffers.take(LARGE)
+    assert first is not second
+    buffers.give_back(first)
+    assert buffers.take(LARGE - 1) is not first, "of exactly the size that was asked for"
+    buffers.give_back(second)
+    assert buffers.take(LARGE) is second
+    buffers.give_back(second)
+    buffers.trim()
+    assert buffers.take(LARGE) is second, "was used since the last time"
+    buffers.give_back(second)
+    buffers.trim()
+    buffers.trim()
+    assert buffers.take(LARGE) is not second
+
+
+def test_large_frames_are_cut_from_any_pieces_into_used_buffers() -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    frames = []
+    for number in range(1, 41):
+        size = chance.choice((0, 1, 4096, 128 << 10, 500_000, LARGE, LARGE))
+        frames.append((number, number << 20, chance.randbytes(size)))
+    stream = memoryview(
+        b"".join(
+            wire.write_head(len(data), 5, number, 1, offset, False) + data
+            for number, offset, data in frames
+        )
+    )
+    buffers = Buffers()
+    parser = wire.Parser(5, from_primary=True, buffers=buffers)
+    position = 0
+    held: list[wire.Frame] = []
+    while position < len(stream):
+        room = parser.room()
+        limit = min(parser.wanted, 1 << 19) if room is None else len(room)
+        size = min(limit, chance.choice((1, 30, 5000, 1 << 19, 1 << 21)), len(stream) - position)
+        piece = stream[position : position + size]
+        position += size
+        if room is None:
+            held += parser.feed(piece)
+        else:
+            room[:size] = piece
+            one = parser.filled(size)
+            held += [] if one is None else [one]
+        while held and (len(held) > 3 or position == len(stream)):
+            frame = held.pop(0)
+            number, offset, data = frames.pop(0)
+            assert (frame.number, wire.decode_write(frame.payload)) == (number, (1, offset, data))
+            if isinstance(frame.payload, bytearray):
+                buffers.give_back(frame.payload)
+    assert not frames
+    assert not parser.partial
+
+
+def test_a_used_buffer_does_not_hide_a_malformed_frame() -> None:
+    parser = wire.Parser(5, from_primary=True)
+    raw = wire.write_head(LARGE, 5, 1, 1, 0, False) + bytes(LARGE)
+    parser.feed(raw[:4096])
+    room = parser.room()
+    assert room is not None
+    room[:] = raw[4096:]
+    assert parser.filled(len(room)) is not None
+    with pytest.raises(ReplicationError, match="another session"):
+        parser.feed(wire.write_head(LARGE, 6, 2, 1, 0, False))
+
+
+@pytest.mark.root
+def test_no_payload_is_overwritten_before_it_is_applied(pair: Pair, monkeypatch) -> None:
+    """T2, T3: the applier is always four frames behind what was received and acknowledged."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    files = [guest.create(ROOT_ID, b"%d" % i) for i in range(3)]
+    sizes = (LARGE, LARGE, LARGE - 4096, 200_000, LARGE, 4096, LARGE, 300_000)
+    writes = [
+        (files[i % 3], (i % 5) << 20, random.Random(i).randbytes(sizes[i % len(sizes)]))
+        for i in range(120)
+    ]
+    wait_for(lambda: guest.answers == len(files))
+    expected = iter(writes)
+    seen: list[int] = []
+    done = len(files)
+    real = pair.b.store.write
+
+    def slow(file, offset, data):
+        nonlocal done
+        done += 1
+        behind = min(done + 4, len(files) + len(writes))
+        wait_for(lambda: guest.answers >= behind)
+        assert (file, offset, bytes(data)) == next(expected)
+        seen.append(id(data.obj))
+        return real(file, offset, data)
+
+    monkeypatch.setattr(pair.b.store, "write", slow)
+    for file, offset, data in writes:
+        guest.write(file, offset, data)
+    wait_for(lambda: done == len(files) + len(writes))
+    assert not guest.errors
+    assert len(set(seen)) < len(seen), "no buffer was used twice"
+    pair.check_equal()
