@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hyperha.core import killing, leaving, waiting
+from hyperha.core import covering, killing, leaving
 from hyperha.core.actions import Finish, Level, Timer
 from hyperha.core.events import CommandGiven, SettingsChanged, Verb
 from hyperha.core.messages import HandoverKind
@@ -100,7 +100,7 @@ def _prim_refusal(state: ModuleState, verb: Verb) -> str:
     if verb is Verb.PRIM and state.lineage.label is DataLabel.INCONSISTENT:
         return f"the copy on {node} is half made: only primforce could start it"
     if state.unknown_data:
-        return f"unknown data: {state.unknown_data}"
+        return state.unknown_data
     return ""
 
 
@@ -190,7 +190,7 @@ def _perform(turn: Turn, verb: Verb, by: str) -> None:
 
 def _start(turn: Turn, goal: Goal) -> None:
     if turn.state.role is Role.STOP:
-        waiting.attach(turn, goal)
+        covering.attach(turn, goal)
         return
     # In WAIT the folder is covered already: only the goal is new.
     turn.cancel(Timer.RETRY, Timer.PATIENCE)
@@ -200,7 +200,7 @@ def _start(turn: Turn, goal: Goal) -> None:
     command = turn.state.command
     if command is not None and command.adopt and turn.state.unknown_data:
         turn.set(goal=Goal.RESTART)
-        waiting.detach(turn)
+        covering.detach(turn)
         return
     turn.enter(Role.WAIT, Phase.WAITING)
 
@@ -215,7 +215,7 @@ def _stop(turn: Turn, goal: Goal, why: Why) -> None:
         leaving.leave_second(turn, goal, why)
     else:
         turn.set(goal=goal, end=why)
-        waiting.detach(turn)
+        covering.detach(turn)
 
 
 def shut_down(turn: Turn, why: Why) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import commands, joining, leaving, running, source, waiting
+from hyperha.core import commands, covering, joining, leaving, running, source
 from hyperha.core.actions import Acknowledge, Level, Release, SetMarker, Timer
 from hyperha.core.events import (
     CheckerAction,
@@ -212,7 +212,7 @@ def start_anew(turn: Turn, why: Why) -> None:
         source.kill(turn, why)
         return
     turn.set(end=why, link=Link.NONE, session=None)
-    waiting.detach(turn)
+    covering.detach(turn)
 
 
 def persist_failed(turn: Turn, event: PersistFailed) -> None:
@@ -225,7 +225,7 @@ def persist_failed(turn: Turn, event: PersistFailed) -> None:
         turn.explain(why)
         turn.finish(False, why.text)
     elif phase is Phase.DETACHING:
-        waiting.uncover(turn)
+        covering.uncover(turn)
     elif phase is Phase.KILLING:
         turn.set(goal=Goal.STOP)
         # What was dropped behind the failed record may be the timer of the next attempt.
@@ -238,4 +238,4 @@ def persist_failed(turn: Turn, event: PersistFailed) -> None:
     else:
         turn.set(goal=Goal.STOP, end=why)
         turn.enter(turn.state.role, Phase.DETACHING)
-        waiting.uncover(turn)
+        covering.uncover(turn)

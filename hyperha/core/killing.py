@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import waiting
+from hyperha.core import covering
 from hyperha.core.actions import Fence, KillVm, Level, Timer
 from hyperha.core.events import VmDone
 from hyperha.core.messages import Abdicated
@@ -70,7 +70,7 @@ def _count(turn: Turn) -> None:
     turn.persist(lineage=lineage)
     again = not failed and state.goal not in (Goal.STOP, Goal.BLOCKED)
     turn.set(goal=Goal.RESTART if again else Goal.STOP)
-    waiting.detach(turn)
+    covering.detach(turn)
 
 
 def kill_again(turn: Turn) -> None:
@@ -92,4 +92,4 @@ def force_stop(turn: Turn) -> None:
         turn.enter(turn.state.role, Phase.KILLING)
         attempt(turn)
     else:
-        waiting.detach(turn)
+        covering.detach(turn)

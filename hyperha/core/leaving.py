@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import failover, running, source, waiting
+from hyperha.core import covering, failover, running, source
 from hyperha.core.actions import (
     Barrier,
     CloseSession,
@@ -214,7 +214,7 @@ def demoted(turn: Turn, event: EngineDone) -> None:
             send_released(turn)
             if state.handover.kind is HandoverKind.SWAP:
                 turn.set(goal=Goal.RESTART)
-        waiting.detach(turn)
+        covering.detach(turn)
         return
     if state.handover is not None and state.handover.ready:
         why = Why("H2", f"handed over to {state.config.peer}")
@@ -222,7 +222,7 @@ def demoted(turn: Turn, event: EngineDone) -> None:
         send_released(turn)
         turn.arm(Timer.PATIENCE, 2 * state.config.timing.takeover_wait_ms)
         return
-    waiting.detach(turn)
+    covering.detach(turn)
 
 
 def send_released(turn: Turn) -> None:
@@ -256,7 +256,7 @@ def after_handover(turn: Turn) -> None:
         turn.finish(True, f"{turn.state.config.peer} runs the VM")
         turn.enter(Role.WAIT, Phase.WAITING, Why("H2", "follows after the swap"))
         return
-    waiting.detach(turn)
+    covering.detach(turn)
 
 
 def handover_overdue(turn: Turn) -> None:
@@ -270,14 +270,11 @@ def handover_overdue(turn: Turn) -> None:
     if handover.kind is HandoverKind.STOP:
         after_handover(turn)
         return
-    if state.peer_heard and state.peer is not None and state.peer.role is Role.STOP:
-        # It was stopped instead of taking over: who may run is settled by a claim (P7).
+    if state.peer_heard:
+        # It runs the VM, or was stopped instead: a join or a claim settles who may run (P7).
         turn.set(handover=None, goal=Goal.RUN)
         turn.cancel(Timer.RETRY)
         turn.enter(Role.WAIT, Phase.WAITING, Why("H2", text))
-        return
-    if state.peer_heard:
-        turn.arm(Timer.PATIENCE, state.config.timing.takeover_wait_ms)
         return
     # Without a witness a released node behaves like a secondary after twice the wait (H2).
     turn.set(handover=None, goal=Goal.RUN)
@@ -346,7 +343,7 @@ def closed_for_leaving(turn: Turn, event: EngineDone) -> None:
     turn.persist(lineage=lineage)
     turn.send(Goodbye(state.session_number, lineage.label is not DataLabel.UPTODATE))
     turn.set(link=Link.NONE, session=None, peer_leaving=False)
-    waiting.detach(turn)
+    covering.detach(turn)
 
 
 def last_man_stopped(turn: Turn, message: LastManStopped) -> None:
@@ -363,4 +360,4 @@ def close_and_go(turn: Turn) -> None:
     turn.order(CloseSession, Step.CLOSE)
     turn.send(Goodbye(state.session_number, state.lineage.label is not DataLabel.UPTODATE))
     turn.set(link=Link.NONE, session=None, peer_leaving=False)
-    waiting.detach(turn)
+    covering.detach(turn)

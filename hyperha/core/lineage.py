@@ -58,6 +58,15 @@ def decide(mine: Summary, theirs: Summary, running: str = "") -> Verdict:
             verdict.start,
             f"{running} runs the VM but its copy is the older one ({verdict.text})",
         )
+    source = {Direction.SOURCE: mine, Direction.TARGET: theirs}.get(verdict.direction)
+    if source is not None and source.unknown:
+        return Verdict(
+            "R12",
+            Direction.CONFLICT,
+            SessionStart.FULL,
+            f"{verdict.text}, and what is in the folder on {source.node} is unknown: restore it, "
+            f"or give up what it had with a confirmed prim",
+        )
     return _full_if_owed(verdict, mine, theirs)
 
 
@@ -119,7 +128,8 @@ def _same_generation(mine: Summary, theirs: Summary, running: str) -> Verdict:
     if mine.label is DataLabel.INCONSISTENT:
         return Verdict("R3", Direction.CONFLICT, SessionStart.FULL, "both copies are half copied")
     # A copy that owes a full compare equals nothing before it was made (R12, D10).
-    if mine.candidates == 0 and theirs.candidates == 0 and not (mine.full or theirs.full):
+    owed = mine.full or theirs.full or mine.unknown or theirs.unknown
+    if mine.candidates == 0 and theirs.candidates == 0 and not owed:
         return Verdict("R5", Direction.EQUAL, SessionStart.IN_SYNC, "both copies are equal")
     source = _r4_source(mine, theirs, running)
     return Verdict(
@@ -139,6 +149,7 @@ def _r4_source(mine: Summary, theirs: Summary, running: str) -> Summary:
     return min(
         (mine, theirs),
         key=lambda one: (
+            one.unknown,
             one.label is not DataLabel.UPTODATE,
             not one.intent_primary,
             -one.epoch.counter,

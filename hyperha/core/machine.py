@@ -12,6 +12,7 @@ from typing import Any
 
 from hyperha.core import (
     commands,
+    covering,
     failover,
     joining,
     killing,
@@ -232,9 +233,9 @@ _RESULTS: dict[Step, type[e.Event]] = {
 """Who answers; every other step is the engine's."""
 
 _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
-    Step.ATTACH: waiting.attached,
-    Step.DETACH: waiting.detached,
-    Step.UNCOVER: waiting.uncovered,
+    Step.ATTACH: covering.attached,
+    Step.DETACH: covering.detached,
+    Step.UNCOVER: covering.uncovered,
     Step.MARK: results.marked,
     Step.EXPECT: joining.expected,
     Step.OPEN: _opened,

@@ -32,6 +32,8 @@ class Summary:
     folder_empty: bool
     adopt: bool = False
     full: bool = False
+    unknown: bool = False
+    """The folder is not the one that the record speaks of: never a source (R12)."""
 
     @staticmethod
     def of(
@@ -41,6 +43,7 @@ class Summary:
         *,
         adopt: bool = False,
         full: bool = False,
+        unknown: bool = False,
     ) -> Summary:
         """The summary of a node's own record."""
         return Summary(
@@ -58,6 +61,7 @@ class Summary:
             folder_empty=folder_empty,
             adopt=adopt,
             full=full or lineage.full_compare_owed,
+            unknown=unknown,
         )
 
 

@@ -213,6 +213,8 @@ def _cannot_step_back(turn: Turn, message: OutdateRequest) -> str:
         return f"{node} runs the VM"
     if state.phase in (Phase.DRAINING, Phase.ENTERING, Phase.OPENING, Phase.PROVING):
         return f"{node} is taking over"
+    if message.epoch < state.lineage.held:
+        return f"{node} has run under epoch {state.lineage.held} since"
     session = state.session
     if session is not None and (message.epoch, message.session) < (session.epoch, session.number):
         return f"{node} has a newer session"
@@ -298,14 +300,12 @@ def released(turn: Turn, message: Released) -> None:
     foreign = message.epoch.node != seen.node or message.epoch > seen or turn.peer_runs
     if foreign and not claimed:
         return
-    if message.epoch < state.lineage.held:
-        return  # A late copy: this node has run under a later epoch since.
     if state.lineage.intent_primary or state.awaits(Step.TAKE):
         if state.lineage.intent_primary:
             turn.send(Taken(message.epoch))
         return
-    if state.phase not in _MAY_TAKE:
-        return
+    if state.phase not in _MAY_TAKE or message.epoch < state.lineage.held:
+        return  # A late copy, when this node has run under a later epoch since.
     turn.set(handover=Handover(message.epoch, message.kind, ready=True, taking=True))
     turn.cancel(Timer.TAKEOVER)
     text = f"takes the VM over from {state.config.peer} as planned ({message.kind})"

@@ -153,6 +153,7 @@ class Turn:
             state.facts.folder_empty if state.facts else False,
             adopt=bool(command and (command.adopt or command.confirmed)),
             full=bool(command and command.full),
+            unknown=bool(state.unknown_data),
         )
 
     @property

@@ -129,6 +129,8 @@ class EngineHost:
         await self._bury()
         self._drop_kept()
         self._pending.clear()
+        # The core must not count on what this process was to write at its end (R12).
+        self._callbacks.post(EngineLost("ended to cut the VM off from its data", False))
 
     async def close(self) -> None:
         """End the process and forget everything."""

@@ -10,7 +10,7 @@ from hyperha.core.messages import Summary
 from hyperha.core.records import DataLabel, Generation, Lineage
 from hyperha.core.state import Isolation, Link, Phase
 from hyperha.domain import Role
-from tests.support.world import pair
+from tests.support.world import Folder, pair
 
 R = Role
 
@@ -301,3 +301,73 @@ def test_a_target_that_takes_nothing_is_let_go():
     assert world.a.state.session is None
     assert not world.a.state.frozen
     world.until(R.PRIM, R.SECOND)
+
+
+@pytest.mark.parametrize("isolation", list(Isolation))
+def test_an_empty_folder_on_the_last_primary_does_not_keep_the_whole_copy_from_running(isolation):
+    """R12: its data disk is not mounted; the other node has everything that was acknowledged."""
+    world = pair(isolation=isolation)
+    world.crash(world.a)
+    world.crash(world.b)
+    world.a.folder = Folder()
+    world.boot_node(world.a)
+    world.boot_node(world.b)
+    world.until(R.WAIT, R.ALONE)
+    assert world.a.state.why.rule == "R12"
+    assert world.acknowledged <= world.b.folder.data
+    world.command(world.a, "second", adopt=True, confirmed=True)
+    world.until(R.SECOND, R.PRIM)
+
+
+def test_an_empty_folder_whose_line_went_on_alone_lets_nobody_run_an_older_copy():
+    """R12: what was acknowledged alone is missing everywhere: an operator must know."""
+    world = pair(isolation=Isolation.PRIMARY)
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.run(1000)
+    world.crash(world.a)
+    world.a.folder = Folder()
+    world.boot_node(world.b)
+    world.boot_node(world.a)
+    world.run(10_000)
+    assert world.roles() == (R.WAIT, R.WAIT)
+    assert "unknown" in world.b.state.why.text
+    operation = world.command(world.b, "prim")
+    world.run(3000)
+    assert not world.b.finished[operation][0]
+    world.forced = True
+    world.command(world.b, "prim", confirmed=True)
+    world.until(R.WAIT, R.ALONE)
+
+
+def test_a_late_request_to_step_back_does_not_outdate_a_newer_line():
+    """D9: it was sent before this node took over; its run has ended again meanwhile."""
+    world = pair()
+    world.cut_network()
+    while world.a.state.link is not Link.LOST:
+        world.run(10)
+    late = m.OutdateRequest(
+        world.a.lineage.current.id, world.a.lineage.held, world.a.state.session_number, "n" * 32
+    )
+    world.command(world.a, "forcestop")
+    world.until(R.STOP, R.ALONE)
+    world.mount_lost(world.b)
+    while world.b.state.phase is not Phase.WAITING:
+        world.run(1)
+    world.b.event(e.MessageReceived(late))
+    assert world.b.lineage.label is DataLabel.UPTODATE
+    world.heal_network()
+    world.until(R.STOP, R.ALONE)
+
+
+def test_a_release_that_was_taken_long_ago_is_answered():
+    """H2: the confirmation was lost; the leaver learns from the next one and follows."""
+    world = pair()
+    world.command(world.a, "swap")
+    while world.a.state.phase is not Phase.HANDING_OVER:
+        world.run(1, writes=False)
+    world.loss = 1.0
+    world.run(20_000)
+    world.loss = 0.0
+    world.until(R.SECOND, R.PRIM)
+    assert world.acknowledged <= world.b.folder.data
