@@ -210,7 +210,8 @@ class Parser:
     ) -> None:
         payload = self._buffers.take(length)
         self._filled = len(start)
-        payload[: self._filled] = start
+        # Through a view: a slice of a bytearray would take a copy of what it is given first.
+        memoryview(payload)[: self._filled] = start
         self._large = (kind, flags, number, payload)
 
     def _refuse(self, length: int, kind: int, flags: int, zero: int, tag: int) -> None:
