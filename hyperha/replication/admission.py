@@ -1,6 +1,6 @@
 """Whether a folder may be used, and what covers it when it is not ours (M6, R12, N6).
 
-Looks at the plain folder before it is covered; it writes nothing and mounts nothing.
+It writes nothing and mounts nothing.
 """
 
 from __future__ import annotations
@@ -14,18 +14,13 @@ from hyperha.domain import Marker
 from hyperha.errors import RefusedError
 from hyperha.replication import marker as markers
 from hyperha.replication.marker import DamagedMarker, FolderFacts
-from hyperha.replication.occupancy import holders
+from hyperha.replication.occupancy import Holder, holders, slipped_in
 from hyperha.replication.operations import Answer, Change, FileId, Record
 
 
 def admit(path: str, folder: int) -> FolderFacts:
     """Check a folder that was just opened. RefusedError naming who holds it or what it lacks."""
-    holding = holders(path, ours=frozenset((folder,)))
-    if holding:
-        raise RefusedError(
-            f"{path} is in use: {holding[0]}",
-            "Stop that process; while it holds a file it would bypass replication (M6).",
-        )
+    _refuse(path, holders(path, ours=frozenset((folder,))))
     found = markers.inspect(folder)
     if not found.xattrs or not found.handles:
         lack = "extended attributes" if not found.xattrs else "file handles"
@@ -34,6 +29,19 @@ def admit(path: str, folder: int) -> FolderFacts:
             "Use ext4, xfs or btrfs.",
         )
     return found
+
+
+def admit_covered(path: str, folder: int) -> None:
+    """Look again when the mount covers the folder: reading its log may have taken a while."""
+    _refuse(path, slipped_in(path, folder))
+
+
+def _refuse(path: str, holding: list[Holder]) -> None:
+    if holding:
+        raise RefusedError(
+            f"{path} is in use: {holding[0]}",
+            "Stop that process; while it holds a file it would bypass replication (M6).",
+        )
 
 
 def judge(found: FolderFacts, accept: tuple[Marker, ...]) -> tuple[MarkerState, Marker | None]:

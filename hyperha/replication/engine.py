@@ -25,7 +25,7 @@ from hyperha.replication import marker as markers
 from hyperha.replication import preamble as preambles
 from hyperha.replication import syscalls
 from hyperha.replication.acceptor import Acceptor
-from hyperha.replication.admission import ReadOnly, admit, judge
+from hyperha.replication.admission import ReadOnly, admit, admit_covered, judge
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import (
     Descriptors,
@@ -149,6 +149,7 @@ class Engine:
             facts = self._prepare(folder, action)
             self._stack = stack
             self._session = self._serve(stack.cover())
+            admit_covered(self.config.folder, folder)
             stack.watch(self._mount_lost)
             self._start_stamping()
         except BaseException:

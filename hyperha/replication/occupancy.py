@@ -39,10 +39,10 @@ class Holder:
 class _Folder:
     """Tells whether a path or an inode belongs to the folder."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, device: int) -> None:
         self.path = path.rstrip("/")
         self.prefix = self.path + "/"
-        self.device = os.stat(path).st_dev
+        self.device = device
 
     def holds(self, path: str) -> bool:
         """By name; a deleted file keeps the name it had."""
@@ -130,7 +130,7 @@ def holders(path: str, *, ours: frozenset[int] = frozenset()) -> list[Holder]:
     `ours` are this process's own descriptors that may be open (the folder's). Without root rights
     only the caller's own processes are seen (M14). The folder must not be covered.
     """
-    folder = _Folder(path)
+    folder = _Folder(path, os.stat(path).st_dev)
     found: list[Holder] = []
     for pid in os.listdir("/proc"):
         if pid.isdigit():
@@ -139,6 +139,17 @@ def holders(path: str, *, ours: frozenset[int] = frozenset()) -> list[Holder]:
     for entry in mounts.beneath(folder.path, mounts.mounted()):
         found.append(Holder(0, entry.kind, "mount inside", entry.path))
     return found
+
+
+def slipped_in(path: str, folder: int) -> list[Holder]:
+    """Who took hold of something after `holders` had looked and before the mount covered it.
+
+    The folder is covered now and `folder` its plain descriptor: who reaches it through the mount
+    is on another file system. This process's own descriptors do not count.
+    """
+    plain = _Folder(path, os.fstat(folder).st_dev)
+    processes = [pid for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid()]
+    return [holder for pid in processes for holder in _held_by(pid, plain, frozenset())]
 
 
 def links_from_outside(store: Store) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from hyperha.replication.occupancy import Holder, holders, links_from_outside
+from hyperha.core.actions import Attach
+from hyperha.core.events import EngineDone
+from hyperha.domain import Marker
+from hyperha.replication import admission
+from hyperha.replication import engine as engine_module
+from hyperha.replication.control import EngineConfig
+from hyperha.replication.engine import Engine
+from hyperha.replication.occupancy import Holder, holders, links_from_outside, slipped_in
 from hyperha.replication.store import Store
 
 
@@ -121,3 +129,61 @@ def test_links_from_outside(tmp_path: Path) -> None:
         assert len(links_from_outside(store)) == 1
     finally:
         os.close(fd)
+
+
+@pytest.mark.root
+def test_who_came_between_the_look_and_the_cover_is_found(tmp_path: Path) -> None:
+    """M6: the plain file that was opened then is written to unseen; one in the mount is not."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"plain")
+    plain = os.open(folder, os.O_RDONLY)
+    opened = "import sys; f = open(sys.argv[1] + '/file', 'r+')"
+    try:
+        with child(opened, folder) as before:
+            subprocess.run(["mount", "-t", "tmpfs", "cover", str(folder)], check=True)
+            try:
+                (folder / "file").write_bytes(b"covered")
+                with child(opened, folder) as after:
+                    found = slipped_in(str(folder), plain)
+                    assert [holder.pid for holder in found] == [before]
+                    assert after != before
+            finally:
+                subprocess.run(["umount", str(folder)], check=True)
+    finally:
+        os.close(plain)
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+def test_a_folder_taken_hold_of_while_it_is_covered_is_refused(tmp_path, monkeypatch) -> None:
+    """M6: as `test_who_came_between...`, in the process that covers; the folder is plain again."""
+    folder, run = tmp_path / "folder", tmp_path / "run"
+    folder.mkdir()
+    run.mkdir()
+    (folder / "file").write_bytes(b"plain")
+    holding: list[subprocess.Popen[bytes]] = []
+
+    def admit_and_be_late(path: str, descriptor: int):
+        found = admission.admit(path, descriptor)
+        with (folder / "file").open("rb+") as file:
+            holding.append(subprocess.Popen(["sleep", "60"], stdin=file))
+        return found
+
+    monkeypatch.setattr(engine_module, "admit", admit_and_be_late)
+    config = EngineConfig("c", "VM1", 1, "node1", "node2", str(folder), str(run), ())
+    answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+    engine = Engine(config, lambda message, _: answers.put(message))
+    marker = Marker("r1", "node1", "", 1)
+    try:
+        engine.perform(Attach(1, accept=(), write=marker, adopt=True, fresh=True))
+        done = answers.get(timeout=10)
+        while not isinstance(done, EngineDone):
+            done = answers.get(timeout=10)
+        assert not done.ok
+        assert f"process {holding[0].pid} (sleep): open file" in done.text
+        assert not os.path.ismount(folder)
+    finally:
+        for one in holding:
+            one.kill()
+            one.wait()
