@@ -20,6 +20,8 @@ from hyperha.spawn.tree import RunPlace
 MARK = "HYPERHA_DEMO"
 MARK_FILE = "demo.mark"
 GUARDIANS_LIMIT_S = 8.0
+GROUPS_LIMIT_S = 10.0
+"""How long it is tried to remove cgroups: processes that were killed leave theirs when they like."""
 
 
 def marked(mark: str, *, but: int = 0) -> list[int]:
@@ -67,6 +69,21 @@ def owns(directory: str, mark: str) -> bool:
         return False
 
 
+def remove_groups(directory: Path) -> bool:
+    """What daemons that were killed could not remove: the empty cgroups of their runs.
+
+    False when some are in use for too long.
+    """
+    homes = list(directory.iterdir()) if directory.is_dir() else []
+    left = [RunPlace.for_home(home.name, home / "run") for home in homes if (home / "run").is_dir()]
+    deadline = time.monotonic() + GROUPS_LIMIT_S
+    while left := [place for place in left if not place.close()]:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def clean(directory: str, mark: str, *, remove: bool) -> None:
     """Leave nothing: processes, mounts, and the directory when it was a temporary one."""
     deadline = time.monotonic() + GUARDIANS_LIMIT_S
@@ -83,10 +100,7 @@ def clean(directory: str, mark: str, *, remove: bool) -> None:
             break
         end(left)
         time.sleep(0.1)
-    for home in Path(directory).iterdir() if os.path.isdir(directory) else ():
-        if (home / "run").is_dir():
-            # What a daemon that was killed could not remove: the empty cgroups of its runs.
-            RunPlace.for_home(home.name, home / "run").close()
+    remove_groups(Path(directory))
     if remove and owns(directory, mark):
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -211,16 +211,23 @@ class RunPlace:
         names = [entry.name for entry in os.scandir(self._root) if entry.is_dir()]
         return [ProcessTree(name, os.path.join(self._root, name)) for name in sorted(names)]
 
-    def close(self) -> None:
-        """Remove the subtree when no run is left in it."""
+    def close(self) -> bool:
+        """Remove the subtree when no run is left in it; False while something is still there.
+
+        A process that was killed holds its cgroup for a moment longer than it can be seen, so that
+        False may become True without anybody doing anything.
+        """
         for tree in self.leftovers():
             if not tree.members():
                 tree.remove()
         if self._root:
             try:
                 os.rmdir(self._root)
+            except FileNotFoundError:
+                return True  # Another daemon of this home removed it.
             except OSError:
-                pass  # A run is still there, or another daemon of this home removed it.
+                return False
+        return True
 
 
 def own_cgroup() -> str | None:

@@ -88,3 +88,23 @@ def test_demo_ended_by_a_signal(tmp_path: Path, number: signal.Signals, status: 
         process.stdout.close() if process.stdout else None
         if mark:
             janitor.end(janitor.marked(mark))
+
+
+def test_groups_of_dying_processes_are_removed_once_they_are_gone(tmp_path: Path) -> None:
+    """A cgroup cannot be removed while a killed process still leaves it: tried again."""
+    place = RunPlace.for_home("node1", tmp_path / "node1" / "run")
+    if place.limit:
+        pytest.skip(place.limit)
+    (tmp_path / "node1" / "run").mkdir(parents=True)
+    (tmp_path / janitor.MARK_FILE).write_text("mark-of-nobody", encoding="ascii")
+    group = Path(place.make("1-web"))
+    process = subprocess.Popen(["sleep", "1"])
+    try:
+        (group / "cgroup.procs").write_text(str(process.pid), encoding="ascii")
+        janitor.clean(str(tmp_path), "mark-of-nobody", remove=True)
+        assert not _groups(tmp_path)
+        assert not tmp_path.exists()
+    finally:
+        process.kill()
+        process.wait()
+        place.close()
