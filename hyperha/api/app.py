@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 import hyperha
+from hyperha.api.admission import NO_IDENTITY
 from hyperha.api.service import Caller, NodeService
 from hyperha.api.wire import (
     Accepted,
@@ -35,6 +36,7 @@ FORWARDED_NAME = "x-hyperha-user"
 FORWARDED_ROLE = "x-hyperha-role"
 ModuleName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,31}$")]
 CheckerName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NodeName = Annotated[str, Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,62}$")]
 RunName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
 
 
@@ -42,10 +44,7 @@ def caller_of(request: Request) -> Caller:
     """Who asks, as the connection proves it; a peer node speaks for the user it names."""
     found: Caller | None = getattr(request.state, "caller", None)
     if found is None:
-        raise DeniedError(
-            "this connection proves no identity",
-            "Use the local socket on a node as root or a member of a hyperha group.",
-        )
+        raise DeniedError(*NO_IDENTITY)
     if found.peer_node and FORWARDED_NAME in request.headers:
         name = clean(request.headers[FORWARDED_NAME])[:64]
         role = request.headers.get(FORWARDED_ROLE, "")
@@ -142,22 +141,28 @@ def _add_reading(app: FastAPI, service: NodeService) -> None:
 
 
 def _add_logs(app: FastAPI, service: NodeService) -> None:
+    # `node` names the node whose lines are wanted: another one than the answering is asked for them.
     @app.get("/v1/modules/{module}/log")
     async def log(
         module: ModuleName,
         caller: Monitor,
         after: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1, le=5000)] = 500,
+        node: NodeName | None = None,
     ) -> LogPage:
-        return service.log_page(module, after, limit)
+        return await service.log_page(module, after, limit, node, caller)
 
     @app.get("/v1/modules/{module}/scripts")
-    async def scripts(module: ModuleName, caller: Monitor) -> list[ScriptRun]:
-        return service.script_runs(module)
+    async def scripts(
+        module: ModuleName, caller: Monitor, node: NodeName | None = None
+    ) -> list[ScriptRun]:
+        return await service.script_runs(module, node, caller)
 
     @app.get("/v1/modules/{module}/scripts/{run}")
-    async def script(module: ModuleName, run: RunName, caller: Monitor) -> ScriptOutput:
-        return service.script_output(module, run)
+    async def script(
+        module: ModuleName, run: RunName, caller: Monitor, node: NodeName | None = None
+    ) -> ScriptOutput:
+        return await service.script_output(module, run, node, caller)
 
     @app.get("/v1/stream", response_model=None)
     async def stream(

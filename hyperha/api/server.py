@@ -19,10 +19,13 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from hyperha.api.admission import Admission
 from hyperha.api.service import Caller
 from hyperha.errors import FailedError, UsageError
 
 Identify = Callable[[asyncio.BaseTransport], Caller | None]
+ANONYMOUS_LIMIT = 32
+"""Connections of nobody in particular that one listener keeps; the oldest gives way."""
 
 
 class ApiServer(uvicorn.Server):
@@ -35,7 +38,12 @@ class ApiServer(uvicorn.Server):
 
 
 def make_server(app: FastAPI, identify: Identify, context: ssl.SSLContext | None) -> ApiServer:
-    """A server whose requests carry `state.caller`, or none where `identify` finds nobody."""
+    """A server whose requests carry `state.caller`, or none where `identify` finds nobody.
+
+    The other node and people who are known never wait behind strangers: only connections without
+    a caller are counted, and of those the oldest is cut when there are too many.
+    """
+    strangers: dict[asyncio.Transport, None] = {}
 
     class IdentifyingProtocol(H11Protocol):
         # Uvicorn, too, declares a narrower transport here than asyncio's own base class does.
@@ -43,9 +51,19 @@ def make_server(app: FastAPI, identify: Identify, context: ssl.SSLContext | None
             super().connection_made(transport)
             caller = identify(transport)
             self.app_state = {**self.app_state, "caller": caller}
+            if caller is None:
+                strangers[transport] = None
+                if len(strangers) > ANONYMOUS_LIMIT:
+                    oldest = next(iter(strangers))
+                    del strangers[oldest]
+                    oldest.abort()
+
+        def connection_lost(self, problem: Exception | None) -> None:
+            strangers.pop(self.transport, None)
+            super().connection_lost(problem)
 
     config = uvicorn.Config(
-        app,
+        Admission(app),
         http=IdentifyingProtocol,
         ws="none",
         lifespan="off",

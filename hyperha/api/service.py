@@ -64,14 +64,21 @@ class NodeService(Protocol):
     async def operation(self, operation_id: str) -> OperationView:
         """A command that was accepted, here or on the other node; raises NotFoundError."""
 
-    def log_page(self, name: str, after: int, limit: int) -> LogPage:
-        """The newest lines of a module's log."""
+    async def log_page(
+        self, name: str, after: int, limit: int, node: str | None, caller: Caller
+    ) -> LogPage:
+        """The newest lines of a module's log on a node, the answering one with None.
 
-    def script_runs(self, name: str) -> list[ScriptRun]:
-        """The kept runs of the module's scripts, newest first."""
+        Raises NotFoundError, and UnreachableError when the other node does not answer.
+        """
 
-    def script_output(self, name: str, run: str) -> ScriptOutput:
-        """What one run said; raises NotFoundError."""
+    async def script_runs(self, name: str, node: str | None, caller: Caller) -> list[ScriptRun]:
+        """The kept runs of the module's scripts on a node, newest first; raises as `log_page`."""
+
+    async def script_output(
+        self, name: str, run: str, node: str | None, caller: Caller
+    ) -> ScriptOutput:
+        """What one run on a node said; raises as `log_page`."""
 
     def stream(self, after: int | None) -> AsyncIterator[StreamLine]:
         """What happens from here on; the caller closes it."""
