@@ -21,7 +21,7 @@ MARK = "HYPERHA_DEMO"
 MARK_FILE = "demo.mark"
 GUARDIANS_LIMIT_S = 8.0
 GROUPS_LIMIT_S = 10.0
-"""How long it is tried to remove cgroups: processes that were killed leave theirs when they like."""
+"""How long cgroups are tried: a process that was killed leaves its own when it likes."""
 
 
 def marked(mark: str, *, but: int = 0) -> list[int]:
