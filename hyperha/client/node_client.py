@@ -127,17 +127,22 @@ class NodeClient:
         """How an accepted command stands."""
         return await self._get(f"/v1/operations/{operation_id}", OperationView)
 
-    async def log(self, module: str, after: int = 0, limit: int = 500) -> LogPage:
-        """The newest lines of a module's log."""
-        return await self._get(f"/v1/modules/{module}/log?after={after}&limit={limit}", LogPage)
+    async def log(
+        self, module: str, after: int = 0, limit: int = 500, *, node: str = ""
+    ) -> LogPage:
+        """The newest lines of a module's log on a node, by default the one that answers."""
+        path = f"/v1/modules/{module}/log?after={after}&limit={limit}"
+        return await self._get(path + (f"&node={node}" if node else ""), LogPage)
 
-    async def scripts(self, module: str) -> list[ScriptRun]:
-        """The kept script runs of a module, newest first."""
-        return await self._get(f"/v1/modules/{module}/scripts", list[ScriptRun])
+    async def scripts(self, module: str, *, node: str = "") -> list[ScriptRun]:
+        """The kept script runs of a module on a node, newest first."""
+        query = f"?node={node}" if node else ""
+        return await self._get(f"/v1/modules/{module}/scripts{query}", list[ScriptRun])
 
-    async def script(self, module: str, run: str) -> ScriptOutput:
-        """What one run said."""
-        return await self._get(f"/v1/modules/{module}/scripts/{run}", ScriptOutput)
+    async def script(self, module: str, run: str, *, node: str = "") -> ScriptOutput:
+        """What one run on a node said."""
+        query = f"?node={node}" if node else ""
+        return await self._get(f"/v1/modules/{module}/scripts/{run}{query}", ScriptOutput)
 
     async def stream(self, after: int | None = None) -> AsyncIterator[StreamLine]:
         """Lines as they come; ends with UnreachableError when nothing comes for three periods."""

@@ -1,14 +1,18 @@
-"""The other node's API over mutual TLS: its report for our cluster view, and forwarded commands."""
+"""The other node's API over mutual TLS: its report, forwarded commands, its logs for who asks here.
+
+What it answers is bounded in size and checked against the wire models.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import ssl
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from hyperha.api.app import FORWARDED_NAME, FORWARDED_ROLE
 from hyperha.api.service import Caller
@@ -16,12 +20,16 @@ from hyperha.api.wire import (
     Accepted,
     ActionRequest,
     CheckerChange,
+    LogPage,
     NodeReport,
     OperationView,
     ProblemBody,
+    ScriptOutput,
+    ScriptRun,
 )
 from hyperha.errors import (
     BusyError,
+    DeniedError,
     HyperhaError,
     LossError,
     NotFoundError,
@@ -32,11 +40,27 @@ from hyperha.errors import (
 )
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
+ANSWER_LIMIT_BYTES = 16 << 20
+"""More than the longest log page or script output; what is longer is not read to its end."""
 _ERRORS: dict[str, type[HyperhaError]] = {
     kind.code: kind
-    for kind in (BusyError, LossError, NotFoundError, RefusedError, StaleViewError, UsageError)
+    for kind in (
+        BusyError,
+        DeniedError,
+        LossError,
+        NotFoundError,
+        RefusedError,
+        StaleViewError,
+        UsageError,
+    )
 }
-_BY_STATUS: dict[int, type[HyperhaError]] = {404: NotFoundError, 409: RefusedError, 423: BusyError}
+_BY_STATUS: dict[int, type[HyperhaError]] = {
+    403: DeniedError,
+    404: NotFoundError,
+    409: RefusedError,
+    423: BusyError,
+}
 
 
 class PeerApi:
@@ -60,27 +84,50 @@ class PeerApi:
 
     async def report(self) -> NodeReport | None:
         """The other node's own report; None when it does not answer."""
-        with contextlib.suppress(HyperhaError, ValidationError):
-            body = await self._ask("GET", "/v1/node", None, None)
-            return NodeReport.model_validate(body)
+        with contextlib.suppress(HyperhaError):
+            return await self._get("/v1/node", NodeReport, None)
         return None
 
     async def act(self, module: str, request: ActionRequest, caller: Caller) -> Accepted:
         """Forward a command with the user's name and role."""
-        body = await self._ask("POST", f"/v1/modules/{module}/actions", request, caller)
-        return Accepted.model_validate(body)
+        path = f"/v1/modules/{module}/actions"
+        return self._read(await self._ask("POST", path, request, caller), Accepted)
 
     async def change_checker(
         self, module: str, checker: str, change: CheckerChange, caller: Caller
     ) -> Accepted:
         """Forward a suspension or its end."""
         path = f"/v1/modules/{module}/checkers/{checker}"
-        return Accepted.model_validate(await self._ask("PUT", path, change, caller))
+        return self._read(await self._ask("PUT", path, change, caller), Accepted)
 
     async def operation(self, operation_id: str) -> OperationView:
         """How a forwarded command stands."""
-        body = await self._ask("GET", f"/v1/operations/{operation_id}", None, None)
-        return OperationView.model_validate(body)
+        return await self._get(f"/v1/operations/{operation_id}", OperationView, None)
+
+    async def log_page(self, module: str, after: int, limit: int, caller: Caller) -> LogPage:
+        """The newest lines of the module's log there."""
+        path = f"/v1/modules/{module}/log?after={after}&limit={limit}"
+        return await self._get(path, LogPage, caller)
+
+    async def script_runs(self, module: str, caller: Caller) -> list[ScriptRun]:
+        """The kept runs of the module's scripts there, newest first."""
+        return await self._get(f"/v1/modules/{module}/scripts", list[ScriptRun], caller)
+
+    async def script_output(self, module: str, run: str, caller: Caller) -> ScriptOutput:
+        """What one run there said."""
+        return await self._get(f"/v1/modules/{module}/scripts/{run}", ScriptOutput, caller)
+
+    async def _get(self, path: str, kind: type[T], caller: Caller | None) -> T:
+        return self._read(await self._ask("GET", path, None, caller), kind)
+
+    def _read(self, body: Any, kind: type[T]) -> T:
+        try:
+            return TypeAdapter(kind).validate_python(body)
+        except ValidationError as problem:
+            raise UnreachableError(
+                f"the answer of {self._peer} is not understood: {problem.error_count()} errors",
+                "Do both nodes run the same version?",
+            ) from problem
 
     async def _ask(
         self,
@@ -98,27 +145,37 @@ class PeerApi:
         last = "no address"
         for base in list(self._bases):
             try:
-                answer = await self._client.request(
+                async with self._client.stream(
                     method, base + path, content=content, headers=headers
-                )
+                ) as answer:
+                    return _body(answer.status_code, await self._content(answer))
             except (httpx.HTTPError, ssl.SSLError) as problem:
                 last = str(problem) or type(problem).__name__
                 if not isinstance(problem, httpx.ConnectError | httpx.ConnectTimeout):
                     break  # It may have been received: another address could do it twice.
                 self._bases.append(self._bases.pop(0))
-                continue
-            return _body(answer)
         raise UnreachableError(
             f"{self._peer} does not answer: {last}", f"Is its daemon running? Ask {self._peer}."
         )
 
+    async def _content(self, answer: httpx.Response) -> bytes:
+        content = bytearray()
+        async for part in answer.aiter_bytes():
+            content += part
+            if len(content) > ANSWER_LIMIT_BYTES:
+                raise UnreachableError(
+                    f"the answer of {self._peer} is longer than {ANSWER_LIMIT_BYTES >> 20} MiB"
+                )
+        return bytes(content)
 
-def _body(answer: httpx.Response) -> Any:
-    if answer.status_code < 400:
-        return answer.json()
+
+def _body(status: int, content: bytes) -> Any:
     try:
-        problem = ProblemBody.model_validate(answer.json())
+        body = json.loads(content)
+        if status < 400:
+            return body
+        problem = ProblemBody.model_validate(body)
     except (ValueError, ValidationError):
-        raise UnreachableError(f"unexpected answer {answer.status_code}") from None
-    kind = _ERRORS.get(problem.code) or _BY_STATUS.get(answer.status_code, RefusedError)
+        raise UnreachableError(f"unexpected answer {status}") from None
+    kind = _ERRORS.get(problem.code) or _BY_STATUS.get(status, RefusedError)
     raise kind(problem.text, problem.fix, code=problem.code)

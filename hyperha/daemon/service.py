@@ -136,21 +136,41 @@ class Service:
             return await self._daemon.peer_api.operation(operation_id)
         return self.operations.get(operation_id)
 
-    def log_page(self, name: str, after: int, limit: int) -> LogPage:
-        """The newest lines of a module's log."""
+    def _other_is_meant(self, node: str | None, caller: Caller) -> bool:
+        """Whether the other node is asked; it never asks back, so that no request goes round."""
+        if node in (None, self.node):
+            return False
+        if node == self.peer and not caller.peer_node:
+            return True
+        raise NotFoundError(f"there is no node {node!r}", f"Nodes: {self.node}, {self.peer}.")
+
+    async def log_page(
+        self, name: str, after: int, limit: int, node: str | None, caller: Caller
+    ) -> LogPage:
+        """The newest lines of a module's log on a node."""
         self._host(name)
+        if self._other_is_meant(node, caller):
+            return await self._daemon.peer_api.log_page(name, after, limit, caller)
         logbook = self._daemon.logbook
         entries = logbook.messages(name, after=after, limit=limit)
         lines = [log_line(entry, self.node) for entry in entries]
         return LogPage(lines=lines, next=logbook.last_seq)
 
-    def script_runs(self, name: str) -> list[ScriptRun]:
-        """The kept runs of the module's scripts, newest first."""
-        return self._host(name).steps.runs()
+    async def script_runs(self, name: str, node: str | None, caller: Caller) -> list[ScriptRun]:
+        """The kept runs of the module's scripts on a node, newest first."""
+        host = self._host(name)
+        if self._other_is_meant(node, caller):
+            return await self._daemon.peer_api.script_runs(name, caller)
+        return host.steps.runs()
 
-    def script_output(self, name: str, run: str) -> ScriptOutput:
-        """What one run said."""
-        return self._host(name).steps.output(run)
+    async def script_output(
+        self, name: str, run: str, node: str | None, caller: Caller
+    ) -> ScriptOutput:
+        """What one run on a node said."""
+        host = self._host(name)
+        if self._other_is_meant(node, caller):
+            return await self._daemon.peer_api.script_output(name, run, caller)
+        return host.steps.output(run)
 
     def stream(self, after: int | None) -> AsyncIterator[StreamLine]:
         """What happens from here on."""

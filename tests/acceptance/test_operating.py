@@ -7,7 +7,9 @@ import os
 
 import pytest
 
-from hyperha.demo.cluster import NODES
+from hyperha.client.node_client import NodeClient
+from hyperha.demo.cluster import MODULE, NODES
+from hyperha.errors import NotFoundError, UnreachableError
 from tests.acceptance.pair import APPLICATION, DAEMON, Pair, PairOptions
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +40,23 @@ async def test_b08_to_b12_first_start_join_stop_and_return(pair: Pair) -> None:
     line = await pair.log_has("node2", "candidates")
     assert "everything is compared" not in line
     await pair.equal_and_nothing_lost()
+
+
+async def test_each_nodes_log_and_scripts_can_be_read_through_the_other(protected: Pair) -> None:
+    """A node's lines are its own, whoever is asked; one that is dead is said to be silent."""
+    async with NodeClient(protected.target("node2")) as client:
+        page = await client.log(MODULE, node="node1")
+        assert {line.node for line in page.lines} == {"node1"}
+        assert page.lines == (await protected.log("node1")).lines
+        (run,) = [r for r in await client.scripts(MODULE, node="node1") if r.script == "start_prim"]
+        assert run.node == "node1"
+        assert (await client.script(MODULE, run.id, node="node1")).run.id == run.id
+        assert await client.scripts(MODULE, node="node2") == await client.scripts(MODULE) == []
+        await protected.kill("node1")
+        with pytest.raises(UnreachableError, match="node1 does not answer"):
+            await client.log(MODULE, node="node1")
+        with pytest.raises(NotFoundError, match="node3"):
+            await client.log(MODULE, node="node3")
 
 
 async def test_b13_prim_on_an_old_copy_states_the_loss(protected: Pair) -> None:

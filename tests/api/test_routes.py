@@ -20,8 +20,9 @@ from hyperha.api.wire import ActionRequest, CheckerChange, Expectation
 from hyperha.cli import steering
 from hyperha.client.node_client import NodeClient, Target
 from hyperha.config import Home
+from hyperha.daemon.peer_api import PeerApi
 from hyperha.domain import Role
-from hyperha.errors import FailedError, HyperhaError, UnreachableError, UsageError
+from hyperha.errors import DeniedError, FailedError, HyperhaError, UnreachableError, UsageError
 from hyperha.security.authority import holder_of
 from hyperha.security.initialise import ClusterPlan, LanPlan, init_cluster
 from hyperha.security.tls import api_server_context, node_client_context
@@ -127,6 +128,9 @@ async def test_roles(tmp_path, role, reads, commands):
         ("POST", "/v1/modules/VM1/actions", '{"verb":"stop","request_id":"a b"}', 422),
         ("PUT", "/v1/modules/VM1/checkers/x%1b", "{}", 422),
         ("GET", "/v1/modules/VM1/log?limit=0", None, 422),
+        ("GET", "/v1/modules/VM1/log?node=node9", None, 404),
+        ("GET", "/v1/modules/VM1/log?node=../x", None, 422),
+        ("GET", "/v1/modules/VM1/scripts?node=node9", None, 404),
         ("GET", "/v1/stream?after=-1", None, 422),
         ("GET", "/docs", None, 404),
     ],
@@ -152,6 +156,21 @@ async def test_logs_scripts_and_checkers(tmp_path):
         change = CheckerChange(suspended=True, reason="disk change")
         await client.change_checker("VM1", "all", change)
         assert service.asked[0][:2] == ("all", change)
+
+
+async def test_lines_of_a_named_node_are_that_nodes_or_a_problem(tmp_path):
+    async with local(tmp_path, "monitor") as (_, client):
+        page = await client.log("VM1", after=4, node="node1")
+        assert {line.node for line in page.lines} == {"node1"}
+        run = (await client.scripts("VM1", node="node1"))[0]
+        assert (await client.script("VM1", run.id, node="node1")).run == run
+        for asked in (
+            client.log("VM1", node="node2"),
+            client.scripts("VM1", node="node2"),
+            client.script("VM1", run.id, node="node2"),
+        ):
+            with pytest.raises(UnreachableError, match="node2 does not answer"):
+                await asked
 
 
 async def test_the_stream_goes_on_after_a_number(tmp_path):
@@ -220,6 +239,31 @@ async def test_the_other_node_comes_with_its_certificate_and_speaks_for_a_user(t
         anonymous.check_hostname = False
         async with httpx.AsyncClient(verify=anonymous, trust_env=False) as http:
             assert (await http.get(f"{base}/v1/node")).status_code == 403
+
+
+async def test_the_other_nodes_lines_are_asked_for_with_the_users_role(tmp_path, monkeypatch):
+    homes = _cluster(tmp_path, "paris")
+    one, two = homes["node1"], homes["node2"]
+    server = api_server_context(one.authority_certificate, one.node_certificate, one.node_key)
+    client = node_client_context(two.authority_certificate, two.node_certificate, two.node_key)
+    port = _free_port()
+    peer = PeerApi("node1", ("127.0.0.1",), port, client)
+    ann, nobody = Caller("ann", "monitor", "local"), Caller("eve", "", "local")
+    try:
+        async with serving(FakeService(), tcp_socket("127.0.0.1", port, "API"), _identify, server):
+            page = await peer.log_page("VM1", 5, 100, ann)
+            assert [line.seq for line in page.lines] == [6, 7]
+            run = (await peer.script_runs("VM1", ann))[0]
+            assert (await peer.script_output("VM1", run.id, ann)).output[0].text == "up"
+            with pytest.raises(DeniedError, match="eve"):
+                await peer.log_page("VM1", 0, 100, nobody)
+            monkeypatch.setattr("hyperha.daemon.peer_api.ANSWER_LIMIT_BYTES", 100)
+            with pytest.raises(UnreachableError, match="longer than"):
+                await peer.log_page("VM1", 0, 100, ann)
+        with pytest.raises(UnreachableError, match="node1 does not answer"):
+            await peer.script_runs("VM1", ann)
+    finally:
+        await peer.close()
 
 
 async def test_a_certificate_of_another_cluster_is_not_taken(tmp_path):

@@ -33,7 +33,14 @@ from hyperha.api.wire import (
     WitnessView,
 )
 from hyperha.domain import DataState, Readiness, ResourceState, Role
-from hyperha.errors import BusyError, LossError, NotFoundError, RefusedError, StaleViewError
+from hyperha.errors import (
+    BusyError,
+    LossError,
+    NotFoundError,
+    RefusedError,
+    StaleViewError,
+    UnreachableError,
+)
 
 AT = "2026-11-22T08:50:42.120Z"
 
@@ -104,6 +111,14 @@ def cluster() -> ClusterView:
     )
 
 
+def _lines(name: str, node: str, after: int) -> list[LogLine]:
+    return [
+        LogLine(seq=n, at=AT, module=name, node=node, level="I", source="daemon", text=f"l{n}")
+        for n in range(1, 8)
+        if n > after
+    ]
+
+
 class FakeService:
     """Implements `NodeService`; remembers what it was asked to do."""
 
@@ -165,19 +180,22 @@ class FakeService:
             ended=AT,
         )
 
-    def log_page(self, name: str, after: int, limit: int) -> LogPage:
+    async def log_page(
+        self, name: str, after: int, limit: int, node: str | None, caller: Caller
+    ) -> LogPage:
         self._known(name)
-        lines = [
-            LogLine(
-                seq=n, at=AT, module=name, node="node1", level="I", source="daemon", text=f"l{n}"
-            )
-            for n in range(1, 8)
-            if n > after
-        ]
-        return LogPage(lines=lines[-limit:], next=7)
+        self._answers_for(node)
+        return LogPage(lines=_lines(name, node or "node1", after)[-limit:], next=7)
 
-    def script_runs(self, name: str) -> list[ScriptRun]:
+    def _answers_for(self, node: str | None) -> None:
+        if node == "node2":
+            raise UnreachableError("node2 does not answer: connection refused")
+        if node not in (None, "node1"):
+            raise NotFoundError(f"there is no node {node!r}", "Nodes: node1, node2.")
+
+    async def script_runs(self, name: str, node: str | None, caller: Caller) -> list[ScriptRun]:
         self._known(name)
+        self._answers_for(node)
         return [
             ScriptRun(
                 id="1700000000000-start_prim",
@@ -191,8 +209,10 @@ class FakeService:
             )
         ]
 
-    def script_output(self, name: str, run: str) -> ScriptOutput:
-        runs = {one.id: one for one in self.script_runs(name)}
+    async def script_output(
+        self, name: str, run: str, node: str | None, caller: Caller
+    ) -> ScriptOutput:
+        runs = {one.id: one for one in await self.script_runs(name, node, caller)}
         if run not in runs:
             raise NotFoundError(f"there is no script run {run!r}")
         return ScriptOutput(run=runs[run], output=[ScriptLine(at=AT, stream="out", text="up")])
@@ -200,7 +220,7 @@ class FakeService:
     async def stream(self, after: int | None) -> AsyncIterator[StreamLine]:
         yield StreamLine(type="hello", seq=7, at=AT, boot_id="b1")
         yield StreamLine(type="cluster", seq=7, at=AT, cluster=cluster())
-        for line in self.log_page("VM1", after or 7, 100).lines:
+        for line in _lines("VM1", "node1", after or 7):
             yield StreamLine(type="log", seq=line.seq, at=AT, log=line)
         await asyncio.sleep(0)
 
