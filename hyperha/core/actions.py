@@ -255,6 +255,8 @@ class Timer(StrEnum):
     """The next end of a checker suspension."""
     PATIENCE = "patience"
     """How long a step waits for the peer before the other way is taken."""
+    GRACE = "grace"
+    """How long a VM found down at the end of a suspension has to come back by itself."""
     LOOK = "look"
     """When a secondary whose peer is silent looks around again (W8)."""
     REJOIN = "rejoin"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hyperha.core import covering, killing, leaving
-from hyperha.core.actions import Finish, Level, Timer
-from hyperha.core.events import CommandGiven, SettingsChanged, Verb
+from hyperha.core import covering, farewell, killing, leaving
+from hyperha.core.actions import Level, Timer
+from hyperha.core.events import CommandGiven, Verb
 from hyperha.core.messages import HandoverKind
-from hyperha.core.records import DataLabel, Suspension
+from hyperha.core.records import DataLabel
 from hyperha.core.state import Command, Goal, Link, ModuleState, Phase, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
@@ -212,7 +212,7 @@ def _stop(turn: Turn, goal: Goal, why: Why) -> None:
     elif state.role.runs_vm:
         leaving.begin(turn, goal, why)
     elif state.role is Role.SECOND:
-        leaving.leave_second(turn, goal, why)
+        farewell.begin(turn, goal, why)
     else:
         turn.set(goal=goal, end=why)
         covering.detach(turn)
@@ -224,54 +224,3 @@ def shut_down(turn: Turn, why: Why) -> None:
         leaving.begin(turn, Goal.STOP, why)
     else:
         _stop(turn, Goal.STOP, why)
-
-
-def settings_changed(turn: Turn, event: SettingsChanged) -> None:
-    """failover, boot, suspend and resume: durable, allowed in every role."""
-    settings = turn.state.settings
-    if event.failover is not None:
-        settings = replace(settings, failover=event.failover)
-        turn.tell(Level.INFO, "command", f"failover {_on(event.failover)} by {event.by}")
-    if event.boot is not None:
-        settings = replace(settings, boot=event.boot)
-    others = settings.suspensions
-    if event.suspend is not None:
-        others = tuple(s for s in others if s.checker != event.suspend)
-        added = Suspension(event.suspend, event.by, event.reason, event.until_wall_ms)
-        settings = replace(settings, suspensions=(*others, added))
-        what = event.suspend or "all checkers"
-        turn.tell(Level.WARNING, "command", f"{what} suspended by {event.by}: {event.reason}")
-    if event.resume is not None:
-        kept = tuple(s for s in others if event.resume and s.checker != event.resume)
-        settings = replace(settings, suspensions=kept)
-        what = event.resume or "all checkers"
-        turn.tell(Level.INFO, "command", f"{what} resumed by {event.by}")
-    turn.persist(settings=settings)
-    _arm_suspension(turn)
-    turn.do(Finish(event.operation_id, True, "done"))
-
-
-def _on(value: bool) -> str:
-    return "on" if value else "off"
-
-
-def _arm_suspension(turn: Turn) -> None:
-    ends = [s.until_wall_ms for s in turn.state.settings.suspensions if s.until_wall_ms is not None]
-    if ends:
-        turn.arm(Timer.SUSPENSION, min(ends) - turn.stimulus.wall_ms)
-    else:
-        turn.cancel(Timer.SUSPENSION)
-
-
-def suspension_ended(turn: Turn) -> None:
-    """Its time is over: the checker is watched again, with its grace."""
-    now = turn.stimulus.wall_ms
-    settings = turn.state.settings
-    kept = tuple(
-        s for s in settings.suspensions if s.until_wall_ms is None or s.until_wall_ms > now
-    )
-    for ended in (s for s in settings.suspensions if s not in kept):
-        turn.tell(Level.INFO, "command", f"suspension of {ended.checker or 'all checkers'} ended")
-    if kept != settings.suspensions:
-        turn.persist(settings=replace(settings, suspensions=kept))
-    _arm_suspension(turn)

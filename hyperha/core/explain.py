@@ -80,6 +80,8 @@ def explain(state: ModuleState) -> Explanation:
 
 def _sentence(state: ModuleState) -> str:
     peer = state.config.peer
+    if state.phase is Phase.RUNNING and state.vm is Vm.ABSENT:
+        return state.why.text
     if state.role is Role.PRIM and state.phase is Phase.RUNNING and not state.frozen:
         return f"runs the VM; {peer} has an equal copy"
     if state.role is Role.ALONE and state.phase is Phase.RUNNING and state.resync is not None:

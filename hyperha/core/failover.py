@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import commands, covering, joining, leaving, running, source
+from hyperha.core import commands, covering, farewell, joining, leaving, running, source
 from hyperha.core.actions import Acknowledge, Level, Release, SetMarker, Timer
 from hyperha.core.events import (
     CheckerAction,
@@ -55,6 +55,30 @@ def vm_exited(turn: Turn, event: VmExited) -> None:
         return
     if state.phase is Phase.RUNNING and not state.frozen:
         react(turn, state.config.exit_action, f"the VM ended by itself: {event.text}")
+
+
+def suspension_over(turn: Turn) -> None:
+    """A VM that ended while nobody was to judge it: it gets its grace first."""
+    state = turn.state
+    if state.vm is not Vm.ABSENT or state.phase is not Phase.RUNNING:
+        return
+    if suspended(state, state.config.vm_checker):
+        turn.cancel(Timer.GRACE)
+        return
+    seconds = state.config.grace_ms // 1000
+    text = f"the VM does not run; it is looked at again after its grace of {seconds} s"
+    turn.explain(Why("checker", text))
+    turn.tell(Level.WARNING, "checker", text)
+    turn.arm(Timer.GRACE, state.config.grace_ms)
+
+
+def grace_over(turn: Turn) -> None:
+    """Nobody has started it meanwhile."""
+    state = turn.state
+    if state.vm is not Vm.ABSENT or state.phase is not Phase.RUNNING or state.frozen:
+        return
+    if not suspended(state, state.config.vm_checker):
+        react(turn, state.config.exit_action, "the VM ended while its checker was suspended")
 
 
 def after_freeze(turn: Turn) -> None:
@@ -126,7 +150,7 @@ def disk_failed(turn: Turn, event: LocalDiskFailed) -> None:
         if lineage.label is DataLabel.UPTODATE:
             lineage = replace(lineage, label=DataLabel.OUTDATED, full_compare_owed=True)
         turn.persist(lineage=lineage)
-        leaving.close_and_go(turn)
+        farewell.close_and_go(turn)
 
 
 _REBEGUN = (Step.PROMOTE, Step.DEMOTE)
@@ -186,7 +210,7 @@ def _follower_engine_lost(turn: Turn, event: EngineLost) -> None:
     if acknowledged and state.lineage.label is DataLabel.UPTODATE:
         turn.tell(Level.WARNING, "P8", "what was acknowledged here may be missing: copy outdated")
         label = DataLabel.OUTDATED
-        turn.persist(lineage=replace(state.lineage, label=label, peer_out=None))
+        turn.persist(lineage=replace(state.lineage, label=label))
     why = Why("M4", f"replication lost: {event.text}")
     if not event.recovered or state.phase not in _CALM:
         start_anew(turn, why)
@@ -220,7 +244,9 @@ def persist_failed(turn: Turn, event: PersistFailed) -> None:
     phase = turn.state.phase
     turn.set(lineage=event.lineage, settings=event.settings)
     why = Why("K1", f"the state cannot be stored: {event.text}")
-    turn.tell(Level.ERROR, "K1", why.text)
+    if turn.state.told != why.text:
+        turn.set(told=why.text)
+        turn.tell(Level.ERROR, "K1", why.text)
     if phase is Phase.IDLE:
         turn.explain(why)
         turn.finish(False, why.text)

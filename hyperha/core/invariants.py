@@ -21,7 +21,9 @@ def check(state: ModuleState) -> None:
         not runs or lineage.label is DataLabel.UPTODATE or _leaving(state),
         "P1: runs on a copy that is not up to date",
     )
-    _require(state.role is not Role.SECOND or not lineage.intent_primary, "P4: follows with intent")
+    follows = state.role is Role.SECOND
+    _require(not (follows and lineage.intent_primary), "P4: follows with intent")
+    _require(not (follows and lineage.peer_out), "P6: follows a node that is proved to be out")
     acknowledges_alone = state.acknowledge is Acknowledge.LOCAL and runs
     _require(
         not acknowledges_alone or lineage.peer_out is not None or _leaving(state),

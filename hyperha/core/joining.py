@@ -75,6 +75,8 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict) -> None:
         epoch=max(turn.state.lineage.epoch, message.session.epoch),
         released_to=None,
         intent_primary=False,
+        # Whatever proved that the other node was out, it is in now (P6).
+        peer_out=None,
     )
     if verdict.direction is not Direction.EQUAL:
         lineage = _inconsistent(lineage, message)

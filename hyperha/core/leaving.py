@@ -19,15 +19,12 @@ from hyperha.core.actions import (
 )
 from hyperha.core.events import EngineDone, VmDone, VmExited
 from hyperha.core.messages import (
-    Goodbye,
     HandoverCancelled,
     HandoverKind,
     HandoverReady,
     HandoverRefused,
     HandoverRequest,
     LastManStopped,
-    LeaveAnswer,
-    LeaveRequest,
     Released,
     Taken,
 )
@@ -148,8 +145,16 @@ def flush(turn: Turn) -> None:
         turn.order(Barrier, Step.FINAL_BARRIER)
 
 
+def swaps(turn: Turn) -> bool:
+    """Whether the VM was stopped only to be moved: without the move it runs here again (H2)."""
+    handover = turn.state.handover
+    return handover is not None and handover.kind is HandoverKind.SWAP
+
+
 def flush_overdue(turn: Turn) -> None:
     """No proof came while the VM was already stopped: leave as after a crash, outdating nobody."""
+    if swaps(turn):
+        return  # Nobody asked for an end: whoever may answer first decides what becomes of it.
     if turn.state.frozen and not turn.state.awaits(Step.DEMOTE):
         turn.tell(Level.WARNING, "H1", "stops without the other node's word: neither is outdated")
         turn.set(handover=None)
@@ -169,12 +174,30 @@ def flushed(turn: Turn, event: EngineDone) -> None:
     if handover is not None and handover.ready and state.link is Link.IN_SYNC and event.ok:
         commit(turn, handover)
         return
+    if swaps(turn):
+        stay(turn)
+        return
     if state.last_man and state.link is Link.IN_SYNC and event.ok:
         turn.send(LastManStopped(state.session_number))
     lineage = replace(state.lineage, intent_primary=not event.ok)
     turn.set(handover=None)
     turn.persist(lineage=lineage)
     demote(turn)
+
+
+def stay(turn: Turn) -> None:
+    """Before the commit only this node may run: the VM is started here again (H2)."""
+    state = turn.state
+    handover = state.handover
+    assert handover is not None, "only a hand-over can be given up"
+    text = f"{state.config.peer} cannot take over any more: the VM stays here"
+    turn.tell(Level.WARNING, "H2", text)
+    turn.send(HandoverCancelled(handover.epoch))
+    turn.set(handover=None, last_man=False, goal=Goal.RUN)
+    # The peer may have claimed the epoch durably: the next one must be a higher one.
+    turn.persist(lineage=replace(state.lineage, epoch=max(state.lineage.epoch, handover.epoch)))
+    turn.finish(False, text)
+    running.start_vm(turn)
 
 
 def commit(turn: Turn, handover: Handover) -> None:
@@ -282,82 +305,3 @@ def handover_overdue(turn: Turn) -> None:
     turn.enter(Role.SECOND, Phase.FOLLOWING, Why("H2", text))
     turn.set(link=Link.LOST, session=None)
     turn.arm(Timer.TAKEOVER, 0)
-
-
-def leave_second(turn: Turn, goal: Goal, why: Why) -> None:
-    """A secondary stops: the primary must know first, so that it need not hold a write (D7)."""
-    turn.set(goal=goal, end=why)
-    state = turn.state
-    if state.phase is Phase.FOLLOWING and state.link is Link.IN_SYNC and state.peer_heard:
-        turn.enter(Role.SECOND, Phase.LEAVING, Why("D7", f"tells {state.config.peer}"))
-        send_leave(turn)
-        turn.arm(Timer.PATIENCE, state.config.timing.stall_limit_ms)
-        return
-    close_and_go(turn)
-
-
-def send_leave(turn: Turn) -> None:
-    """The request, again until it is answered."""
-    turn.send(LeaveRequest(turn.state.session_number))
-    turn.retry()
-
-
-def leave_requested(turn: Turn, message: LeaveRequest) -> None:
-    """Our secondary wants to stop: we go on, or are stopping too (H1)."""
-    state = turn.state
-    if not state.role.runs_vm or message.session != state.session_number:
-        return
-    stopping = state.phase in (Phase.ASKING, Phase.STOPPING, Phase.FLUSHING)
-    turn.send(LeaveAnswer(message.session, not stopping, state.lineage.held))
-    if stopping:
-        turn.set(last_man=True, peer_leaving=True)
-        if state.phase is Phase.ASKING:
-            no_handover(turn, "it is stopping too")
-        elif state.handover is not None and state.phase is Phase.STOPPING:
-            turn.send(HandoverCancelled(state.handover.epoch))
-            turn.set(handover=None)
-
-
-def leave_answered(turn: Turn, message: LeaveAnswer) -> None:
-    """Go as outdated, or stay for the final barrier."""
-    state = turn.state
-    if state.phase is not Phase.LEAVING or message.session != state.session_number:
-        return
-    turn.cancel(Timer.RETRY)
-    if message.survivor:
-        if not state.awaits(Step.LEAVE):
-            turn.set(peer_leaving=False)
-            turn.order(CloseSession, Step.LEAVE)
-        return
-    turn.set(peer_leaving=True)
-    turn.arm(Timer.PATIENCE, 300_000)
-
-
-def closed_for_leaving(turn: Turn, event: EngineDone) -> None:
-    """The stream is closed: OUTDATED in answer to the survivor's claim, then goodbye (H1, F5)."""
-    del event
-    state = turn.state
-    lineage = state.lineage
-    if lineage.label is DataLabel.UPTODATE and not state.peer_leaving:
-        lineage = replace(lineage, label=DataLabel.OUTDATED)
-    turn.persist(lineage=lineage)
-    turn.send(Goodbye(state.session_number, lineage.label is not DataLabel.UPTODATE))
-    turn.set(link=Link.NONE, session=None, peer_leaving=False)
-    covering.detach(turn)
-
-
-def last_man_stopped(turn: Turn, message: LastManStopped) -> None:
-    """Both are stopping and equal: neither is outdated (H1, C16)."""
-    state = turn.state
-    if state.phase is Phase.LEAVING and message.session == state.session_number:
-        close_and_go(turn)
-
-
-def close_and_go(turn: Turn) -> None:
-    """Leave without writing OUTDATED: nobody has claimed to be the survivor (H1)."""
-    state = turn.state
-    turn.cancel(Timer.RETRY, Timer.PATIENCE)
-    turn.order(CloseSession, Step.CLOSE)
-    turn.send(Goodbye(state.session_number, state.lineage.label is not DataLabel.UPTODATE))
-    turn.set(link=Link.NONE, session=None, peer_leaving=False)
-    covering.detach(turn)

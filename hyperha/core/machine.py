@@ -14,14 +14,17 @@ from hyperha.core import (
     commands,
     covering,
     failover,
+    farewell,
     joining,
     killing,
     leaving,
     looking,
     results,
     running,
+    settings,
     source,
     takeover,
+    timers,
     waiting,
 )
 from hyperha.core import events as e
@@ -103,7 +106,7 @@ def _peer_silent(turn: Turn, event: e.PeerSilent) -> None:
         turn.set(claim=None)
         turn.enter(Role.WAIT, Phase.WAITING)
     elif state.phase is Phase.LEAVING:
-        leaving.close_and_go(turn)
+        farewell.close_and_go(turn)
     elif state.phase is Phase.ASKING:
         leaving.no_handover(turn, "it is silent")
 
@@ -242,7 +245,7 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.CLOSE: results.closed,
     Step.DRAIN: takeover.drained,
     Step.OUTDATE: takeover.stepped_back,
-    Step.LEAVE: leaving.closed_for_leaving,
+    Step.LEAVE: farewell.closed,
     Step.TAKE: takeover.taken,
     Step.ENTER: _entered,
     Step.RELEASE: _released,
@@ -266,81 +269,6 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
 }
 
 
-def _timer(turn: Turn, event: e.TimerFired) -> None:
-    _TIMERS[event.timer](turn)
-
-
-def _retry(turn: Turn) -> None:
-    """Say the last unanswered message again."""
-    state = turn.state
-    if state.phase is Phase.CLAIMING:
-        waiting.send_claim(turn)
-    elif state.phase is Phase.JOINING:
-        _retry_join(turn)
-    elif state.phase is Phase.ASKING:
-        leaving.send_request(turn)
-    elif state.phase is Phase.HANDING_OVER:
-        leaving.send_released(turn)
-    elif state.phase is Phase.LEAVING:
-        leaving.send_leave(turn)
-    elif state.phase is Phase.KILLING:
-        killing.kill_again(turn)
-    elif state.link is Link.ENDING and not (
-        state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
-    ):
-        source.send_resync_done(turn)
-
-
-def _retry_join(turn: Turn) -> None:
-    state = turn.state
-    if state.link is Link.OFFERED:
-        if state.session is not None and not state.awaits(Step.EXPECT):
-            turn.send(m.JoinAccept(state.session))
-        turn.retry()
-    else:
-        joining.send_join(turn)
-
-
-def _listen(turn: Turn) -> None:
-    turn.set(listening=False)
-
-
-def _patience(turn: Turn) -> None:
-    """The peer did not answer in time: the other way."""
-    state = turn.state
-    if state.phase is Phase.ASKING:
-        leaving.no_handover(turn, "it does not answer")
-    elif state.phase is Phase.HANDING_OVER:
-        leaving.handover_overdue(turn)
-    elif state.phase is Phase.LEAVING:
-        leaving.close_and_go(turn)
-    elif state.phase is Phase.OPENING:
-        source.request_outdate(turn)
-    elif state.phase is Phase.FLUSHING:
-        leaving.flush_overdue(turn)
-    elif state.phase is Phase.JOINING:
-        turn.set(yielded=False)
-        turn.enter(Role.WAIT, Phase.WAITING, Why("T3", "the session did not come about"))
-        joining.rejoin_later(turn)
-
-
-def _rejoin(turn: Turn) -> None:
-    """`waiting.settle` looks again at the end of this step."""
-
-
-_TIMERS: dict[Timer, Callable[[Turn], None]] = {
-    Timer.RETRY: _retry,
-    Timer.PROOF: source.proof_due,
-    Timer.RELEASE: source.release_due,
-    Timer.TAKEOVER: takeover.takeover_due,
-    Timer.LISTEN: _listen,
-    Timer.PAUSE: source.pause_due,
-    Timer.SUSPENSION: commands.suspension_ended,
-    Timer.PATIENCE: _patience,
-    Timer.LOOK: looking.look,
-    Timer.REJOIN: _rejoin,
-}
-
 _MESSAGES: dict[type[m.PeerMessage], Callable[[Turn, Any], None]] = {
     m.Claim: waiting.claim_received,
     m.Grant: waiting.granted,
@@ -359,10 +287,10 @@ _MESSAGES: dict[type[m.PeerMessage], Callable[[Turn, Any], None]] = {
     m.HandoverCancelled: _handover_cancelled,
     m.Released: takeover.released,
     m.Taken: leaving.taken,
-    m.LeaveRequest: leaving.leave_requested,
-    m.LeaveAnswer: leaving.leave_answered,
+    m.LeaveRequest: farewell.requested,
+    m.LeaveAnswer: farewell.answered,
     m.Goodbye: source.goodbye,
-    m.LastManStopped: leaving.last_man_stopped,
+    m.LastManStopped: farewell.last_man_stopped,
     m.Abdicated: takeover.abdicated,
 }
 
@@ -376,13 +304,13 @@ def _join_refused(turn: Turn, message: m.JoinRefusal) -> None:
 
 _EVENTS: dict[type[e.Event], Callable[[Turn, Any], None]] = {
     e.CommandGiven: commands.given,
-    e.SettingsChanged: commands.settings_changed,
+    e.SettingsChanged: settings.changed,
     e.PeerHeard: _peer_heard,
     e.PeerSilent: _peer_silent,
     e.MessageReceived: _message,
     e.CertificateReceived: takeover.certificate,
     e.SelfStalled: _self_stalled,
-    e.TimerFired: _timer,
+    e.TimerFired: timers.fired,
     e.PersistFailed: failover.persist_failed,
     e.EngineDone: _done,
     e.VmDone: _done,

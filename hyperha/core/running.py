@@ -18,7 +18,7 @@ from hyperha.core.actions import (
     StartVm,
     Timer,
 )
-from hyperha.core.events import EngineDone, VmDone
+from hyperha.core.events import EngineDone, Verb, VmDone
 from hyperha.core.records import DataLabel, Proof, ProofKind
 from hyperha.core.state import Goal, Link, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
@@ -39,7 +39,7 @@ def enter_alone(turn: Turn, kind: ProofKind) -> None:
     """The peer is out by this proof: make the map durable, then `entered` goes on."""
     state = turn.state
     proof = Proof(kind, state.lineage.held if state.role.runs_vm else state.lineage.epoch)
-    turn.set(lineage=replace(state.lineage, peer_out=proof))
+    turn.set(proof=proof)
     if not state.role.runs_vm:
         turn.enter(Role.WAIT, Phase.ENTERING, Why("D3", f"continuing alone: {PROOF_TEXT[kind]}"))
     turn.cancel(Timer.RETRY, Timer.PROOF, Timer.RELEASE, Timer.TAKEOVER, Timer.PATIENCE)
@@ -53,8 +53,9 @@ def entered(turn: Turn, event: EngineDone) -> None:
         turn.block("Z1", f"the dirty map cannot be written: {event.text}")
         return
     state = turn.state
-    proof = state.lineage.peer_out
+    proof = state.proof
     assert proof is not None, "a node continues alone only with a proof (D2)"
+    turn.set(proof=None)
     reason = proof.kind.value
     lineage = replace(
         state.lineage.minted(turn.stimulus.entropy, reason, turn.stimulus.wall_ms),
@@ -64,6 +65,7 @@ def entered(turn: Turn, event: EngineDone) -> None:
         intent_primary=True,
         was_primary=True,
         held=state.lineage.held if state.role.runs_vm else state.lineage.epoch,
+        peer_out=proof,
         released_to=None,
         alone_since_wall_ms=turn.stimulus.wall_ms,
     )
@@ -161,5 +163,8 @@ def vm_started(turn: Turn, event: VmDone) -> bool:
     if turn.state.settings.start_failed:
         turn.persist(settings=replace(turn.state.settings, start_failed=""))
     turn.tell(Level.INFO, "P1", f"the VM runs here ({turn.state.role})")
-    turn.finish(True, f"{turn.state.role} on {turn.state.config.node}")
+    command = turn.state.command
+    # What was to leave this node, and did not.
+    failed = command is not None and command.verb in (Verb.SWAP, Verb.STOP)
+    turn.finish(not failed, f"{turn.state.role} on {turn.state.config.node}")
     return True

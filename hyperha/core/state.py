@@ -11,7 +11,7 @@ from enum import StrEnum
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import AttachFacts, CheckerAction, PeerStatus, ProbeDone, Verb
 from hyperha.core.messages import HandoverKind
-from hyperha.core.records import Lineage, Settings
+from hyperha.core.records import Lineage, Proof, Settings
 from hyperha.domain import Epoch, Role, SessionKey
 
 
@@ -54,6 +54,8 @@ class Config:
     exit_action: CheckerAction = CheckerAction.RESTART
     """What the end of the VM's process asks for: the action of the module's vm checker."""
     vm_checker: str = ""
+    grace_ms: int = 120_000
+    """How long a VM found down at the end of a suspension has to come back by itself."""
     first_node: str = ""
     """Settles claims when nothing else does (P7)."""
 
@@ -250,6 +252,9 @@ class ModuleState:
     run: int = 0
     exited_early: str = ""
     """How the VM ended before the result of its start was known; empty while it has not."""
+    proof: Proof | None = None
+    """The proof that this node is about to continue with; in the record only with the generation
+    that rests on it, so that it can never outlive what it proved (D2, P6)."""
     claim: Epoch | None = None
     granted: Epoch | None = None
     """The peer's claim that was granted last: asked again, it is answered again."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import leaving, looking, running, waiting
+from hyperha.core import farewell, looking, running, waiting
 from hyperha.core.actions import CloseSession, Level, Preflight, Probe, Timer
 from hyperha.core.events import (
     CertificateReceived,
@@ -46,7 +46,10 @@ def session_lost(turn: Turn, event: SessionLost) -> None:
     planned = state.handover is not None and state.handover.ready
     level = Level.INFO if planned else Level.WARNING
     turn.tell(level, "D1", f"session with {peer} lost: {event.text}")
-    if not state.peer_heard:
+    if state.phase is Phase.LEAVING and state.peer_leaving:
+        # The last man has ended, or lost, the session: there is nothing left to wait for (H1).
+        farewell.close_and_go(turn)
+    elif not state.peer_heard:
         await_takeover(turn)
     elif state.peer is not None and state.phase is Phase.FOLLOWING:
         peer_changed(turn, state.peer)
@@ -65,7 +68,7 @@ def peer_changed(turn: Turn, status: PeerStatus) -> None:
     turn.cancel(Timer.TAKEOVER)
     if state.phase is Phase.LEAVING and state.peer_leaving and status.role is Role.STOP:
         # Its word that the final barrier is done was lost; it would not have left without one.
-        leaving.close_and_go(turn)
+        farewell.close_and_go(turn)
         return
     if state.link is not Link.LOST or state.phase is not Phase.FOLLOWING:
         return
@@ -145,10 +148,7 @@ def begin(turn: Turn, kind: ProofKind | None) -> None:
     if state.settings.start_failed:
         leave_following(turn, "B09", f"start_prim failed here: {state.settings.start_failed}")
         return
-    proof = state.lineage.peer_out
-    if kind is not None:
-        proof = Proof(kind, state.lineage.epoch)
-    turn.set(lineage=replace(state.lineage, peer_out=proof if kind else None))
+    turn.set(proof=Proof(kind, state.lineage.epoch) if kind is not None else None)
     turn.cancel(Timer.TAKEOVER, Timer.RETRY, Timer.PATIENCE)
     text = f"taking over from {state.config.peer}"
     turn.enter(Role.WAIT, Phase.DRAINING, Why("P8", text))
@@ -161,14 +161,14 @@ def drained(turn: Turn, event: EngineDone) -> None:
     state = turn.state
     turn.set(session=None, link=Link.NONE)
     if not event.ok:
-        turn.persist(lineage=replace(state.lineage, label=DataLabel.OUTDATED, peer_out=None))
+        turn.persist(lineage=replace(state.lineage, label=DataLabel.OUTDATED))
         turn.block("P8", f"what was acknowledged could not be applied: {event.text}")
         return
     epoch = state.lineage.epoch.next_for(state.config.node)
     turn.persist(lineage=replace(state.lineage, epoch=epoch))
     found = looking.fresh(turn)
-    if state.lineage.peer_out is not None:
-        running.enter_alone(turn, state.lineage.peer_out.kind)
+    if state.proof is not None:
+        running.enter_alone(turn, state.proof.kind)
     elif found is not None:
         probed(turn, found)
     else:

@@ -182,7 +182,8 @@ def claim_received(turn: Turn, message: Claim) -> None:
         lineage = replace(lineage, label=DataLabel.OUTDATED, intent_primary=False)
         turn.tell(Level.INFO, "H1", f"{state.config.peer} goes on alone: this copy is now outdated")
     settings = replace(state.settings, certified_epoch=None)
-    turn.persist(lineage=replace(lineage, epoch=highest), settings=settings)
+    # The claimant is in, whatever proved that it was out (P6).
+    turn.persist(lineage=replace(lineage, epoch=highest, peer_out=None), settings=settings)
     out = turn.state.lineage.label is not DataLabel.UPTODATE
     turn.set(yielded=not out, granted=message.epoch)
     turn.send(Grant(message.epoch, turn.summary(), out))

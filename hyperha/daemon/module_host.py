@@ -172,6 +172,7 @@ class ModuleHost:
             restart_window_ms=config.restart_budget.window_h * 3_600_000,
             exit_action=CheckerAction(vm_checker.action if vm_checker else "restart"),
             vm_checker=vm_checker.name if vm_checker else self.name,
+            grace_ms=round(1000 * vm_checker.grace_s) if vm_checker else 0,
             first_node=cluster.nodes[0],
         )
 
@@ -364,9 +365,15 @@ class ModuleHost:
         """The core's state."""
         return self.task.state
 
-    def status(self) -> ModuleStatus:
-        """What the heartbeats say about this side: only what is durable (P7)."""
+    def status(self) -> ModuleStatus | None:
+        """What the heartbeats say about this side: only what is durable (P7).
+
+        Nothing while it follows or is stopped and cannot store its state: whoever waits for its
+        word must not wait for ever, and decides as about a silent node (K1, D9).
+        """
         state = self.task.durable_state
+        if self.task.storing_fails and not state.role.runs_vm:
+            return None
         epoch = state.lineage.held if state.role.runs_vm else state.lineage.epoch
         return ModuleStatus(
             number=self.number,

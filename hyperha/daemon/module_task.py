@@ -67,6 +67,8 @@ class ModuleTask:
         self.durable_state = self.state
         """The newest state that is stored as far as it must be: what others may be told (P7)."""
         self._durable = (lineage, settings)
+        self.storing_fails = False
+        """Whether the last record could not be stored: this node can promise nothing (K1)."""
         self._changed = changed
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue(MAILBOX_LIMIT)
         self._work: asyncio.Queue[tuple[str, tuple[a.Action, ...], ModuleState]] = asyncio.Queue()
@@ -189,9 +191,11 @@ class ModuleTask:
             self._persist_failed(str(problem))
             return False
         self._durable = (action.lineage, action.settings)
+        self.storing_fails = False
         return True
 
     def _persist_failed(self, text: str) -> None:
+        self.storing_fails = True
         # K1: nothing behind a failed Persist is done, whichever event it came from.
         while not self._work.empty():
             self._work.get_nowait()

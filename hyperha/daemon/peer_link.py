@@ -75,6 +75,11 @@ class PeerLink:
             if again or self._told.get(status.number) != told:
                 self._told[status.number] = told
                 module.post(PeerHeard(told))
+        spoken_of = {status.number for status in view.modules}
+        for number in self._told.keys() - spoken_of:
+            # The node is heard, but says nothing of this module: it can promise nothing (K1).
+            del self._told[number]
+            self._modules[number].post(PeerSilent(self.heard_at_ms))
         self._changed()
 
     def peer_silent(self, last_heard_ms: int) -> None:

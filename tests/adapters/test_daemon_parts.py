@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperha.core import messages as m
-from hyperha.core.events import ProbeDone
+from hyperha.core.events import PeerHeard, PeerSilent, ProbeDone
 from hyperha.core.records import (
     DataLabel,
     Generation,
@@ -26,13 +26,15 @@ from hyperha.core.records import (
 from hyperha.daemon import peer_codec
 from hyperha.daemon.listener import ReplicationListener
 from hyperha.daemon.operations import Operations
+from hyperha.daemon.peer_link import PeerLink
 from hyperha.daemon.probe import Prober, ProbeTargets, ping
 from hyperha.daemon.records import ModuleRecords
 from hyperha.daemon.steps import StepArchive
-from hyperha.domain import Epoch, Marker, SessionKey
+from hyperha.domain import DataState, Epoch, Marker, Readiness, Role, SessionKey
 from hyperha.encoding import EncodingError, from_plain, to_plain
 from hyperha.errors import FailedError, NotFoundError
-from hyperha.heartbeat.message import MESSAGE_LIMIT
+from hyperha.heartbeat.links import PeerView
+from hyperha.heartbeat.message import MESSAGE_LIMIT, ModuleStatus
 from hyperha.logbook.outputs import OutputArchive
 from hyperha.replication import preamble
 
@@ -340,3 +342,26 @@ def test_a_resync_is_shown_on_the_node_that_is_being_made_equal():
         assert view.nodes["node2"].resync.done_bytes == 5
     alone = merged("node1", report(Role.PRIM, None), "node2", None)
     assert alone.nodes["node2"].resync is None
+
+
+def test_a_module_that_the_peer_says_nothing_of_is_silent():
+    """K1: the node is heard, but can promise nothing for this module; later it can again."""
+    told: list[object] = []
+
+    class Box:
+        number = 3
+
+        def post(self, event: object) -> None:
+            told.append(event)
+
+    link = PeerLink(lambda: None)
+    link.add(Box())
+    status = ModuleStatus(3, Role.SECOND, Readiness.READY, DataState.UPTODATE)
+    link.peer_heard(PeerView("b", "i", 1, (status,)), again=False)
+    link.peer_heard(PeerView("b", "i", 1, (status,)), again=False)
+    assert [type(one) for one in told] == [PeerHeard]
+    link.peer_heard(PeerView("b", "i", 1, ()), again=False)
+    link.peer_heard(PeerView("b", "i", 1, ()), again=False)
+    assert [type(one) for one in told] == [PeerHeard, PeerSilent]
+    link.peer_heard(PeerView("b", "i", 1, (status,)), again=False)
+    assert [type(one) for one in told] == [PeerHeard, PeerSilent, PeerHeard]

@@ -5,6 +5,7 @@ import pytest
 from hyperha.core import events as e
 from hyperha.core import messages as m
 from hyperha.core.actions import Acknowledge
+from hyperha.core.explain import explain
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Summary
 from hyperha.core.records import DataLabel, Generation, Lineage
@@ -371,3 +372,133 @@ def test_a_release_that_was_taken_long_ago_is_answered():
     world.loss = 0.0
     world.until(R.SECOND, R.PRIM)
     assert world.acknowledged <= world.b.folder.data
+
+
+@pytest.mark.parametrize("isolation", [Isolation.PRIMARY, Isolation.HOLD])
+def test_a_proof_does_not_outlive_what_it_proved(isolation):
+    """P6, L8: a takeover by certificate was interrupted; long after, that proof starts nobody."""
+    world = pair(isolation=isolation)
+    world.run(2000, writes=False)
+    world.a.folder.log = world.b.folder.log = False
+    world.crash(world.a, certificate=True)
+    while world.b.state.phase is not Phase.ENTERING:
+        world.run(1, writes=False)
+    world.crash(world.b)
+    world.b.folder.dirty = False
+    world.boot_node(world.a)
+    world.boot_node(world.b)
+    world.until(R.PRIM, R.SECOND)
+    assert world.b.lineage.peer_out is None
+    world.crash(world.b)
+    world.run(500)
+    if isolation is Isolation.PRIMARY:
+        world.until(R.ALONE, None)
+        world.run(2000)
+    world.crash(world.a)
+    world.boot_node(world.b)
+    world.run(20_000)
+    assert world.b.state.role is R.WAIT
+
+
+@pytest.mark.parametrize("isolation", [Isolation.PRIMARY, Isolation.RUN])
+@pytest.mark.parametrize("failures", [1, 2, 1000])
+def test_a_follower_that_cannot_store_its_state_does_not_hold_the_primary(isolation, failures):
+    """K1, D9: its word will never come; the policy decides, as about a silent node."""
+    world = pair(isolation=isolation)
+    world.b.failing_persists = failures
+    world.b.event(e.SettingsChanged("op", "x", suspend="", reason="x"))
+    world.until(R.ALONE, R.STOP, timeout_ms=15_000)
+    before = len(world.acknowledged)
+    world.run(5000)
+    assert len(world.acknowledged) > before
+    assert len([line for line in world.b.log if "K1" in line]) <= 2
+    world.b.failing_persists = 0
+    world.command(world.b, "start")
+    world.until(R.PRIM, R.SECOND)
+    assert world.acknowledged <= world.b.folder.data
+
+
+@pytest.mark.parametrize("isolation", [Isolation.PRIMARY, Isolation.RUN])
+@pytest.mark.parametrize("how", ["crash", "cut", "engine"])
+@pytest.mark.parametrize("phase", [Phase.STOPPING, Phase.FLUSHING])
+def test_a_swap_that_cannot_be_finished_leaves_the_vm_running(isolation, how, phase):
+    """H2, A10: before the commit everything stays as it was."""
+    world = pair(isolation=isolation)
+    operation = world.command(world.a, "swap")
+    while world.a.state.phase is not phase:
+        world.run(1)
+    if how == "crash":
+        world.crash(world.b)
+    elif how == "cut":
+        world.cut_network()
+    else:
+        world.engine_dies(world.b, True)
+    world.run(30_000)
+    if phase is Phase.STOPPING:
+        assert world.a.state.role.runs_vm
+        assert world.a.vm_run
+        assert world.a.finished[operation][0] is False
+    if world.b.alive:
+        world.heal_network()
+    else:
+        world.boot_node(world.b)
+    world.run(20_000)
+    assert world.a.state.role.runs_vm or world.b.state.role.runs_vm
+    if isolation is Isolation.PRIMARY:
+        assert {world.a.state.role, world.b.state.role} == {R.PRIM, R.SECOND}
+        assert world.acknowledged <= world.b.folder.data & world.a.folder.data
+
+
+@pytest.mark.parametrize("delay_ms", [1, 3, 5, 10, 20, 30, 40, 60, 80, 120])
+def test_a_stop_of_the_other_node_in_the_middle_of_a_swap(delay_ms):
+    """H1: nobody asked the node that runs the VM to stop."""
+    world = pair(isolation=Isolation.PRIMARY)
+    world.command(world.a, "swap")
+    world.run(delay_ms)
+    operation = world.command(world.b, "stop")
+    world.run(20_000)
+    assert world.a.state.role.runs_vm or world.b.state.role.runs_vm
+    done, text = world.b.finished[operation]
+    assert done == (world.b.state.role is R.STOP), text
+
+
+def test_a_leaver_does_not_wait_for_a_last_man_that_is_gone():
+    """H1: the session with it is over, and with it the final barrier."""
+    world = pair(isolation=Isolation.PRIMARY)
+    world.command(world.a, "stopstart")
+    world.run(30)
+    operation = world.command(world.b, "stop")
+    world.run(10)
+    world.engine_dies(world.a, True)
+    world.run(30_000)
+    assert operation in world.b.finished
+    assert world.a.state.role.runs_vm
+
+
+def test_a_vm_that_ended_while_its_checker_was_suspended_is_started_after_its_grace():
+    world = pair()
+    world.a.event(e.SettingsChanged("o1", "x", suspend="", reason="x"))
+    run = world.a.vm_run
+    world.a.vm_run = 0
+    world.a.event(e.VmExited(run, "killed"))
+    world.run(1000)
+    assert "suspended" in explain(world.a.state).text
+    world.a.event(e.SettingsChanged("o2", "x", resume=""))
+    world.run(world.a.config.grace_ms - 1000)
+    assert world.a.vm_run == 0
+    world.run(2000)
+    assert world.a.vm_run > run
+
+
+def test_a_vm_that_an_operator_starts_in_its_grace_is_left_alone():
+    world = pair()
+    world.a.event(e.SettingsChanged("o1", "x", suspend="", reason="x"))
+    world.a.vm_run = 0
+    world.a.event(e.VmExited(world.a.state.run, "killed"))
+    world.a.event(e.SettingsChanged("o2", "x", resume=""))
+    world.command(world.a, "restart")
+    world.run(2000)
+    run = world.a.vm_run
+    assert run
+    world.run(world.a.config.grace_ms + 1000)
+    assert world.a.vm_run == run

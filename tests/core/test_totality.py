@@ -7,9 +7,10 @@ import pytest
 from hyperha.core import actions as a
 from hyperha.core import events as e
 from hyperha.core import messages as m
+from hyperha.core import timers
 from hyperha.core.explain import explain
 from hyperha.core.invariants import InvariantBroken, check
-from hyperha.core.machine import _EVENTS, _MESSAGES, _STEPS, _TIMERS, step
+from hyperha.core.machine import _EVENTS, _MESSAGES, _STEPS, step
 from hyperha.core.records import DataLabel, Lineage, Settings
 from hyperha.core.state import Step
 from hyperha.domain import NO_EPOCH, DataState, Epoch, Readiness, Role, SessionKey
@@ -132,7 +133,7 @@ def test_tables_are_complete(root, table):
 
 def test_every_step_and_timer_has_a_handler():
     assert set(_STEPS) == set(Step)
-    assert set(_TIMERS) == set(a.Timer)
+    assert set(timers.HANDLERS) == set(a.Timer)
 
 
 def test_a_running_node_without_intent_is_noticed():

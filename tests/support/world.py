@@ -82,6 +82,12 @@ class Node:
         self.work: list[a.Action] = []
         self.storing: a.Persist | None = None
         self.failing_persists = 0
+        self.storing_fails = False
+
+    @property
+    def speechless(self) -> bool:
+        """Its heartbeats say nothing of the module (K1)."""
+        return self.storing_fails and not self.state.role.runs_vm
 
     @property
     def peer(self) -> Node:
@@ -128,11 +134,13 @@ class Node:
         assert action is not None
         if self.failing_persists:
             self.failing_persists -= 1
+            self.storing_fails = True
             self.work.clear()
             self.world.story.append(f"{self.world.now:>7} {self.name} PERSIST FAILED")
             self.event(e.PersistFailed("EIO", self.lineage, self.settings))
             return
         self.lineage, self.settings = action.lineage, action.settings
+        self.storing_fails = False
         self.pump()
 
     def perform(self, action: a.Action) -> None:
@@ -505,7 +513,7 @@ class World:
     def status_changed(self, node: Node) -> None:
         """A heartbeat is sent out of turn when what it says has changed."""
         status = _status(node)
-        if status != node.sent:
+        if status != node.sent and not node.speechless:
             node.sent = status
             if self.connected(node, node.peer):
                 self.at(self.random.randrange(1, 12), node.peer, ("beat", status))
@@ -521,12 +529,12 @@ class World:
         if not node.alive:
             return
         other = node.peer
-        if self.connected(node, other):
+        if self.connected(node, other) and not other.speechless:
             self.hear(node, _status(other))
         elif (
             not node.silent
             and self.now - node.heard_ms >= node.config.timing.suspect_ms
-            and not (node.session_up and self.connected(node, other))
+            and not (node.session_up and self.connected(node, other) and not other.speechless)
         ):
             node.silent = True
             node.event(e.PeerSilent(node.heard_ms))
