@@ -257,7 +257,8 @@ class NodeDaemon:
             self._all_idle.set()
         else:
             self._all_idle.clear()
-        statuses = tuple(host.status() for host in self.modules.values())
+        told = (host.status() for host in self.modules.values())
+        statuses = tuple(status for status in told if status is not None)
         self.links.set_status(statuses, config_version=self.configuration.cluster.version)
         self.service.subscribers.state_changed()
 
