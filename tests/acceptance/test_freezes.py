@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.acceptance.pair import APPLICATION, DAEMON, ENGINE, FAST_TIMING, Pair
+from tests.acceptance.pair import (
+    APPLICATION,
+    DAEMON,
+    ENGINE,
+    FAST_TIMING,
+    Pair,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -89,5 +97,29 @@ async def test_replication_process_of_the_primary_frozen(protected: Pair) -> Non
     await protected.more_orders(limit_s=15)
     print(f"longest pause {protected.observer.longest_pause_s(frozen):.2f} s")
     assert protected.one("node1", APPLICATION) == application
+    await protected.roles(40, node1="PRIM", node2="SECOND")
+    await protected.equal_and_nothing_lost()
+
+
+def _immutable(change: str, files: list[Path]) -> None:
+    """A disk that takes no writes, also not from root."""
+    subprocess.run(["chattr", change, *map(str, files)], check=True)
+
+
+async def test_a_follower_whose_state_disk_fails_does_not_hold_the_primary(protected: Pair) -> None:
+    """K1, D9: it cannot write that its copy is out, and its word is not waited for."""
+    state = sorted(protected.homes["node2"].module_state("orders").glob("*"))
+    assert state
+    await asyncio.to_thread(_immutable, "+i", state)
+    try:
+        await protected.cli("node2", "checker", "orders", "suspend", "--reason", "test")
+        await protected.roles(15, node1="ALONE")
+        await protected.more_orders()
+    finally:
+        await asyncio.to_thread(_immutable, "-i", state)
+    await protected.log_has("node2", "the state cannot be stored")
+    assert len([one for one in protected.lines("node2") if "cannot be stored" in one]) <= 4
+    done = await protected.command("node2", "start")
+    assert done.state == "done", done.text
     await protected.roles(40, node1="PRIM", node2="SECOND")
     await protected.equal_and_nothing_lost()
