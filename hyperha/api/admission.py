@@ -1,7 +1,7 @@
 """Who may cost this node anything: an ASGI layer in front of the routes.
 
-A connection that proves no identity is refused before a byte of its body is read; a body of anybody
-is bounded before JSON is parsed. Knows nothing of modules or roles: rights are the routes' business.
+A connection that proves no identity is refused before a byte of its body is read; everybody's body
+is bounded before JSON is parsed. Knows no module and no role: rights are the routes' business.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def _add_reading(app: FastAPI, service: NodeService) -> None:
 
 
 def _add_logs(app: FastAPI, service: NodeService) -> None:
-    # `node` names the node whose lines are wanted: another one than the answering is asked for them.
+    # `node` names the node whose lines are wanted: another one than this is asked for them.
     @app.get("/v1/modules/{module}/log")
     async def log(
         module: ModuleName,

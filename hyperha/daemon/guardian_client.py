@@ -10,7 +10,9 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,9 +27,12 @@ from hyperha.spawn.run import Run, start
 from hyperha.spawn.tree import ProcessTree
 
 _log = logging.getLogger(__name__)
+_PROGRAM = "hyperha.daemon.guardian"
 _PACKET_LIMIT = 65536
 _CONNECT_S = 10.0
-_ANSWER_S = 5.0
+_ANSWER_S = 2.0
+_ANSWER_LOOKS = 8
+_BEAT_S = 1.0
 _RETRY_S = 0.05
 
 
@@ -98,18 +103,32 @@ class FenceDescriptor:
     descriptor: int
 
 
+async def _patiently(answer: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
+    """The answer, or TimeoutError after `_ANSWER_S` in which this process, too, was running: after
+    a freeze of the whole node only one of the looks has passed, and the answer is still read."""
+    for _ in range(_ANSWER_LOOKS):
+        done, _ = await asyncio.wait([answer], timeout=_ANSWER_S / _ANSWER_LOOKS)
+        if done:
+            return answer.result()
+    raise TimeoutError
+
+
 class GuardianClient:
     """The connection to the node's guardian.
 
-    `on_lost` is called when the guardian is gone without having been released: connect again and
-    arm again at once. `on_notice` tells what it did on its own.
+    `on_lost` is called with the reason when the guardian is gone without having been released:
+    connect again and arm again at once. `on_notice` tells what it did on its own.
+
+    A guardian that gives no answer for 2 s is killed: writes are held until it has heard that it
+    may certify no more (L8), and one that only stands still could certify when it goes on, while a
+    dead one certifies nothing. It is asked every second, so that this is seen before it matters.
     """
 
     def __init__(
         self,
         settings: GuardianSettings,
         *,
-        on_lost: Callable[[], None],
+        on_lost: Callable[[str], None],
         on_notice: Callable[[Notice], None],
     ) -> None:
         self._settings = settings
@@ -121,6 +140,7 @@ class GuardianClient:
         self._children: list[Run] = []
         self._sent: asyncio.Lock = asyncio.Lock()
         self._adopted = False
+        self._beat: asyncio.Task[None] | None = None
         self.instance = ""
 
     @property
@@ -151,6 +171,7 @@ class GuardianClient:
                 child = await self._start_one()
             await asyncio.sleep(_RETRY_S)
         self.instance, self._adopted = str(answer["guardian"]), True
+        self._beat = asyncio.get_running_loop().create_task(self._ask_regularly())
         return tuple(
             Certified(
                 module=module,
@@ -206,9 +227,11 @@ class GuardianClient:
 
     async def release(self) -> None:
         """A clean shutdown: disarm everything and let the guardian end by itself."""
-        if self._connection is not None:
-            await self._ask({"do": "release"})
-        await self.abandon()
+        try:
+            if self._connection is not None:
+                await self._ask({"do": "release"})
+        finally:
+            await self.abandon()
 
     async def abandon(self) -> None:
         """Close without release, as the daemon's death would: what is armed is ended."""
@@ -237,7 +260,7 @@ class GuardianClient:
 
     async def _start_one(self) -> Run:
         child = await start(
-            [sys.executable, "-m", "hyperha.daemon.guardian", json.dumps(asdict(self._settings))],
+            [sys.executable, "-m", _PROGRAM, json.dumps(asdict(self._settings))],
             name="guardian",
             cwd=str(Path(hyperha.__file__).parent.parent),
             capture=False,
@@ -265,19 +288,51 @@ class GuardianClient:
                 socket.send_fds(self._connection, [raw], list(descriptors))
             except OSError:
                 self._read()  # It may have said why before it hung up.
-            async with asyncio.timeout(_ANSWER_S):
-                value = await answer
-        except OSError as problem:  # TimeoutError is one.
-            self._lose(f"does not take requests: {problem}")
-            raise FailedError(f"the guardian does not answer: {problem}") from problem
+            value = await _patiently(answer)
+        except TimeoutError:
+            # Before the connection is closed: it would take that for the daemon's death.
+            del self._waiting[number]
+            killed = self._kill_hung()
+            self._lose(f"gave no answer to {request['do']} for {_ANSWER_S:.0f} s and {killed}")
+            raise FailedError("the guardian does not answer") from None
         finally:
             self._waiting.pop(number, None)
         if must and not value["ok"]:
             raise FailedError(f"the guardian refused {request['do']}: {value['text']}")
         return value
 
+    async def _ask_regularly(self) -> None:
+        """Notice a guardian that stands still while nothing else is asked of it (P1)."""
+        with contextlib.suppress(FailedError):
+            while True:
+                await asyncio.sleep(_BEAT_S)
+                await self._ask({"do": "hello"})
+
+    def _kill_hung(self) -> str:
+        """SIGKILL to the process behind the connection, if it is this home's guardian."""
+        if sys.platform == "win32" or self._connection is None:
+            return "was not killed"
+        raw = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        process, _, _ = struct.unpack("iII", raw)
+        try:
+            # The descriptor first: what is looked at then is what is killed.
+            watched = os.pidfd_open(process)
+        except OSError as problem:
+            return f"was not killed: {problem.strerror}"
+        try:
+            command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+            if _PROGRAM not in command or json.dumps(self._settings.socket) not in command:
+                return f"was not killed: process {process} is no guardian of this home"
+            signal.pidfd_send_signal(watched, signal.SIGKILL)
+        except OSError as problem:
+            return f"was not killed: {problem.strerror}"
+        finally:
+            os.close(watched)
+        return f"was killed (process {process})"
+
     def _read(self) -> None:
-        assert self._connection is not None
+        if self._connection is None:
+            return
         try:
             raw = self._connection.recv(_PACKET_LIMIT)
         except BlockingIOError:
@@ -312,9 +367,12 @@ class GuardianClient:
         adopted = self._adopted
         self._close()
         if adopted:
-            self._on_lost()
+            self._on_lost(why)
 
     def _close(self) -> None:
+        if self._beat is not None and self._beat is not asyncio.current_task():
+            self._beat.cancel()
+        self._beat = None
         if self._connection is not None:
             asyncio.get_running_loop().remove_reader(self._connection.fileno())
             self._connection.close()

@@ -16,7 +16,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from hyperha.api.app import build_app
 from hyperha.api.server import ApiServer, local_socket, make_server, serve, tcp_socket
@@ -48,6 +48,7 @@ POLL_S = 2.0
 LOOK_AHEAD_S = 15.0
 SHUTDOWN_MARGIN_S = 30.0
 CERTIFICATE_AHEAD_S = 1.0
+GUARDIAN_RETRY_S = 0.5
 
 
 class NodeDaemon:
@@ -66,6 +67,7 @@ class NodeDaemon:
         self._peer_changed = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
         self._servers: list[ApiServer] = []
+        self._guarding: asyncio.Task[None] | None = None
         self._started = False
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -262,21 +264,34 @@ class NodeDaemon:
         self.links.set_status(statuses, config_version=self.configuration.cluster.version)
         self.service.subscribers.state_changed()
 
-    def _guardian_lost(self) -> None:
-        if not self._stop.is_set():
-            self._go(self._guard_again())
+    def _guardian_lost(self, why: str) -> None:
+        if self._stop.is_set():
+            return
+        self._log_everywhere("E", f"the guardian {why}: another one is started")
+        if self._guarding is None or self._guarding.done():
+            self._guarding = asyncio.ensure_future(self._guard_again())
+            self._tasks.append(self._guarding)
 
     async def _guard_again(self) -> None:
-        self.logbook.log("", "E", "the guardian is gone: another one is started", rule="P1")
+        """Until a guardian is there and knows every module, whatever is lost meanwhile (P1)."""
         while not self._stop.is_set():
             try:
-                await self.guardian.connect()
+                if not self.guardian.connected:
+                    await self.guardian.connect()
                 for host in self.modules.values():
                     await host.vm.arm()
-                return
-            except HyperhaError as problem:
+            except (HyperhaError, OSError) as problem:
                 _log.error("no guardian: %s", problem)
-                await asyncio.sleep(1)
+                await asyncio.sleep(GUARDIAN_RETRY_S)
+            else:
+                if self.guardian.connected:
+                    self._log_everywhere("I", "another guardian runs and is armed")
+                    return
+
+    def _log_everywhere(self, level: Literal["E", "I"], text: str) -> None:
+        """In the node's log and in that of every module: it concerns each of them (P1)."""
+        for module in ("", *self.modules):
+            self.logbook.log(module, level, text, rule="P1")
 
     def _guardian_notice(self, notice: Notice) -> None:
         self.logbook.log(notice.module, "W", f"guardian {notice.what}: {notice.reason}", rule="L5'")

@@ -50,7 +50,7 @@ class Bench:
     place: RunPlace
     clients: list[GuardianClient] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
-    lost: list[bool] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -59,8 +59,8 @@ class Bench:
             self.notices.append(notice)
             self.news.set()
 
-        def lost() -> None:
-            self.lost.append(True)
+        def lost(why: str) -> None:
+            self.lost.append(why)
             self.news.set()
 
         made = GuardianClient(self.settings, on_lost=lost, on_notice=noticed)
@@ -267,6 +267,46 @@ async def test_the_daemon_learns_that_its_guardian_is_gone(bench: Bench) -> None
     await client.connect()
     await _arm(client, run)
     assert run.running
+    await client.release()
+
+
+async def test_a_guardian_that_hangs_is_killed_and_replaced(bench: Bench) -> None:
+    """Noticed while nothing is asked; killed before it could take a hang-up for our death."""
+    client = bench.client()
+    await client.connect()
+    run = await bench.run(["/bin/sleep", "600"])
+    await _arm(client, run)
+    hung = _guardian_of(bench.settings)
+    watched = os.pidfd_open(hung)
+    try:
+        os.kill(hung, signal.SIGSTOP)
+        async with asyncio.timeout(8):
+            await bench.until(lambda: bench.lost)
+        assert f"killed (process {hung})" in bench.lost[0]
+        assert (await asyncio.to_thread(select.select, [watched], [], [], 10))[0]
+    finally:
+        os.close(watched)
+    await client.connect()
+    assert _guardian_of(bench.settings) != hung
+    await _arm(client, run, certify=False)
+    assert run.running
+    with pytest.raises(BlockingIOError):
+        bench.ear.recv(4096)
+    await client.release()
+
+
+async def test_a_guardian_is_not_killed_for_our_own_freeze(bench: Bench) -> None:
+    """After a freeze of the whole node its answer is there; it only has not been read yet."""
+    client = bench.client()
+    await client.connect()
+    process = _guardian_of(bench.settings)
+    asking = asyncio.ensure_future(_arm(client, await bench.run(["/bin/sleep", "600"])))
+    await asyncio.sleep(0)
+    time.sleep(2.5)  # noqa: ASYNC251 - the freeze
+    await asking
+    await asyncio.sleep(1.5)
+    assert not bench.lost
+    assert _guardian_of(bench.settings) == process
     await client.release()
 
 
