@@ -86,3 +86,24 @@ async def test_b05_restart_budget(protected: Pair) -> None:
     await protected.roles(40, node1="SECOND", node2="PRIM")
     assert await protected.restarts_used("node1") == 0
     await protected.equal_and_nothing_lost()
+
+
+@pytest.mark.parametrize("options", [QUICK], ids=["quick"])
+async def test_b07_application_that_ended_while_its_checker_was_suspended(protected: Pair) -> None:
+    """B07: left alone until the end of the suspension, then started after its grace."""
+    first = protected.one("node1", APPLICATION)
+    status, said = await protected.cli(
+        "node1", "checker", "orders", "suspend", "--reason", "test", "--for", "1h"
+    )
+    assert status == 0, said
+    protected.signal("node1", APPLICATION, signal.SIGKILL)
+    await asyncio.sleep(2)
+    assert not protected.processes("node1", APPLICATION)
+    side = await protected.side("node1")
+    assert side.vm.state == "absent"
+    assert "suspended" in side.why.text
+    status, said = await protected.cli("node1", "checker", "orders", "resume")
+    assert status == 0, said
+    await another_application(protected, "node1", first, 12)
+    await protected.roles(10, node1="PRIM", node2="SECOND")
+    await protected.equal_and_nothing_lost()
