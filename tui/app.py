@@ -83,9 +83,12 @@ class ConsoleApp(App[None]):
             return
         self.controller.changed = False
         self._draw()
-        module = self.model.module
-        if module and self.model.link.live and module not in self.model.logs_read:
-            self.run_worker(self.controller.read_log(module), exit_on_error=False)
+        self._read_selected()
+
+    def _read_selected(self) -> None:
+        if self.model.link.live:
+            work = self.controller.read_selected(self.dashboard.shows_scripts)
+            self.run_worker(work, group="read", exit_on_error=False)
 
     def _draw(self) -> None:
         if self.dashboard.is_mounted and self.dashboard.is_current:
@@ -94,6 +97,7 @@ class ConsoleApp(App[None]):
     def _tick(self) -> None:
         self.session.tick()
         self._draw()
+        self._read_selected()
         if self.model.running_commands():
             work = self.controller.poll_operations()
             self.run_worker(work, group="poll", exclusive=True, exit_on_error=False)
@@ -153,10 +157,10 @@ class ConsoleApp(App[None]):
 
     def on_dashboard_output_wanted(self, message: Dashboard.OutputWanted) -> None:
         """Open a script's output."""
-        module, run = self.model.module, message.run
-        title = f"{module}: output of {run}"
+        place, run = self.model.place, message.run
+        title = f"{place[0]} on {place[1]}: output of {run}"
         self.push_screen(
-            OutputScreen(self.shape, title, lambda: self.controller.read_output(module, run))
+            OutputScreen(self.shape, title, lambda: self.controller.read_output(place, run))
         )
 
     def _menu(self) -> None:

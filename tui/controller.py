@@ -26,10 +26,13 @@ from hyperha.client.session import (
 from hyperha.text import clean
 from tui.actions import Action, Seen, checker_change, requests
 from tui.model.cleaning import cleaned
-from tui.model.console import ConsoleModel, Issued
+from tui.model.console import ConsoleModel, Issued, Place
 
 T = TypeVar("T")
 LOG_PAGE_LINES = 1000
+FOLLOW_EVERY_MS = 1_000
+RETRY_AFTER_MS = 5_000
+"""How often the other node's log is asked for: while it answers, and after it did not."""
 POLL_AFTER_MS = 1_500
 """The end of a command on the answering node comes by the stream; others are asked for."""
 
@@ -64,6 +67,8 @@ class Controller:
         self.session: Session | None = None
         self.changed = True
         """Whether anything is to be drawn anew."""
+        self._reading: set[Place] = set()
+        self._due_ms: dict[Place, int] = {}
 
     # --- events ------------------------------------------------------------------------------
 
@@ -78,8 +83,6 @@ class Controller:
                 model.take_cluster(view, self.clock_ms())
             case LogSeen(line):
                 model.take_log(line)
-                if line.run:
-                    model.scripts.pop(line.module, None)
             case OperationSeen(view):
                 self._ended(view)
             case Reset(reason):
@@ -148,36 +151,77 @@ class Controller:
         except HyperhaError as problem:
             self._say(clean(str(problem)), True)
 
-    async def read_log(self, module: str) -> None:
-        """The older lines of a module's log."""
-        if module in self.model.logs_read:
+    async def read_selected(self, scripts: bool) -> None:
+        """Log, and on demand the scripts, of the selected module on the selected node.
+
+        The answering node's log is read once, its new lines come by the stream; the other node's is
+        asked for through the answering one, again and again. When that fails, the model says why:
+        lines of another node are never shown instead.
+        """
+        place = self.model.place
+        if not all(place) or place in self._reading:
             return
-        self.model.logs_read.add(module)
+        if place in self.model.unread and self.clock_ms() < self._due_ms.get(place, 0):
+            return
+        self._reading.add(place)
         try:
-            page = await self._ask(lambda client: client.log(module, limit=LOG_PAGE_LINES))
+            await self._read_lines(place)
+            if scripts and place not in self.model.scripts_read:
+                await self._read_runs(place)
         except HyperhaError as problem:
-            if isinstance(problem, UnreachableError):
-                self.model.logs_read.discard(module)  # once the link is back
-            else:
-                self._say(clean(str(problem)), True)
+            self._not_read(place, problem)
+        finally:
+            self._reading.discard(place)
+
+    async def _read_lines(self, place: Place) -> None:
+        model, buffer = self.model, self.model.log_of(place)
+        module, node = place
+        known = place in model.logs_read
+        if known and (model.streams(node) or self.clock_ms() < self._due_ms.get(place, 0)):
             return
-        self.model.log_of(module).merge([cleaned(line) for line in page.lines])
+        epoch = buffer.epoch
+        after = buffer.lines[-1].seq if known and buffer.lines else 0
+        page = await self._ask(lambda client: client.log(module, after, LOG_PAGE_LINES, node=node))
+        if buffer.epoch != epoch:
+            return  # Forgotten meanwhile: what was asked for does not fit what is there now.
+        self._due_ms[place] = self.clock_ms() + FOLLOW_EVERY_MS
+        lines = [cleaned(line) for line in page.lines if line.node == node]
+        if page.next < after or (known and len(page.lines) >= LOG_PAGE_LINES):
+            buffer.clear()  # Numbers began anew, or there may be a gap before this page.
+        buffer.merge(lines)
+        model.logs_read.add(place)
+        if not known or any(line.run for line in lines):
+            model.scripts_read.discard(place)
+        if model.unread.pop(place, None) is not None or lines or not known:
+            self.changed = True
+
+    async def _read_runs(self, place: Place) -> None:
+        module, node = place
+        # Before the answer: a run that begins meanwhile makes the list old again.
+        self.model.scripts_read.add(place)
+        try:
+            runs = await self._ask(lambda client: client.scripts(module, node=node))
+        except HyperhaError:
+            self.model.scripts_read.discard(place)
+            raise
+        self.model.scripts[place] = [cleaned(run) for run in runs if run.node == node]
+        self.model.unread.pop(place, None)
         self.changed = True
 
-    async def read_scripts(self, module: str) -> None:
-        """The kept runs of a module's scripts."""
-        try:
-            runs = await self._ask(lambda client: client.scripts(module))
-        except HyperhaError as problem:
-            self._say(clean(str(problem)), True)
-            return
-        self.model.scripts[module] = [cleaned(run) for run in runs]
-        self.changed = True
+    def _not_read(self, place: Place, problem: HyperhaError) -> None:
+        if isinstance(problem, UnreachableError) and not self.model.link.live:
+            return  # The link itself is lost, which is said elsewhere; read once it is back.
+        silent = isinstance(problem, UnreachableError)
+        text = f"{place[1]} does not answer" if silent else clean(problem.text)
+        self._due_ms[place] = self.clock_ms() + RETRY_AFTER_MS
+        self.changed = self.changed or self.model.unread.get(place) != text
+        self.model.unread[place] = text
 
-    async def read_output(self, module: str, run: str) -> ScriptOutput | str:
+    async def read_output(self, place: Place, run: str) -> ScriptOutput | str:
         """What a run said, or why it cannot be shown."""
+        module, node = place
         try:
-            return cleaned(await self._ask(lambda client: client.script(module, run)))
+            return cleaned(await self._ask(lambda client: client.script(module, run, node=node)))
         except HyperhaError as problem:
             return clean(str(problem))
 

@@ -123,6 +123,7 @@ class FakeNode:
         self.sent: list[tuple[str, str, dict[str, Any]]] = []
         self.refusal: tuple[int, dict[str, str]] | None = None
         self.down = False
+        self.other_silent = False
         self.lines: list[LogLine] = [
             log(1, "heartbeat prod up"),
             log(2, "begins", source="start_prim", run="17-start_prim"),
@@ -165,6 +166,8 @@ class FakeNode:
     def say(self, line: LogLine) -> None:
         """A line of the log."""
         self.lines.append(line)
+        if line.node != self.view.answered_by:
+            return  # The stream has the answering node's lines only.
         self._tell(StreamLine(type="log", seq=line.seq, at=AT, log=line))
 
     def end(self, operation: str, state: str = "done", text: str = "stopped") -> None:
@@ -195,10 +198,14 @@ class FakeNode:
             self.connections += 1
             self.after.append(request.url.params["after"])
             return httpx.Response(200, content=self._stream())
-        return self._read(path)
+        return self._read(path, request.url.params)
 
-    def _read(self, path: str) -> httpx.Response:
+    def _read(self, path: str, query: httpx.QueryParams) -> httpx.Response:
         parts = path.split("/")
+        node = query.get("node") or self.view.answered_by
+        if node != self.view.answered_by and self.other_silent:
+            problem = {"code": "unreachable", "text": f"{node} does not answer: no address"}
+            return httpx.Response(502, json=problem)
         if path == "/v1/cluster" and self.nonsense:
             return _json({"cluster": 7})
         if path == "/v1/cluster":
@@ -206,11 +213,21 @@ class FakeNode:
         if parts[2] == "operations":
             return _json(self.operations[parts[3]].model_dump(mode="json"))
         if path.endswith("/log"):
-            lines = [one.model_dump(mode="json") for one in self.lines if one.module == parts[3]]
-            return _json({"lines": lines, "next": 10})
+            after = int(query.get("after", "0"))
+            found = [
+                one.model_dump(mode="json")
+                for one in self.lines
+                if one.module == parts[3] and one.node == node and one.seq > after
+            ]
+            newest = max((one.seq for one in self.lines if one.node == node), default=0)
+            return _json({"lines": found, "next": newest})
         if path.endswith("/scripts"):
-            return _json([self.output.run.model_dump(mode="json")])
+            run = self.output.run
+            return _json([run.model_dump(mode="json")] if run.node == node else [])
         if parts[-2] == "scripts":
+            if self.output.run.node != node:
+                problem = {"code": "not-found", "text": f"there is no run on {node}"}
+                return httpx.Response(404, json=problem)
             return _json(self.output.model_dump(mode="json"))
         return httpx.Response(404, json={"code": "not-found", "text": path})
 

@@ -16,6 +16,7 @@ from hyperha.domain import Readiness, Role
 from tests.console.fake_node import REFUSED, SUSPENDED, FakeNode, cluster, log, module, side
 from tui.actions import BY_ID, COMMANDS, REGISTRY, SETTINGS, Action, Group, Level, level_of, look
 from tui.app import ConsoleApp
+from tui.controller import FOLLOW_EVERY_MS, RETRY_AFTER_MS
 from tui.model.rows import plain
 from tui.screens.confirm import ConfirmScreen
 from tui.screens.lists import HelpScreen, MenuScreen, OutputScreen
@@ -75,7 +76,7 @@ async def console(
     async with app.run_test(size=size, notifications=True) as pilot:
         box.append(Console(app, pilot, node))
         await box[0].until(lambda: app.model.link.state is LinkState.LIVE)
-        await box[0].until(lambda: app.model.module in app.model.logs_read)
+        await box[0].until(lambda: app.model.place in app.model.logs_read)
         await pilot.pause(0.25)
         yield box[0]
 
@@ -335,6 +336,78 @@ async def test_the_log_follows_pauses_and_follows_again() -> None:
         assert "line 23" not in it.text()
         await it.pilot.press("end")
         await it.until(lambda: "line 23" in it.text() and "follows" in it.text())
+
+
+def two_logs() -> FakeNode:
+    """node1 answers, and node2 has said something, too, and has run a script."""
+    node = FakeNode()
+    node.say(log(501, "follows node1", node="node2"))
+    node.output = node.output.model_copy(
+        update={"run": node.output.run.model_copy(update={"node": "node2", "id": "9-stop_prim"})}
+    )
+    return node
+
+
+async def test_log_and_scripts_are_the_selected_nodes() -> None:
+    """The title names the node whose lines are shown, whichever node answers."""
+    async with console(two_logs()) as it:
+        assert "web on node1" in it.text()
+        assert "heartbeat prod up" in it.text()
+        assert "follows node1" not in it.text()
+        await it.pilot.press("right")
+        await it.until(lambda: "follows node1" in it.text())
+        assert "web on node2" in it.text()
+        assert "heartbeat prod up" not in it.text()
+        await it.pilot.press("2")
+        await it.until(lambda: "start_prim on node2" in it.text())
+        await it.pilot.press("enter")
+        await it.until(lambda: "mounting /data" in it.text())
+        assert "web on node2: output of 9-stop_prim" in it.text()
+        await it.pilot.press("escape", "escape", "left")
+        await it.until(lambda: "no script has run here" in it.text())
+        assert "web on node1" in it.text()
+
+
+async def test_a_node_that_does_not_answer_shows_no_other_nodes_lines() -> None:
+    node = two_logs()
+    node.other_silent = True
+    async with console(node) as it:
+        await it.pilot.press("right")
+        await it.until(lambda: "node2 does not answer: its log is not shown" in it.text())
+        assert "heartbeat prod up" not in it.text()
+        await it.pilot.press("2")
+        await it.until(lambda: "node2 does not answer: its scripts are not shown" in it.text())
+        node.other_silent = False
+        it.now_ms += RETRY_AFTER_MS
+        node.change(node.view)
+        await it.until(lambda: "start_prim on node2" in it.text())
+
+
+async def test_the_other_nodes_log_goes_on_and_stays_when_it_falls_silent() -> None:
+    node = two_logs()
+    async with console(node) as it:
+        await it.pilot.press("right")
+        await it.until(lambda: "follows node1" in it.text())
+        node.say(log(502, "takes over", node="node2"))
+        it.now_ms += FOLLOW_EVERY_MS
+        await it.until(lambda: "takes over" in it.text())
+        node.other_silent = True
+        it.now_ms += FOLLOW_EVERY_MS
+        await it.until(lambda: "node2 does not answer, follows" in it.text())
+        assert "takes over" in it.text()
+
+
+async def test_another_daemon_on_the_other_node_is_read_from_the_beginning() -> None:
+    node = two_logs()
+    async with console(node) as it:
+        await it.pilot.press("right")
+        await it.until(lambda: "follows node1" in it.text())
+        node.lines = [log(7, "a new journal", node="node2")]
+        other = node.view.nodes["node2"].model_copy(update={"boot_id": "b9"})
+        nodes = node.view.nodes | {"node2": other}
+        node.change(node.view.model_copy(update={"nodes": nodes}))
+        await it.until(lambda: "a new journal" in it.text())
+        assert "follows node1" not in it.text()
 
 
 async def test_search_finds_and_goes_round() -> None:

@@ -61,6 +61,7 @@ async def test_every_role_as_tiles(size: tuple[int, int], ascii_only: bool) -> N
     async with console(mixed(), size, ascii_only=ascii_only) as it:
         kind = "ascii" if ascii_only else "unicode"
         await it.pilot.press("down")
+        await it.until(lambda: "no line yet" in it.text())
         compare(f"tiles-{size[0]}x{size[1]}-{kind}", it)
 
 

@@ -22,6 +22,8 @@ from tui.model.cleaning import cleaned
 from tui.model.formatting import seconds_between
 from tui.model.log_buffer import LevelFilter, LogBuffer
 
+Place = tuple[str, str]
+"""A module and the node whose log and scripts are meant."""
 DONE_KEPT_MS = 8_000
 FAILED_KEPT_MS = 30_000
 """How long the end of a command stays on the activity line."""
@@ -56,10 +58,14 @@ class ConsoleModel:
     table: bool = False
     level: LevelFilter = LevelFilter.ALL
     search: str = ""
-    logs: dict[str, LogBuffer] = field(default_factory=dict)
-    logs_read: set[str] = field(default_factory=set)
-    """Modules whose older lines were read."""
-    scripts: dict[str, list[ScriptRun]] = field(default_factory=dict)
+    logs: dict[Place, LogBuffer] = field(default_factory=dict)
+    logs_read: set[Place] = field(default_factory=set)
+    """Where the older lines were read."""
+    scripts: dict[Place, list[ScriptRun]] = field(default_factory=dict)
+    scripts_read: set[Place] = field(default_factory=set)
+    """Where no run has begun or ended since the list was read."""
+    unread: dict[Place, str] = field(default_factory=dict)
+    """Why log and scripts of a place cannot be read now."""
     issued: list[Issued] = field(default_factory=list)
     quit_warned: bool = False
     """Whether the operator was told that a command still runs."""
@@ -70,7 +76,12 @@ class ConsoleModel:
 
     def take_cluster(self, view: ClusterView, now_ms: int) -> None:
         """A new state; the selection stays on what it named as long as that exists."""
+        before = self.cluster
         self.cluster = cleaned(view)
+        for node, seen in self.cluster.nodes.items():
+            known = before.nodes.get(node) if before is not None else None
+            if known is not None and known.boot_id != seen.boot_id and seen.boot_id:
+                self.forget(node)
         self.received_ms = now_ms
         names = self.module_names()
         if self.module not in names:
@@ -80,8 +91,11 @@ class ConsoleModel:
             self.node = view.answered_by if view.answered_by in nodes else (nodes or [""])[0]
 
     def take_log(self, line: LogLine) -> None:
-        """A line of a module's log."""
-        self.log_of(line.module).add(cleaned(line))
+        """A line of a module's log on the node that it names."""
+        place = (line.module, line.node)
+        self.log_of(place).add(cleaned(line))
+        if line.run:
+            self.scripts_read.discard(place)
 
     def take_operation(self, view: OperationView, now_ms: int) -> None:
         """A command began or ended."""
@@ -110,16 +124,34 @@ class ConsoleModel:
 
     def reset(self) -> None:
         """Sequence numbers began anew, or lines are missing: read everything again."""
-        for buffer in self.logs.values():
-            buffer.clear()
-        self.logs_read.clear()
+        for _, node in list(self.logs):
+            self.forget(node)
         self.scripts.clear()
+        self.scripts_read.clear()
+        self.unread.clear()
+
+    def forget(self, node: str) -> None:
+        """A node's daemon is another one: its lines are to be read again."""
+        for place, buffer in self.logs.items():
+            if place[1] == node:
+                buffer.clear()
+                self.logs_read.discard(place)
+                self.scripts_read.discard(place)
 
     # --- asking ------------------------------------------------------------------------------
 
-    def log_of(self, module: str) -> LogBuffer:
-        """The log of a module."""
-        return self.logs.setdefault(module, LogBuffer())
+    @property
+    def place(self) -> Place:
+        """The selected module and node."""
+        return self.module, self.node
+
+    def log_of(self, place: Place) -> LogBuffer:
+        """The log of a module on a node."""
+        return self.logs.setdefault(place, LogBuffer())
+
+    def streams(self, node: str) -> bool:
+        """Whether new lines of this node come by themselves: it is the one that answers."""
+        return self.cluster is not None and self.cluster.answered_by == node
 
     def module_names(self) -> list[str]:
         """In a fixed order: by number, then by name."""

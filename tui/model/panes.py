@@ -83,6 +83,15 @@ def tabs_row(model: ConsoleModel, tab: int, note: str, width: int, glyphs: Glyph
     return between(tuple(parts), right, width, glyphs.cut)
 
 
+def absent_row(model: ConsoleModel, what: str, nothing: str, read: bool) -> Row:
+    """Instead of an empty pane: why nothing of the selected node is shown."""
+    reason = model.unread.get(model.place)
+    if reason:
+        text = f"  {reason}: its {what} {'is' if what == 'log' else 'are'} not shown"
+        return row(Span(text, Tone.WARN))
+    return row(Span(f"  no {nothing}" if read else "  not read yet", Tone.DIM))
+
+
 def log_rows(line: LogLine, width: int, wrap: bool, search: str, glyphs: Glyphs) -> list[Row]:
     """One line of the log as one row, or several when wrapped."""
     mark = glyphs.output if line.run else " "

@@ -19,9 +19,11 @@ from textual.widgets import Input
 from tui.actions import REGISTRY, footer_actions, key_word
 from tui.controller import Controller
 from tui.model.alerts import Alert, alerts
+from tui.model.console import Place
 from tui.model.layout import LEAST_HEIGHT, LEAST_WIDTH, Layout, Shape, layout
 from tui.model.log_buffer import LogView, find
 from tui.model.panes import (
+    absent_row,
     activity_row,
     alert_row,
     checker_items,
@@ -106,11 +108,11 @@ class Dashboard(Screen[None]):
         self._look = shape
         self._tab = LOG
         self._view = LogView()
-        self._view_of = ""
+        self._view_of: Place = ("", "")
         self._wrap = True
         self._alert_at = 0
         self._cache: dict[int, list[Row]] = {}
-        self._cache_key: tuple[int, bool, str, str, int] = (0, False, "", "", 0)
+        self._cache_key: tuple[int, bool, str, Place, int] = (0, False, "", ("", ""), 0)
         self._plan = Layout(Shape.TOO_SMALL, 0)
         # Kept by name, since the screen may be drawn while its widgets come or go.
         names = ("small", "header", "alert", "tabs", "activity", "keys")
@@ -136,6 +138,11 @@ class Dashboard(Screen[None]):
             "back": self._back,
             "lock": self._lock,
         }
+
+    @property
+    def shows_scripts(self) -> bool:
+        """Whether the list of script runs is in view."""
+        return self._tab == SCRIPTS
 
     def compose(self) -> ComposeResult:
         """Fixed lines, the modules, the pane."""
@@ -218,13 +225,11 @@ class Dashboard(Screen[None]):
         if self._tab == LOG:
             note = self._draw_log(width)
         elif self._tab == SCRIPTS:
-            runs = model.scripts.get(model.module)
-            if not runs:
-                text = "  not read yet" if runs is None else "  no script has run here"
-                pane.show_items([[row(Span(text, Tone.DIM))]])
-            else:
-                pane.show_items([[run_row(run, glyphs)] for run in runs])
-            note = "Enter opens"
+            runs = model.scripts.get(model.place)
+            rows = [[run_row(run, glyphs)] for run in runs or ()]
+            read = runs is not None
+            pane.show_items(rows or [[absent_row(model, "scripts", "script has run here", read)]])
+            note = model.unread.get(model.place, "Enter opens")
         elif self._tab == CHECKERS:
             pane.show_items(checker_items(model, width, now_ms, glyphs))
         else:
@@ -233,12 +238,13 @@ class Dashboard(Screen[None]):
 
     def _draw_log(self, width: int) -> str:
         model, pane = self._model, self._pane
-        if self._view_of != model.module:
-            self._view, self._view_of = LogView(), model.module
+        place = model.place
+        if self._view_of != place:
+            self._view, self._view_of = LogView(), place
             pane.scroller.follow = True
-        buffer = model.log_of(model.module)
+        buffer = model.log_of(place)
         key = (width, self._wrap, model.search)
-        cache_key = (*key, model.module, buffer.epoch)
+        cache_key = (*key, place, buffer.epoch)
         if cache_key != self._cache_key or len(self._cache) > 6000:
             self._cache, self._cache_key = {}, cache_key
         self._view.update(buffer, model.level, pane.scroller.follow)
@@ -247,11 +253,12 @@ class Dashboard(Screen[None]):
             if line.seq not in self._cache:
                 self._cache[line.seq] = log_rows(line, *key, self._look.glyphs)
             items.append(self._cache[line.seq])
-        pane.show_items(items or [[row(Span("  no line yet", Tone.DIM))]])
+        pane.show_items(items or [[absent_row(model, "log", "line yet", place in model.logs_read)]])
         return self._log_note()
 
     def _log_note(self) -> str:
-        parts = []
+        unread = self._model.unread.get(self._model.place)
+        parts = [unread] if unread and self._view.lines else []
         if self._model.search:
             parts.append(f"/{self._model.search}")
         if self._model.level != "all":
@@ -297,7 +304,7 @@ class Dashboard(Screen[None]):
         pane.follows = tab == LOG
         pane.scroller.follow = tab == LOG
         if tab == SCRIPTS:
-            self.run_worker(self._controller.read_scripts(self._model.module), exit_on_error=False)
+            self._controller.changed = True  # The app reads what is wanted and missing.
         pane.focus()
 
     def _next(self, step: int) -> None:
@@ -402,7 +409,7 @@ class Dashboard(Screen[None]):
             else:
                 self.notify("no script output behind this line", markup=False)
         if self._tab == SCRIPTS:
-            runs = self._model.scripts.get(self._model.module) or []
+            runs = self._model.scripts.get(self._model.place) or []
             if event.index < len(runs):
                 self.post_message(self.OutputWanted(runs[event.index].id))
 
