@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hyperha.api.wire import OperationView
+from hyperha.api.wire import CheckerView, OperationView, VmView, VmWord
 from hyperha.client import link as links
 from hyperha.client.link import Link, LinkState
 from hyperha.client.targets import home_targets, url_targets
 from hyperha.config.home import Home
 from hyperha.domain import DataState, Readiness, ResourceState, Role
 from hyperha.errors import UsageError
-from tests.console.fake_node import AT, RESYNC, cluster, log, module, side
+from tests.console.fake_node import AT, RESYNC, SUSPENDED, cluster, log, module, side
 from tui.actions import REGISTRY, Level, availability, footer_actions, key_sheet, level_of, look
 from tui.model.alerts import Severity, alerts
 from tui.model.cleaning import cleaned
@@ -24,7 +24,7 @@ from tui.model.formatting import age_text, clock_text, duration_seconds, percent
 from tui.model.glyphs import ASCII, UNICODE, Glyphs
 from tui.model.layout import Shape, layout, table_window
 from tui.model.log_buffer import LevelFilter, LogBuffer, LogView, find
-from tui.model.rows import between, cells, cut, fit, fit_row, plain, row, wrapped
+from tui.model.rows import Span, Tone, between, cells, cut, fit, fit_row, plain, row, wrapped
 from tui.model.scroller import Scroller
 from tui.model.tiles import module_panel, resync_bar, tile
 from tui.screens.lists import help_items
@@ -326,6 +326,42 @@ def test_both_running_and_nobody_running_are_critical() -> None:
     assert alerts(nobody, NOW)[0].text.startswith("web runs nowhere")
     calm = shown(cluster({"web": module(nodes={n: side(Role.STOP) for n in ("node1", "node2")})}))
     assert alerts(calm, NOW) == []
+
+
+@pytest.mark.parametrize("role", [Role.PRIM, Role.ALONE])
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("absent", True), ("stopping", False), ("starting", False), ("running", False)],
+)
+def test_a_vm_that_is_not_there_where_it_should_run_is_critical(
+    role: Role, word: VmWord, told: bool
+) -> None:
+    """Whatever the checkers say, and also when the one that would say it is suspended."""
+    held = CheckerView(name="web", kind="vm", state=ResourceState.UNKNOWN, suspended=SUSPENDED)
+    here = side(role, vm=VmView(state=word), checkers=[held])
+    model = shown(cluster({"web": module(1, nodes={"node1": here})}))
+    found = [one for one in alerts(model, NOW) if "absent" in one.text]
+    assert bool(found) is told
+    if told:
+        assert found[0].severity is Severity.CRITICAL
+        assert (found[0].module, found[0].node) == ("web", "node1")
+    for table, resync in itertools.product((False, True), (None, RESYNC)):
+        sides = {"node1": here.model_copy(update={"resync": resync})}
+        model = shown(cluster({"web": module(1, nodes=sides)}))
+        plan = layout(60, 16, 1, table)
+        spans = [
+            span
+            for one in module_panel(model, plan, 60, NOW, UNICODE, focused=True)
+            for span in one
+            if isinstance(span, Span) and "absent" in span.text
+        ]
+        assert [span.tone for span in spans] == ([Tone.BAD] if told else [])
+
+
+def test_a_vm_is_absent_without_an_alert_where_none_should_run() -> None:
+    model = shown(cluster({"web": module(1, nodes={"node2": side(Role.SECOND)})}))
+    assert model.side(node="node2").vm.state == "absent"  # type: ignore[union-attr]
+    assert not [one for one in alerts(model, NOW) if "absent" in one.text]
 
 
 def test_an_end_that_comes_before_the_answer_is_not_lost() -> None:

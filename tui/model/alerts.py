@@ -89,12 +89,23 @@ def _module(name: str, view: ModuleView, model: ConsoleModel, now_ms: int) -> It
         yield from _side(name, node, side, model, now_ms)
 
 
+def vm_is_missing(side: ModuleNodeView) -> bool:
+    """Whether the VM is not there on a node that is to run it; whatever its checkers say."""
+    return side.role.runs_vm and side.vm.state == "absent"
+
+
 def _side(
     name: str, node: str, side: ModuleNodeView, model: ConsoleModel, now_ms: int
 ) -> Iterator[Alert]:
     where = f"{name} on {node}"
     if side.damage:
         yield Alert(Severity.CRITICAL, f"{where}: {side.damage}", name, node)
+    if vm_is_missing(side) and not model.stale(node, now_ms):
+        # While it is being started or stopped that is no news yet.
+        moving = side.readiness is Readiness.TRANSIENT
+        severity = Severity.WARNING if moving else Severity.CRITICAL
+        text = f"{where}: the VM is absent, though the node is {side.role}"
+        yield Alert(severity, text, name, node)
     if side.frozen:
         yield Alert(Severity.CRITICAL, f"{where}: the guest's writes are held", name, node)
     if side.role is Role.ALONE:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from hyperha.api.wire import ModuleNodeView
 from hyperha.domain import DataState, Role
+from tui.model.alerts import vm_is_missing
 from tui.model.console import ConsoleModel
 from tui.model.formatting import (
     age_text,
@@ -180,6 +181,8 @@ def data_row(side: ModuleNodeView, age_ms: int | None) -> Row:
     """VM, data and generation."""
     fresh = age_ms == 0
     vm = Tone.GOOD if side.vm.state == "running" else Tone.PLAIN
+    if vm_is_missing(side):
+        vm = Tone.BAD
     return row(
         Span("vm ", Tone.DIM),
         Span(f"{side.vm.state} ", vm if fresh else Tone.DIM),
@@ -196,6 +199,8 @@ def resync_row(side: ModuleNodeView, width: int) -> Row:
         return row("")
     done = Span(f"resync {percent(r.done_bytes, r.total_bytes):3d}% ", Tone.WARN)
     rate = Span(f"{rate_text(r.bytes_per_s)} {clock_text(r.seconds_left)} left")
+    if vm_is_missing(side):
+        return (Span(f"vm {side.vm.state}  ", Tone.BAD), done)
     vm = Span(f"vm {side.vm.state}  ", Tone.DIM)
     return (vm, done, rate) if width_of((vm, done, rate)) <= width else (done, rate)
 
@@ -276,6 +281,9 @@ def _cell(
         return (Span(fit(text, width, glyphs.cut), Tone.DIM, chosen),)
     role = Span(f"{glyphs.role[side.role]} {side.role:<7}", role_tone(side), chosen)
     ready = Span(f"{READINESS_WORD[side.readiness]:<10}", READINESS_TONE[side.readiness])
+    if vm_is_missing(side):
+        # Before the rest, which is cut where there is no room.
+        return fit_row((role, Span(f"vm {side.vm.state} ", Tone.BAD), ready), width, glyphs.cut)
     if side.resync is not None:
         r = side.resync
         done = percent(r.done_bytes, r.total_bytes)
