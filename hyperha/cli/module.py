@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,31 +10,35 @@ import typer
 
 from hyperha.cli.context import the_home
 from hyperha.config import load_all, load_cluster, load_module
-from hyperha.config.loading import parse_module
-from hyperha.errors import NotFoundError, RefusedError, UsageError
+from hyperha.domain import MODULE_NAME_PATTERN
+from hyperha.errors import FailedError, NotFoundError, RefusedError, UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Modules in this home's configuration.")
 
 
 def module_text(name: str, number: int, folder: str, command: str) -> str:
     """The file of a new module with the process driver."""
-    quoted = command.replace("\\", "\\\\").replace('"', '\\"')
     return (
         "schema = 1\n"
         f'name = "{name}"\n'
         f"number = {number}\n"
-        f'folder = "{folder}"\n'
+        f"folder = {_quoted(folder)}\n"
         'driver = "process"\n'
         'boot = "on"\n'
         "\n"
         "[driver_options]\n"
-        f'command = "{quoted}"\n'
+        f"command = {_quoted(command)}\n"
         "\n"
         "[[checker]]\n"
         f'name = "{name}"\n'
         'kind = "vm"\n'
         'action = "restart"\n'
     )
+
+
+def _quoted(text: str) -> str:
+    """A TOML text: what JSON escapes, TOML escapes alike."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 @app.command()
@@ -51,24 +56,50 @@ def add(
     configuration = load_all(home)
     if name in configuration.modules:
         raise RefusedError(f"there is a module {name} already", f"See {home.module_file(name)}.")
+    if not MODULE_NAME_PATTERN.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a module name", "Up to 32 letters, digits and -, a hyphen not first."
+        )
     used = {one.number for one in configuration.modules.values()}
     chosen = number or next(n for n in range(1, 34) if n not in used)
+    wanted = str(folder.absolute())
     if template is not None:
-        text = template.read_text(encoding="utf-8")
+        text = _template_text(template)
     elif command:
-        text = module_text(name, chosen, str(folder.absolute()), command)
+        text = module_text(name, chosen, wanted, command)
     else:
         raise UsageError(
             "a module needs --command or --template", "See config/module-process.toml."
         )
-    parse_module(text, f"the file of {name}", load_cluster(home.cluster_file))
-    if not folder.is_dir():
-        folder.mkdir(parents=True)
-        print(f"made the folder {folder}")
+    # Together with what is there already: a file that does not fit in stops the whole node.
+    found = load_all(home, {name: text})
+    module = found.modules[name]
+    if module.folder_of(found.node) != wanted.rstrip("/"):
+        raise UsageError(
+            f"--folder is {wanted}, the template's folder is {module.folder_of(found.node)}",
+            "Write the folder and the number of this module into the template first.",
+        )
     path = home.module_file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    print(f"wrote {path} (module number {chosen}); the other node needs the same file")
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            print(f"made the folder {folder}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise FailedError(
+            f"{problem.filename} cannot be written: {problem.strerror}",
+            "Run as root, or name a home and a folder of your own.",
+        ) from problem
+    print(f"wrote {path} (module number {module.number}); the other node needs the same file")
+
+
+def _template_text(template: Path) -> str:
+    try:
+        return template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else problem.reason
+        raise UsageError(f"the template {template} cannot be read: {why}") from problem
 
 
 @app.command("list")
@@ -83,6 +114,7 @@ def check(name: Annotated[str, typer.Argument()]) -> None:
     """Check one module's file."""
     home = the_home()
     load_module(home.module_file(name), load_cluster(home.cluster_file))
+    load_all(home)  # What the files say together.
     print(f"{home.module_file(name)} is right")
 
 

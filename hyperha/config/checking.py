@@ -12,6 +12,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import urlsplit
 
 from hyperha.config.cluster import Cluster, Timing
+from hyperha.config.home import Home
 from hyperha.config.module import Checker, ModuleConfig
 from hyperha.text import nearest
 
@@ -186,8 +187,6 @@ def module_rules(module: ModuleConfig, cluster: Cluster | None = None) -> Iterat
             yield Problem(("checker", index), f"two checkers are called {checker.resource!r}")
         resources.add(checker.resource)
         yield from _checker_rules(index, checker)
-    if module.name in module.start_after:
-        yield Problem(("start_after",), f"{module.name} cannot start after itself")
     if module.driver == "process":
         yield from _process_rules(module)
     if cluster is None:
@@ -234,7 +233,6 @@ def _process_rules(module: ModuleConfig) -> Iterator[Problem]:
 
 def fleet_rules(modules: Sequence[ModuleConfig], cluster: Cluster) -> Iterator[tuple[str, Problem]]:
     """What the module files say together; each problem with the name of the module to change."""
-    names = [module.name for module in modules]
     numbers: dict[int, str] = {}
     for module in modules:
         if module.number in numbers:
@@ -245,18 +243,7 @@ def fleet_rules(modules: Sequence[ModuleConfig], cluster: Cluster) -> Iterator[t
                 ),
             )
         numbers[module.number] = module.name
-        for other in module.start_after:
-            if other not in names:
-                yield module.name, Problem(("start_after",), f"there is no module {other!r}")
     yield from _overlaps(modules, cluster)
-    waits = {module.name: set(module.start_after) & set(names) for module in modules}
-    while free := [name for name, others in waits.items() if not others]:
-        for name in free:
-            del waits[name]
-        for others in waits.values():
-            others.difference_update(free)
-    for name in waits:
-        yield name, Problem(("start_after",), f"{sorted(waits)} wait for each other in a circle")
 
 
 def _overlaps(modules: Sequence[ModuleConfig], cluster: Cluster) -> Iterator[tuple[str, Problem]]:
@@ -273,6 +260,19 @@ def _overlaps(modules: Sequence[ModuleConfig], cluster: Cluster) -> Iterator[tup
                         ),
                     )
                     break
+
+
+def place_rules(module: ModuleConfig, node: str, home: Home) -> Iterator[Problem]:
+    """A node does not replicate its own files: keys and records are each node's own."""
+    folder = module.folder_of(node)
+    for name in ("config", "state", "log", "run"):
+        directory = str(getattr(home, name))
+        if _nested(folder, directory):
+            yield Problem(
+                ("folder_on" if node in module.folder_on else "folder",),
+                f"folder {folder} overlaps with the {name} directory {directory} of {node} itself",
+                "Name a folder that holds nothing but the module's own files.",
+            )
 
 
 def _nested(first: str, second: str) -> bool:

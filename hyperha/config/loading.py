@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from hyperha.config.checking import Key, Problem, cluster_rules, fleet_rules, module_rules
+from hyperha.config.checking import (
+    Key,
+    Problem,
+    cluster_rules,
+    fleet_rules,
+    module_rules,
+    place_rules,
+)
 from hyperha.config.cluster import Cluster
 from hyperha.config.home import Home
 from hyperha.config.module import ModuleConfig
+from hyperha.config.release import cluster_gaps, module_gaps
 from hyperha.domain import NodeName
 from hyperha.errors import ConfigError, FailedError, NotFoundError
 from hyperha.text import clean, nearest
@@ -166,7 +174,7 @@ def parse_cluster(text: str, file: str = "cluster.toml") -> Cluster:
         cluster = Cluster.model_validate(document)
     except ValidationError as problem:
         raise _complain(file, text, _first_only(_shape_problems(Cluster, problem))) from None
-    if problems := list(cluster_rules(cluster)):
+    if problems := [*cluster_rules(cluster), *cluster_gaps(cluster)]:
         raise _complain(file, text, problems)
     return cluster
 
@@ -191,7 +199,7 @@ def parse_module(
         module = ModuleConfig.model_validate(document)
     except ValidationError as problem:
         raise _complain(file, text, _first_only(_shape_problems(ModuleConfig, problem))) from None
-    if problems := list(module_rules(module, cluster)):
+    if problems := [*module_rules(module, cluster), *module_gaps(module)]:
         raise _complain(file, text, problems)
     return module
 
@@ -217,7 +225,10 @@ def load_cluster(path: Path) -> Cluster:
 
 def load_module(path: Path, cluster: Cluster | None = None) -> ModuleConfig:
     """Read and check one module file; its name must be the module's."""
-    text = _read(path, "module configuration")
+    return _named_module(path, _read(path, "module configuration"), cluster)
+
+
+def _named_module(path: Path, text: str, cluster: Cluster | None) -> ModuleConfig:
     module = parse_module(text, str(path), cluster)
     if module.name != path.stem:
         problem = Problem(
@@ -240,22 +251,38 @@ def this_node(home: Home, cluster: Cluster) -> NodeName:
     return NodeName(name)
 
 
-def load_all(home: Home) -> Configuration:
-    """Everything under `home`, checked together."""
+def load_all(home: Home, added: Mapping[str, str] | None = None) -> Configuration:
+    """Everything under `home`, checked together.
+
+    `added` are texts of module files by name that are judged as if they had been written already.
+    """
     cluster = load_cluster(home.cluster_file)
     node = this_node(home, cluster)
+    paths = sorted(home.modules_directory.glob("*.toml"))
+    texts = {path: _read(path, "module configuration") for path in paths}
+    # Last, since of two files that contradict each other the later one is named.
+    texts |= {home.module_file(name): text for name, text in (added or {}).items()}
     modules: dict[str, ModuleConfig] = {}
     told: list[str] = []
-    for path in sorted(home.modules_directory.glob("*.toml")):
+    for path, text in texts.items():
         try:
-            module = load_module(path, cluster)
+            module = _named_module(path, text, cluster)
         except ConfigError as refusal:
             told.append(str(refusal))
         else:
             modules[module.name] = module
-    for name, problem in fleet_rules(list(modules.values()), cluster):
+    for name, problem in _together(list(modules.values()), cluster, node, home):
         path = home.module_file(name)
-        told.append(str(_complain(str(path), _read(path, "module configuration"), [problem])))
+        told.append(str(_complain(str(path), texts[path], [problem])))
     if told:
         raise ConfigError("\n".join(told))
     return Configuration(node, cluster, modules)
+
+
+def _together(
+    modules: list[ModuleConfig], cluster: Cluster, node: str, home: Home
+) -> Iterator[tuple[str, Problem]]:
+    yield from fleet_rules(modules, cluster)
+    for module in modules:
+        for problem in place_rules(module, node, home):
+            yield module.name, problem

@@ -49,11 +49,6 @@ def test_the_templates_load_and_hold_the_defaults() -> None:
     assert (least.boot, least.failover, least.priority) == ("on", True, 100)
 
 
-def test_the_contract_example_with_a_lease_loads() -> None:
-    cluster = parse_cluster(CLUSTER.replace("[ports]", WITNESS))
-    assert cluster.ttl_ms == 2750
-
-
 def test_the_fast_profile_loads_with_and_without_a_witness() -> None:
     fast = Timing(heartbeat_ms=100, suspect_ms=300, stall_limit_ms=600, takeover_wait_ms=1000)
     assert list(timing_rules(fast, None)) == []
@@ -109,6 +104,17 @@ def test_the_fast_profile_loads_with_and_without_a_witness() -> None:
         ("[ports]", WITNESS.replace("https", "ftp"), "needs a URL like"),
         ("[ports]", '[witness]\nkind = "ping"\n[ports]', "needs at least one address"),
         ("[ports]", '[fence]\nnode9 = ["x"]\n[ports]', "'node9' is no node"),
+        ("[ports]", WITNESS, "line 42: witness.kind: 'lease': not in this release. Remove"),
+        (
+            "[ports]",
+            '[witness]\nkind = "ping"\naddresses = ["10.0.0.254"]\n[ports]',
+            "witness.kind: 'ping': not in this release",
+        ),
+        (
+            "[ports]",
+            '[fence]\nnode1 = ["/sbin/off", "node1"]\n[ports]',
+            "line 42: fence.node1: '/sbin/off node1': not in this release",
+        ),
         ("[ports]", "[ports", "not valid TOML"),
     ],
 )
@@ -142,7 +148,22 @@ def test_mistakes_in_cluster_toml(old: str, new: str, says: str) -> None:
         ('kind = "vm"', 'kidn = "vm"', "Did you mean 'kind'?"),
         ("failures = 2", "failures = 0", "checker[1].failures: 0"),
         ("replace = []", 'replace = ["begin"]', "scripts.replace[1]"),
-        ("start_after = []", 'start_after = ["APP"]', "cannot start after itself"),
+        ("start_after = []", 'start_after = ["DB"]', "line 13: start_after: ['DB']: not in this"),
+        *(
+            (
+                'driver = "process"',
+                f'driver = "{driver}"',
+                f"APP.toml, line 7: driver: '{driver}': not in this release. Use driver =",
+            )
+            for driver in ("qemu", "libvirt", "hyperv")
+        ),
+        ('mode = "best_effort"', 'mode = "required"', "safety_copy.mode: 'required': not in this"),
+        ("keep_days = 7", "keep_days = 30", "safety_copy.keep_days: 30: not in this release"),
+        ("max_gib = 0", "max_gib = 9", "safety_copy.max_gib: 9: not in this release"),
+        ('primary = "none"', 'primary = "last"', "default_primary: 'last': not in this release"),
+        ("priority = 100", "priority = 1", "priority: 1: not in this release"),
+        ('normal = "stop"', 'normal = "save"', "stop.normal: 'save': not in this release"),
+        ("replace = []", 'replace = ["transition"]', "'transition': not in this release"),
         (
             "[driver_options]",
             'folder_on = { node5 = "/x" }\n[driver_options]',
@@ -190,7 +211,6 @@ def test_a_whole_home_loads(home: Home) -> None:
     [
         (("number = 2 ", "number = 1 "), "number 1 is also APP's number"),
         (("/srv/hyperha/TWO", "/srv/hyperha/APP/inner"), "overlaps with /srv/hyperha/APP of APP"),
-        (("start_after = []", 'start_after = ["THREE"]'), "there is no module 'THREE'"),
         (('name = "TWO"', 'name = "OTHER"'), "Call the file OTHER.toml"),
     ],
 )
@@ -204,13 +224,18 @@ def test_modules_that_contradict_each_other(home: Home, change: tuple[str, str],
     assert str(home.module_file("TWO")) in str(caught.value)
 
 
-def test_modules_that_wait_in_a_circle(home: Home) -> None:
-    home.module_file("TWO").write_text(
-        _second_module().replace("start_after = []", 'start_after = ["APP"]')
-    )
-    home.module_file("APP").write_text(MODULE.replace("start_after = []", 'start_after = ["TWO"]'))
-    with pytest.raises(ConfigError, match="circle"):
+@pytest.mark.parametrize("place", ["state", "log/inner", "config/pki", "run", "", ".."])
+def test_a_node_does_not_replicate_its_own_files(home: Home, place: str) -> None:
+    folder = (home.config.parent / place).resolve()
+    home.module_file("APP").write_text(MODULE.replace("/srv/hyperha/APP", str(folder)))
+    with pytest.raises(ConfigError, match=f"folder {folder} overlaps with the .* of node1 itself"):
         load_all(home)
+
+
+def test_a_folder_beside_the_homes_directories_is_right(home: Home) -> None:
+    folder = home.config.parent / "data" / "APP"
+    home.module_file("APP").write_text(MODULE.replace("/srv/hyperha/APP", str(folder)))
+    assert load_all(home).modules["APP"].folder == str(folder)
 
 
 def test_a_node_file_that_names_a_stranger(home: Home) -> None:
