@@ -8,7 +8,9 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import typer
 
 from hyperha.client.node_client import NodeClient, Target
 from hyperha.config import Home, find_home
@@ -28,6 +30,15 @@ class Options:
 
 
 options = Options()
+
+
+def _also_json(wanted: bool) -> bool:
+    options.as_json = options.as_json or wanted
+    return wanted
+
+
+JsonToo = Annotated[bool, typer.Option("--json", help="Answer in JSON.", callback=_also_json)]
+"""`--json` behind the command, where it means the same as before it."""
 
 
 def the_home() -> Home:

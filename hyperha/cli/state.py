@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hyperha.api.wire import ClusterView, LogLine, ModuleView, ScriptOutput
-from hyperha.cli.context import ask, options, show_json
+from hyperha.cli.context import JsonToo, ask, options, show_json
 from hyperha.cli.steering import Module, Node, side_of
 from hyperha.client.node_client import NodeClient
 from hyperha.domain import Role
@@ -27,8 +27,10 @@ def register(app: typer.Typer) -> None:
 def state(
     module: OptionalModule = None,
     verbose: Annotated[bool, typer.Option("-v", help="Also boot, epoch, checkers, LANs.")] = False,
+    as_json: JsonToo = False,
 ) -> None:
     """Roles, readiness and data of all modules, or one."""
+    del as_json  # It has been put among the options of all commands.
 
     async def work(client: NodeClient) -> ClusterView:
         return await client.cluster()
@@ -198,7 +200,7 @@ def preflight(module: OptionalModule = None) -> None:
         for item in view.preflight
     ]
     for name, item in found:
-        print(f"{name} on {item.node}: {clean(item.text)}. {clean(item.fix)}")
+        print(f"{name} on {item.node}: {clean(item.text)}. {clean(item.fix)}".rstrip())
     if not found:
         print("nothing stands in the way")
     raise typer.Exit(1 if found else 0)

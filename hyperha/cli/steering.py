@@ -102,6 +102,11 @@ def act(
     timeout_s: float,
 ) -> None:
     """Send a command with what was seen, wait for its end, say how it ended."""
+    if options_sent.confirm not in (None, module):
+        raise UsageError(
+            f"--confirm names {options_sent.confirm!r}, the module is {module!r}: nothing was done",
+            f"To accept a loss: --confirm {module}.",
+        )
 
     async def work(client: NodeClient) -> list[str]:
         cluster = await client.cluster()
@@ -145,7 +150,10 @@ def raise_failed(module: str, node: str, text: str) -> None:
     """A command that was accepted and then failed."""
     from hyperha.errors import FailedError
 
-    raise FailedError(f"{module} on {node}: {text}", "See `hyperha log` for the whole story.")
+    # The text may be a whole message with its cure already.
+    raise FailedError(
+        f"{module} on {node}: {text.rstrip('.')}", "See `hyperha log` for the whole story."
+    )
 
 
 def _order(

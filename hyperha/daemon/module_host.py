@@ -415,7 +415,9 @@ class ModuleHost:
 
     async def look_ahead(self) -> None:
         """Refresh the preflight list."""
-        reasons = await self.vm.driver.preflight()
+        reasons = list(await self.vm.driver.preflight())
+        if self.state.phase is Phase.IDLE and (missing := await self.vm.missing_folder()):
+            reasons.append(missing)
         found = [
             PreflightItem(code=one.code, node=self.node, text=one.text, fix=one.fix)
             for one in reasons

@@ -30,6 +30,7 @@ from hyperha.api.wire import (
 )
 from hyperha.core.commands import problem
 from hyperha.core.events import CommandGiven, SettingsChanged, Verb
+from hyperha.core.state import Phase
 from hyperha.daemon.module_task import boottime_ms
 from hyperha.daemon.operations import Operations
 from hyperha.daemon.stream import Subscribers, log_line
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from hyperha.daemon.module_host import ModuleHost
     from hyperha.daemon.node import NodeDaemon
 
+_COVERING = (Verb.START, Verb.PRIM, Verb.SECOND, Verb.PRIMFORCE)
+"""Verbs that begin with the folder where the module is stopped."""
 _PROBLEMS = {"stale-view": StaleViewError, "busy": BusyError, "loss": LossError}
 
 
@@ -205,6 +208,7 @@ class Service:
             return await self._switch(host, request, caller)
         event = self._command(host, request, caller)
         self._check(host, event)
+        await self._check_folder(host, event.verb)
         view = self.operations.begin(name, request.verb, caller.name, request.request_id)
         await self._audit(caller, f"{request.verb} {name}", request.reason)
         host.post(_with_id(event, view.id))
@@ -238,6 +242,12 @@ class Service:
         kind = _PROBLEMS.get(found.code, RefusedError)
         fix = f"To accept the loss: --confirm {host.name}." if found.code == "loss" else ""
         raise kind(found.text, fix)
+
+    async def _check_folder(self, host: ModuleHost, verb: Verb) -> None:
+        if verb in _COVERING and host.state.phase is Phase.IDLE:
+            missing = await host.vm.missing_folder()
+            if missing is not None:
+                raise RefusedError(missing.text, missing.fix, code=missing.code)
 
     async def _switch(self, host: ModuleHost, request: ActionRequest, caller: Caller) -> Accepted:
         what, _, value = request.verb.partition("-")
@@ -312,10 +322,18 @@ def _with_id(event: CommandGiven, operation_id: str) -> CommandGiven:
 
 
 def _wall_ms(text: str) -> int:
+    """The end of a suspension."""
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(f"{text!r} is no time", "Write RFC 3339: 2026-01-31T22:00:00Z.") from None
     if moment.tzinfo is None:
         raise UsageError(f"{text!r} has no time zone", "Add Z or +01:00.")
-    return int(moment.timestamp() * 1000)
+    until_ms = int(moment.timestamp() * 1000)
+    now_ms = time.time_ns() // 1_000_000
+    if until_ms <= now_ms:
+        raise UsageError(
+            f"{text} is not in the future: here it is {rfc3339(now_ms)}",
+            "Name a later time, or none.",
+        )
+    return until_ms

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from hyperha.errors import FailedError, HyperhaError
 from hyperha.scripts.runner import ScriptRunner, Step
 from hyperha.spawn.run import OutputLine
 from hyperha.spawn.tree import ProcessTree
-from hyperha.vm.port import Driver, StopMode, VmSpec
+from hyperha.vm.port import Driver, Reason, StopMode, VmSpec
 
 _log = logging.getLogger(__name__)
 _TELL_AGAIN_S = 0.1
@@ -287,6 +288,13 @@ class VmHost:
             raise FailedError("; ".join(reasons))
         return ""
 
+    async def missing_folder(self) -> Reason | None:
+        """Why the folder cannot be covered; asked while nothing covers it, never through a mount
+        of ours (T1)."""
+        if self._kept is not None:
+            return None
+        return await asyncio.to_thread(_missing_folder, self._spec)
+
     async def _fence(self) -> str:
         kept = self._kept
         if kept is None:
@@ -324,6 +332,17 @@ class VmHost:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _missing_folder(spec: VmSpec) -> Reason | None:
+    if os.path.isdir(spec.folder):
+        return None
+    what = "is no directory" if os.path.lexists(spec.folder) else "does not exist"
+    return Reason(
+        "folder-missing",
+        f"{spec.module}: the folder {spec.folder} {what} on {spec.node}",
+        "Mount its file system or make the directory, or correct `folder` in the module's file.",
+    )
 
 
 def _kind(name: str, kept: Kept) -> str:

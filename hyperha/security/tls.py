@@ -10,8 +10,14 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificate
+
 from hyperha.errors import ConfigError, DeniedError, NotFoundError
 from hyperha.security.authority import Holder, holder_of
+
+_RESTORE = "Restore the pki directory of this node as `hyperha cluster init` wrote it."
 
 
 def node_server_context(authority: Path, certificate: Path, key: Path) -> ssl.SSLContext:
@@ -91,6 +97,23 @@ def _load(
     except PermissionError as problem:
         raise DeniedError(f"the certificate files beside {authority} may not be read") from problem
     except ssl.SSLError as problem:
+        _name_damaged(authority, certificate, key)
+        why = f": {problem.reason}" if problem.reason else ""
         raise ConfigError(
-            f"the certificate files beside {authority} do not fit together: {problem.reason}"
+            f"the certificate files beside {authority} do not fit together{why}", _RESTORE
         ) from problem
+
+
+def _name_damaged(authority: Path, certificate: Path | None, key: Path | None) -> None:
+    """OpenSSL does not say which of its files it could not read."""
+    for path, what in ((authority, "certificate"), (certificate, "certificate"), (key, "key")):
+        if path is None:
+            continue
+        raw = path.read_bytes()
+        try:
+            if what == "key":
+                load_pem_private_key(raw, None)
+            else:
+                load_pem_x509_certificate(raw)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise ConfigError(f"{path} is damaged: it holds no PEM {what}", _RESTORE) from None

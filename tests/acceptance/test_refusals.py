@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import socket
@@ -96,13 +97,40 @@ async def test_second_daemon(pair: Pair) -> None:
 
 
 async def test_folder_missing(pair: Pair) -> None:
-    """Named; never taken for an empty one."""
-    pair.folder("node1").rmdir()
+    """Named with the cure, by preflight and by what would need it; never taken for an empty one."""
+    folder = pair.folder("node1")
+    text = pair.homes["node1"].module_file(MODULE).read_text(encoding="utf-8")
+    pair.homes["node1"].module_file(MODULE).write_text(text.replace('boot = "on"', 'boot = "off"'))
+    folder.rmdir()
     await pair.start("node1")
-    view = await pair.command("node1", "prim")
-    assert view.state == "failed"
-    clear(view.text, str(pair.folder("node1")))
-    assert not pair.folder("node1").exists()
+    for verb in ("start", "prim", "second"):
+        status, said = await pair.cli("node1", verb, MODULE)
+        assert status == 3, said
+        clear(said, f"the folder {folder} does not exist on node1", "make the directory")
+
+    async def told() -> bool:
+        status, said = await pair.cli("node1", "preflight", MODULE)
+        return status == 1 and f"the folder {folder} does not exist" in said
+
+    await pair.eventually(told, 20, "preflight to name the folder")
+    assert not folder.exists()
+    folder.mkdir()
+    await pair.act("node1", "prim")
+
+
+async def test_small_mistakes_of_operators(pair: Pair) -> None:
+    """Each is named; what was meant is not guessed."""
+    await pair.start("node1")
+    status, said = await pair.cli("node1", "second", MODULE, "--confirm", "oders")
+    assert status == 2, said
+    clear(said, "'oders'", "'orders'", "nothing was done")
+    past = ("--until", "2001-01-01T00:00:00Z", "--reason", "x")
+    status, said = await pair.cli("node1", "checker", MODULE, "suspend", *past)
+    assert status == 2, said
+    clear(said, "2001-01-01T00:00:00Z is not in the future")
+    for words in (("--json", "state"), ("state", "--json"), ("state", MODULE, "--json")):
+        status, said = await pair.cli("node1", *words)
+        assert (status, json.loads(said)["answered_by"]) == (0, "node1"), said
 
 
 async def test_file_system_without_extended_attributes(pair: Pair) -> None:

@@ -185,12 +185,17 @@ def test_every_mistake_is_told_at_once() -> None:
     assert str(caught.value).count("Did you mean") == 2
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
+def empty_home(tmp_path: Path) -> Home:
     home = Home.at(tmp_path / "node1")
     home.create()
     home.cluster_file.write_text(CLUSTER)
     home.node_file.write_text("node1\n")
+    return home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = empty_home(tmp_path)
     home.module_file("APP").write_text(MODULE)
     return home
 

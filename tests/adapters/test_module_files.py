@@ -10,16 +10,12 @@ from typer.testing import CliRunner
 from hyperha.cli.main import app
 from hyperha.config import Home, load_all
 from hyperha.errors import ConfigError, HyperhaError, UsageError
-from tests.adapters.test_config import CLUSTER, MODULE
+from tests.adapters.test_config import MODULE, empty_home
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    home = Home.at(tmp_path / "node1")
-    home.create()
-    home.cluster_file.write_text(CLUSTER)
-    home.node_file.write_text("node1\n")
-    return home
+    return empty_home(tmp_path)
 
 
 def module(home: Home, *arguments: str | Path) -> str:

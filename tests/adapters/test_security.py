@@ -195,6 +195,19 @@ def test_the_authority_can_be_loaded_and_checked(homes: dict[str, Home]) -> None
         Authority.load(one.authority_certificate, one.node_key)
 
 
+@pytest.mark.parametrize("damage", [b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nAAAA\n"])
+@pytest.mark.parametrize("name", ["authority_certificate", "node_certificate", "node_key"])
+def test_a_damaged_file_is_named(homes: dict[str, Home], name: str, damage: bytes) -> None:
+    home = homes["node1"]
+    path: Path = getattr(home, name)
+    path.write_bytes(damage)
+    with pytest.raises(ConfigError) as caught:
+        node_client_context(home.authority_certificate, home.node_certificate, home.node_key)
+    assert str(caught.value).startswith(f"{path} is damaged")
+    assert "Restore" in caught.value.fix
+    assert "None" not in str(caught.value)
+
+
 def test_files_that_do_not_fit_are_named(homes: dict[str, Home], tmp_path: Path) -> None:
     one, two = homes["node1"], homes["node2"]
     with pytest.raises(ConfigError, match="do not fit together"):
