@@ -19,19 +19,23 @@ from hyperha.replication.preamble import Preamble
 _log = logging.getLogger(__name__)
 _PREAMBLE_LIMIT_S = 5.0
 _OPEN_LIMIT = 32
+_COMPLAINTS_LIMIT = 256
 
 Take = Callable[[str, Preamble, bytes, socket.socket], bool]
 """(lan, preamble, its bytes, socket) -> whether a process took it; the socket is then theirs."""
+Refused = Callable[[str, str], None]
+"""(sentence, address): somebody who speaks this protocol does not belong here."""
 
 
 class ReplicationListener:
     """Listens on the node's replication LANs."""
 
-    def __init__(self, port: int, cluster_id: str, peer: str, take: Take) -> None:
+    def __init__(self, port: int, cluster_id: str, peer: str, take: Take, refused: Refused) -> None:
         self._port = port
         self._cluster = preamble.cluster_hash(cluster_id)
         self._peer = peer
         self._take = take
+        self._refused = refused
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._complained: set[str] = set()
@@ -78,7 +82,10 @@ class ReplicationListener:
                 raw = await self._read(connection)
             found = preamble.decode(raw)
             if found.cluster_hash != self._cluster or found.node != self._peer:
-                raise ReplicationError(f"it belongs to another cluster or node ({found.node})")
+                text = f"it belongs to another cluster or node ({found.node})"
+                if self._complain(origin, text):
+                    self._refused(f"replication connection from {origin}: {text}", origin)
+                return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             taken = self._take(lan, found, raw, connection)
         except TimeoutError:
@@ -100,7 +107,11 @@ class ReplicationListener:
             raw += part
         return raw
 
-    def _complain(self, origin: str, text: str) -> None:
-        if origin not in self._complained:
-            self._complained.add(origin)
-            _log.warning("replication connection from %s refused: %s", origin, text)
+    def _complain(self, origin: str, text: str) -> bool:
+        """Say it once per address and reason; whether it was said now."""
+        about = f"{origin} {text}"
+        if about in self._complained or len(self._complained) >= _COMPLAINTS_LIMIT:
+            return False
+        self._complained.add(about)
+        _log.warning("replication connection from %s refused: %s", origin, text)
+        return True

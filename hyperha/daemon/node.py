@@ -62,7 +62,10 @@ class NodeDaemon:
         self.limits: list[str] = []
         self.peer_report: NodeReport | None = None
         self._all_idle = asyncio.Event()
-        self.peer_link = PeerLink(self._changed)
+        cluster, peer = self.configuration.cluster, self.configuration.peer
+        addresses = frozenset(lan.addresses[peer] for lan in cluster.lan)
+        self.peer_link = PeerLink(self._changed, self._say_distrust, addresses)
+        self._told_distrust = ""
         self._stop = asyncio.Event()
         self._peer_changed = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -138,7 +141,9 @@ class NodeDaemon:
         self.peer_link.links = self.links
         self.peer_link.lans = {lan.name: False for lan in cluster.lan}
         self.service = Service(self)
-        self.listener = ReplicationListener(cluster.ports.peer, cluster.id, peer, self._take)
+        self.listener = ReplicationListener(
+            cluster.ports.peer, cluster.id, peer, self._take, self.peer_link.refused
+        )
 
     async def _end_leftovers(self) -> None:
         """Runs of a daemon that is dead, where no guardian ended them."""
@@ -288,10 +293,14 @@ class NodeDaemon:
                     self._log_everywhere("I", "another guardian runs and is armed")
                     return
 
-    def _log_everywhere(self, level: Literal["E", "I"], text: str) -> None:
-        """In the node's log and in that of every module: it concerns each of them (P1)."""
+    def _log_everywhere(self, level: Literal["E", "I"], text: str, rule: str = "P1") -> None:
+        """In the node's log and in that of every module: it concerns each of them."""
         for module in ("", *self.modules):
-            self.logbook.log(module, level, text, rule="P1")
+            self.logbook.log(module, level, text, rule=rule)
+
+    def _say_distrust(self, text: str) -> None:
+        """A peer that is not believed is as good as absent: whoever waits for it must see why."""
+        self._log_everywhere("E", f"refused: {text}", rule="")
 
     def _guardian_notice(self, notice: Notice) -> None:
         self.logbook.log(notice.module, "W", f"guardian {notice.what}: {notice.reason}", rule="L5'")
@@ -306,6 +315,10 @@ class NodeDaemon:
         absent = True
         while True:
             report = await self.peer_api.report() if not self.peer_link.silent else None
+            distrust = self.peer_api.distrust
+            if distrust and distrust != self._told_distrust:
+                self._say_distrust(distrust)
+            self._told_distrust = distrust
             if report is not None:
                 if absent:
                     await self._tell_suspensions(report)

@@ -70,6 +70,8 @@ class PeerApi:
         self, peer: str, addresses: tuple[str, ...], port: int, context: ssl.SSLContext
     ) -> None:
         self._peer = peer
+        self.distrust = ""
+        """Why the other node's certificate, or ours there, is not taken; empty while they fit."""
         self._bases = [
             f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
             for address in addresses
@@ -148,9 +150,16 @@ class PeerApi:
                 async with self._client.stream(
                     method, base + path, content=content, headers=headers
                 ) as answer:
+                    self.distrust = ""
                     return _body(answer.status_code, await self._content(answer))
             except (httpx.HTTPError, ssl.SSLError) as problem:
                 last = str(problem) or type(problem).__name__
+                reason = _certificate_problem(problem)
+                if reason:
+                    self.distrust = (
+                        f"{self._peer} and this node do not take each other's certificates on "
+                        f"{base.removeprefix('https://')}: {reason}"
+                    )
                 if not isinstance(problem, httpx.ConnectError | httpx.ConnectTimeout):
                     break  # It may have been received: another address could do it twice.
                 self._bases.append(self._bases.pop(0))
@@ -167,6 +176,17 @@ class PeerApi:
                     f"the answer of {self._peer} is longer than {ANSWER_LIMIT_BYTES >> 20} MiB"
                 )
         return bytes(content)
+
+
+def _certificate_problem(problem: BaseException | None) -> str:
+    """What TLS says against one of the certificates; empty for every other failure."""
+    while problem is not None:
+        if isinstance(problem, ssl.SSLCertVerificationError):
+            return problem.verify_message
+        if isinstance(problem, ssl.SSLError) and "ALERT" in (problem.reason or ""):
+            return str(problem.reason).lower().replace("_", " ")
+        problem = problem.__cause__ or problem.__context__
+    return ""
 
 
 def _body(status: int, content: bytes) -> Any:

@@ -40,8 +40,14 @@ class Mailbox(Protocol):
 class PeerLink:
     """Implements `HeartbeatEvents` for all modules of the node."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, changed: Callable[[], None], say: Callable[[str], None], addresses: frozenset[str]
+    ) -> None:
         self._changed = changed
+        self._say = say
+        """Write a sentence into the node's log."""
+        self._addresses = addresses
+        """Where the peer is configured to be: what is refused from there is about the peer."""
         self._modules: dict[int, Mailbox] = {}
         self._told: dict[int, PeerStatus] = {}
         self.links: HeartbeatLinks | None = None
@@ -50,7 +56,17 @@ class PeerLink:
         self.silent = True
         self.boot_id = ""
         self.config_version = 0
-        self.refusals: list[str] = []
+        self._refusals: list[tuple[str, str]] = []
+
+    @property
+    def refusals(self) -> list[str]:
+        """Who was not believed, and why; the newest ones."""
+        return [text for _, text in self._refusals]
+
+    @property
+    def distrust(self) -> str:
+        """Why what comes from the peer's addresses is not believed; empty once it was heard."""
+        return next((text for source, text in self._refusals if source in self._addresses), "")
 
     def add(self, module: Mailbox) -> None:
         """A module whose peer status is told from here on."""
@@ -64,6 +80,8 @@ class PeerLink:
     def peer_heard(self, view: PeerView, again: bool) -> None:
         """The peer is heard: tell each module what concerns it, when it changed."""
         self.silent = False
+        # What was refused before the peer was put right is no fact any more.
+        self._refusals = [one for one in self._refusals if one[0] not in self._addresses]
         self.heard_at_ms = boottime_ms()
         self.boot_id = view.instance
         self.config_version = view.config_version
@@ -112,10 +130,11 @@ class PeerLink:
         for module in self._modules.values():
             module.post(SelfStalled(gap_ms))
 
-    def refused(self, text: str) -> None:
+    def refused(self, text: str, source: str) -> None:
         """Somebody sends what is not believed; said once per source."""
         _log.error("%s", text)
-        self.refusals = [*self.refusals, text][-8:]
+        self._say(text)
+        self._refusals = [*self._refusals, (source, text)][-8:]
         self._changed()
 
 

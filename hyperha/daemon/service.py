@@ -85,7 +85,7 @@ class Service:
         )
 
     def _own_view(self) -> NodeView:
-        link = self._daemon.peer_link
+        link, distrust = self._daemon.peer_link, self._daemon.peer_api.distrust
         return NodeView(
             reachable=True,
             seen_ms_ago=0,
@@ -93,7 +93,7 @@ class Service:
             version=hyperha.__version__,
             config_version=self._daemon.configuration.cluster.version,
             lans={lan: resource_state(up) for lan, up in link.lans.items()},
-            limits=[*self._daemon.limits, *link.refusals],
+            limits=[*self._daemon.limits, *link.refusals, *([distrust] if distrust else [])],
         )
 
     def _peer_view(self) -> NodeView:
@@ -108,12 +108,8 @@ class Service:
 
     def cluster(self) -> ClusterView:
         """Both nodes, the other one's part with its age."""
-        report = self._daemon.peer_report
         nodes = {self.node: self._own_view(), self.peer: self._peer_view()}
-        modules = {
-            name: merged(self.node, host.report(), self.peer, report)
-            for name, host in self._daemon.modules.items()
-        }
+        modules = {name: self._merged(host) for name, host in self._daemon.modules.items()}
         return ClusterView(
             cluster=self._daemon.configuration.cluster.cluster,
             answered_by=self.node,
@@ -127,7 +123,20 @@ class Service:
     def module(self, name: str) -> ModuleView:
         """One module."""
         host = self._host(name)
-        return merged(self.node, host.report(), self.peer, self._daemon.peer_report)
+        return self._merged(host)
+
+    def _merged(self, host: ModuleHost) -> ModuleView:
+        report = self._daemon.peer_report
+        return merged(self.node, host.report(), self.peer, report, why_unseen=self._why_unseen())
+
+    def _why_unseen(self) -> str:
+        link = self._daemon.peer_link
+        distrust = link.distrust if link.silent else self._daemon.peer_api.distrust
+        if distrust:
+            return f"refused: {distrust}"
+        if link.silent:
+            return "never heard since this daemon started"
+        return "heard, but its daemon has not told its state yet"
 
     def preflight(self, name: str) -> list[PreflightItem]:
         """Why a start or failover would not work now."""

@@ -102,13 +102,13 @@ def side(
     )
 
 
-def unseen() -> ModuleNodeView:
-    """The other node's side before anything was ever heard of it."""
+def unseen(why: str) -> ModuleNodeView:
+    """The other node's side before anything was ever known of it, and why nothing is."""
     return ModuleNodeView(
         role=Role.STOP,
         readiness=Readiness.NOT_READY,
         data=DataState.UNKNOWN,
-        why=Why(rule="", text="never heard since this daemon started"),
+        why=Why(rule="", text=why),
     )
 
 
@@ -125,7 +125,9 @@ def _with_progress(sides: dict[str, ModuleNodeView]) -> dict[str, ModuleNodeView
     return sides
 
 
-def merged(node: str, own: ModuleReport, peer: str, other: NodeReport | None) -> ModuleView:
+def merged(
+    node: str, own: ModuleReport, peer: str, other: NodeReport | None, *, why_unseen: str
+) -> ModuleView:
     """A module on both nodes; the other side as it was last reported."""
     name_side = own.side
     theirs = None
@@ -135,7 +137,7 @@ def merged(node: str, own: ModuleReport, peer: str, other: NodeReport | None) ->
             (report for report in other.modules.values() if report.number == own.number), None
         )
         theirs = for_module.side if for_module is not None else None
-    sides = _with_progress({node: name_side, peer: theirs or unseen()})
+    sides = _with_progress({node: name_side, peer: theirs or unseen(why_unseen)})
     roles = {s.role for s in sides.values() if s.readiness is Readiness.READY}
     preflight: list[PreflightItem] = list(own.preflight)
     if for_module is not None:

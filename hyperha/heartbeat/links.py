@@ -81,8 +81,9 @@ class HeartbeatEvents(Protocol):
     def stalled(self, gap_ms: int) -> None:
         """This node did not run for more than two heartbeats: it has observed nothing (L7)."""
 
-    def refused(self, text: str) -> None:
-        """Somebody sends what is not believed; told once per source."""
+    def refused(self, text: str, source: str) -> None:
+        """Somebody sends what is not believed; told once per source (its address, or empty), and
+        again after the peer has been heard."""
 
 
 def boottime_ms() -> int:
@@ -352,12 +353,12 @@ class HeartbeatLinks:
             header, body = decode(self._sealer.open(datagram))
         except NotAuthenticError:
             self._complain(
-                f"key {source}", f"packets from {source} do not carry this cluster's key"
+                f"key {source}", f"packets from {source} do not carry this cluster's key", source
             )
             return
         except FrameError as problem:
             self._complain(
-                f"frame {source}", f"packets from {source} are not understood: {problem}"
+                f"frame {source}", f"packets from {source} are not understood: {problem}", source
             )
             return
         if isinstance(body, Certificate):
@@ -367,7 +368,8 @@ class HeartbeatLinks:
             return
         verdict = self._gate.admit(header)
         if verdict in (Verdict.OURSELVES, Verdict.REPLAYED):
-            self._complain(f"{verdict} {source}", f"packets from {source} are {verdict.value}")
+            text = f"packets from {source} are {verdict.value}"
+            self._complain(f"{verdict} {source}", text, source)
             return
         if verdict is Verdict.UNPROVEN:
             # Answer soon, so that a process that starts is believed within one exchange.
@@ -408,13 +410,14 @@ class HeartbeatLinks:
             elif isinstance(change, PeerLost):
                 self._tell(self._events.peer_silent, change.last_heard_ms)
             elif isinstance(change, PeerFound) and self._view is not None:
+                self._complained.clear()
                 self._tell(self._events.peer_heard, self._view, True)
 
-    def _complain(self, about: str, text: str) -> None:
+    def _complain(self, about: str, text: str, source: str = "") -> None:
         """Say it once; a flood of wrong packets is not a flood of lines."""
         if about not in self._complained and len(self._complained) < 256:
             self._complained.add(about)
-            self._tell(self._events.refused, text)
+            self._tell(self._events.refused, text, source)
 
 
 def _address_is_gone(one: socket.socket) -> bool:

@@ -276,7 +276,10 @@ async def test_only_the_other_node_of_this_cluster_reaches_a_process(sent, taken
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    listener = ReplicationListener(port, "c1", "node2", take)
+    refused: list[tuple[str, str]] = []
+    listener = ReplicationListener(
+        port, "c1", "node2", take, lambda text, source: refused.append((text, source))
+    )
     listener.listen("lan1", "127.0.0.1")
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
@@ -293,13 +296,29 @@ async def test_only_the_other_node_of_this_cluster_reaches_a_process(sent, taken
     finally:
         writer.close()
         await listener.close()
+    foreign = not taken and len(sent) == len(_preamble()) and sent[:1] != b"G"
+    assert [source for _, source in refused] == (["127.0.0.1"] if foreign else [])
+
+
+def test_a_refused_peer_is_the_reason_until_it_is_heard():
+    """Said once in the node's log; others who send are no reason for the peer's silence."""
+    said: list[str] = []
+    link = PeerLink(lambda: None, said.append, frozenset({"10.0.0.2"}))
+    link.refused("packets from 10.0.0.9 are strange", "10.0.0.9")
+    assert link.distrust == ""
+    link.refused("packets from 10.0.0.2 do not carry this cluster's key", "10.0.0.2")
+    assert link.distrust == "packets from 10.0.0.2 do not carry this cluster's key"
+    assert len(said) == len(link.refusals) == 2
+    link.peer_heard(PeerView("b", "i", 1, ()), True)
+    assert link.distrust == ""
+    assert link.refusals == ["packets from 10.0.0.9 are strange"]
 
 
 @pytest.mark.anyio
 async def test_a_taken_replication_port_is_named():
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
-        listener = ReplicationListener(port, "c1", "node2", lambda *args: False)
+        listener = ReplicationListener(port, "c1", "node2", lambda *args: False, lambda *args: None)
         with pytest.raises(FailedError, match=f"port {port}"):
             listener.listen("lan1", "127.0.0.1")
         await listener.close()
@@ -335,13 +354,15 @@ def test_a_resync_is_shown_on_the_node_that_is_being_made_equal():
         return NodeReport(node=name, view=view, modules={"VM1": module})
 
     for view in (
-        merged("node1", source, "node2", other("node2", target)),
-        merged("node2", target, "node1", other("node1", source)),
+        merged("node1", source, "node2", other("node2", target), why_unseen=""),
+        merged("node2", target, "node1", other("node1", source), why_unseen=""),
     ):
         assert view.nodes["node1"].resync is None
         assert view.nodes["node2"].resync.done_bytes == 5
-    alone = merged("node1", report(Role.PRIM, None), "node2", None)
+    why = "refused: another key"
+    alone = merged("node1", report(Role.PRIM, None), "node2", None, why_unseen=why)
     assert alone.nodes["node2"].resync is None
+    assert alone.nodes["node2"].why.text == why
 
 
 def test_a_module_that_the_peer_says_nothing_of_is_silent():
@@ -354,7 +375,7 @@ def test_a_module_that_the_peer_says_nothing_of_is_silent():
         def post(self, event: object) -> None:
             told.append(event)
 
-    link = PeerLink(lambda: None)
+    link = PeerLink(lambda: None, lambda text: None, frozenset())
     link.add(Box())
     status = ModuleStatus(3, Role.SECOND, Readiness.READY, DataState.UPTODATE)
     link.peer_heard(PeerView("b", "i", 1, (status,)), again=False)

@@ -317,8 +317,8 @@ class Recorder:
     def stalled(self, gap_ms: int) -> None:
         self._note("stalled", gap_ms)
 
-    def refused(self, text: str) -> None:
-        self._note("refused", text)
+    def refused(self, text: str, source: str) -> None:
+        self._note("refused", text, source)
 
     def of(self, kind: str) -> list[tuple[object, ...]]:
         return [what for what in self.told if what[0] == kind]
@@ -422,7 +422,8 @@ async def test_a_wrong_key_is_refused_and_said_once() -> None:
         first.stop()
         second.stop()
     assert one.of("heard") == []
-    assert ("refused", "packets from 127.0.0.2 do not carry this cluster's key") in one.told
+    text = "packets from 127.0.0.2 do not carry this cluster's key"
+    assert ("refused", text, "127.0.0.2") in one.told
 
 
 _STALLING = """
