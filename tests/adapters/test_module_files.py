@@ -63,6 +63,7 @@ def test_check_sees_what_the_files_say_together(home: Home, tmp_path: Path) -> N
         ("../APP", "/srv/hyperha/APP", MODULE, "'../APP' is not a module name"),
         ("WEB", "/srv/hyperha/APP", MODULE, "Call the file APP.toml"),
     ],
+    ids=["other folder", "no template", "name of a path", "other name"],
 )
 def test_templates_that_do_not_fit(
     home: Home, tmp_path: Path, name: str, folder: str, template: str | None, says: str
