@@ -295,6 +295,25 @@ async def test_a_guardian_that_hangs_is_killed_and_replaced(bench: Bench) -> Non
     await client.release()
 
 
+async def test_a_hung_guardian_does_not_keep_the_next_daemon_from_starting(bench: Bench) -> None:
+    """It certifies nothing any more; the next daemon itself ends what is left of the run."""
+    client = bench.client()
+    await client.connect()
+    run = await bench.run(["/bin/sleep", "600"])
+    await _arm(client, run)
+    hung = _guardian_of(bench.settings)
+    os.kill(hung, signal.SIGSTOP)
+    await client.abandon()
+    successor = bench.client()
+    async with asyncio.timeout(10):
+        assert await successor.connect() == ()
+    assert _guardian_of(bench.settings) != hung
+    assert run.running
+    with pytest.raises(BlockingIOError):
+        bench.ear.recv(4096)
+    await successor.release()
+
+
 async def test_a_guardian_is_not_killed_for_our_own_freeze(bench: Bench) -> None:
     """After a freeze of the whole node its answer is there; it only has not been read yet."""
     client = bench.client()
