@@ -63,7 +63,6 @@ class StepArchive:
         """(level, source, rule, text, run id) to the module's log."""
         self._running: dict[str, StepRun] = {}
         self._kept: dict[str, ScriptRecord] = {}
-        self._written: dict[str, int] = {}
 
     async def load(self) -> None:
         """What earlier processes kept."""
@@ -90,12 +89,11 @@ class StepArchive:
             run.step,
             run.started_ms,
             ok=ok,
-            text=f"{duration_ms} {clean(text)}",
+            text=f"{duration_ms}/{run.written} {clean(text)}",
             lines=list(run.lines),
         )
         self._running.pop(run.id, None)
         self._kept[record.id] = record
-        self._written[record.id] = run.written
         while len(self._kept) > 100:
             self._kept.pop(min(self._kept))
         self._line(
@@ -122,7 +120,7 @@ class StepArchive:
         record, lines = self._archive.read(run_id)
         rows = [(line.at_wall_ms, line.stream, line.text) for line in lines]
         view = self._view_kept(record)
-        return _output(view, rows, self._written.get(run_id, len(rows)))
+        return _output(view, rows, view.lines or len(rows))
 
     def _view_running(self, run: StepRun) -> ScriptRun:
         return ScriptRun(
@@ -136,7 +134,7 @@ class StepArchive:
         )
 
     def _view_kept(self, record: ScriptRecord) -> ScriptRun:
-        duration, _, _ = record.text.partition(" ")
+        duration, _, written = record.text.partition(" ")[0].partition("/")
         return ScriptRun(
             id=record.id,
             module=self._module,
@@ -146,7 +144,7 @@ class StepArchive:
             state="ended",
             exit_status=0 if record.ok else 1,
             duration_ms=int(duration) if duration.isdigit() else None,
-            lines=self._written.get(record.id, 0),
+            lines=int(written) if written.isdigit() else 0,
         )
 
 

@@ -172,6 +172,8 @@ async def test_a_step_can_be_read_while_it_runs_and_afterwards(tmp_path):
     await later.load()
     kept = later.runs()[0]
     assert (kept.id, kept.state, kept.exit_status) == (run.id, "ended", 1)
+    assert kept == steps.runs()[0], "also how long it took and how much it said"
+    assert kept.lines == len(later.output(run.id).output) == 2
     assert later.output(run.id).output[0].text == "evil  text"
     assert [line[0] for line in lines] == ["I", "E"]
     assert "FAILED" in lines[1][3]
