@@ -106,24 +106,30 @@ def log(
         for name in names:
             side_of(cluster, name, cluster.answered_by)
         if script is not None:
-            _show_script(await _newest(client, names, script))
+            _show_script(await _newest(client, names, script, node or ""))
             return
-        found = [line for name in names for line in (await client.log(name, 0, lines)).lines]
+        elsewhere = node is not None and node != cluster.answered_by
+        if follow and elsewhere:
+            raise UsageError(
+                f"only the lines of {cluster.answered_by} can be followed here",
+                f"Run it on {node}, or with --url of {node}.",
+            )
+        pages = [await client.log(name, 0, lines, node=node or "") for name in names]
+        found = [line for page in pages for line in page.lines]
         found.sort(key=lambda line: line.seq)
         for line in found[-lines:]:
-            if node is None or line.node == node:
-                print(line_text(line))
+            print(line_text(line))
         if follow:
-            await _follow(client, names, node, cluster.seq)
+            await _follow(client, names, cluster.seq)
 
     ask(work)
 
 
-async def _newest(client: NodeClient, names: list[str], script: str) -> ScriptOutput:
+async def _newest(client: NodeClient, names: list[str], script: str, node: str) -> ScriptOutput:
     for name in names:
-        for run in await client.scripts(name):
+        for run in await client.scripts(name, node=node):
             if run.script == script:
-                return await client.script(name, run.id)
+                return await client.script(name, run.id, node=node)
     raise NotFoundError(f"no run of {script!r} is kept", "It has not run on this node yet.")
 
 
@@ -137,10 +143,10 @@ def _show_script(output: ScriptOutput) -> None:
         print(f"{how} after {(run.duration_ms or 0) / 1000:.1f} s")
 
 
-async def _follow(client: NodeClient, names: list[str], node: str | None, after: int) -> None:
+async def _follow(client: NodeClient, names: list[str], after: int) -> None:
     async for line in client.stream(after):
         entry = line.log
-        if entry is not None and entry.module in names and node in (None, entry.node):
+        if entry is not None and entry.module in names:
             print(line_text(entry), flush=True)
 
 

@@ -103,6 +103,20 @@ def on_top(path: str) -> MountEntry | None:
     return found[-1] if found else None
 
 
+def settled(said: str, look: Callable[[], str]) -> str:
+    """What `look` finds, when it differs from what was said: seen several times, or not so.
+
+    A list that changes while it is read may lack a line, ours or the one that covers it.
+    """
+    found = look()
+    for _ in range(_CONFIRMATIONS):
+        if found == said:
+            break
+        time.sleep(_CONFIRM_S)
+        found = look()
+    return found
+
+
 class MountWatch:
     """Tells when the mount at a path is gone or covered by another one (M6).
 
@@ -142,16 +156,6 @@ class MountWatch:
             return f"{self._path} is covered by another mount"
         return f"{self._path} is no longer mounted"
 
-    def _confirmed_problem(self) -> str:
-        """A list that changes while it is read may lack a line: seen several times, or not so."""
-        problem = self._problem()
-        for _ in range(_CONFIRMATIONS):
-            if not problem:
-                break
-            time.sleep(_CONFIRM_S)
-            problem = self._problem()
-        return problem
-
     def _run(self) -> None:
         with open(_OWN, "rb") as file:
             poll = select.poll()
@@ -159,7 +163,7 @@ class MountWatch:
             poll.register(self._wake, select.POLLIN)
             said = ""
             while True:
-                problem = self._confirmed_problem()
+                problem = settled(said, self._problem)
                 if problem and problem != said:
                     self._changed(problem)
                 said = problem

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyperha.replication import mounts
+from hyperha.replication.mounts import settled
 
 pytestmark = pytest.mark.root
 
@@ -78,3 +79,13 @@ def test_a_mount_that_is_really_gone_is_told(tmp_path: Path) -> None:
     finally:
         watch.stop()
         _unmount(ours)
+
+
+def test_a_torn_reading_is_no_change() -> None:
+    """M6: neither a mount that seems gone for a moment, nor a cover that does."""
+    readings = iter(["gone", ""])
+    assert settled("", lambda: next(readings)) == ""
+    readings = iter(["", "covered"])
+    assert settled("covered", lambda: next(readings)) == "covered"
+    assert settled("", lambda: "covered") == "covered"
+    assert settled("covered", lambda: "") == ""
