@@ -335,6 +335,9 @@ class VmHost:
 
 
 def _missing_folder(spec: VmSpec) -> Reason | None:
+    if fencing.layers(spec.folder):
+        # A mount of a daemon that was killed: dead it says nothing, alive it might not answer (T1).
+        return None
     if os.path.isdir(spec.folder):
         return None
     what = "is no directory" if os.path.lexists(spec.folder) else "does not exist"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import socket
 import ssl
 
@@ -30,6 +31,7 @@ from hyperha.daemon.peer_link import PeerLink
 from hyperha.daemon.probe import Prober, ProbeTargets, ping
 from hyperha.daemon.records import ModuleRecords
 from hyperha.daemon.steps import StepArchive
+from hyperha.daemon.vm_host import _missing_folder
 from hyperha.domain import DataState, Epoch, Marker, Readiness, Role, SessionKey
 from hyperha.encoding import EncodingError, from_plain, to_plain
 from hyperha.errors import FailedError, NotFoundError
@@ -37,6 +39,8 @@ from hyperha.heartbeat.links import PeerView
 from hyperha.heartbeat.message import MESSAGE_LIMIT, ModuleStatus
 from hyperha.logbook.outputs import OutputArchive
 from hyperha.replication import preamble
+from hyperha.replication.fuse.mount import MNT_DETACH, raw_mount, raw_unmount
+from hyperha.vm.port import VmSpec
 
 ID = "0123456789abcdef0123456789abcdef"
 FULL = Lineage(
@@ -388,3 +392,27 @@ def test_a_module_that_the_peer_says_nothing_of_is_silent():
     assert [type(one) for one in told] == [PeerHeard, PeerSilent]
     link.peer_heard(PeerView("b", "i", 1, (status,)), again=False)
     assert [type(one) for one in told] == [PeerHeard, PeerSilent, PeerHeard]
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+def test_a_folder_under_a_dead_mount_is_not_missing(tmp_path):
+    """M5: what a killed daemon left is peeled at the start; nobody needs to be alarmed before."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    spec = VmSpec("VM1", 1, "node1", "node2", str(folder), {"command": ["/bin/true"]})
+    assert _missing_folder(spec) is None
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+    raw_mount("hyperha", str(folder), "fuse.hyperha", options)
+    os.close(device)
+    try:
+        with pytest.raises(OSError, match="not connected"):
+            os.stat(folder)
+        assert _missing_folder(spec) is None
+    finally:
+        raw_unmount(str(folder), MNT_DETACH)
+    folder.rmdir()
+    missing = _missing_folder(spec)
+    assert missing is not None
+    assert "does not exist" in missing.text
