@@ -14,13 +14,21 @@ from hyperha.domain import Marker
 from hyperha.errors import RefusedError
 from hyperha.replication import marker as markers
 from hyperha.replication.marker import DamagedMarker, FolderFacts
-from hyperha.replication.occupancy import Holder, holders, slipped_in
+from hyperha.replication.occupancy import Holder, holders, links_from_outside, slipped_in
 from hyperha.replication.operations import Answer, Change, FileId, Record
+from hyperha.text import clean
 
 
 def admit(path: str, folder: int) -> FolderFacts:
     """Check a folder that was just opened. RefusedError naming who holds it or what it lacks."""
     _refuse(path, holders(path, ours=frozenset((folder,))))
+    outside = links_from_outside(folder)
+    if outside:
+        raise RefusedError(
+            f"in {path}, {clean(outside[0])}",
+            "What is written by another name bypasses replication (M6): `find / -samefile FILE` "
+            "names it; remove it there.",
+        )
     found = markers.inspect(folder)
     if not found.xattrs or not found.handles:
         lack = "extended attributes" if not found.xattrs else "file handles"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from hyperha.replication import mounts
-from hyperha.replication.store import Store
 
 _DELETED: Final = " (deleted)"
 _LOOPS: Final = "/sys/block"
@@ -152,16 +152,21 @@ def slipped_in(path: str, folder: int) -> list[Holder]:
     return [holder for pid in processes for holder in _held_by(pid, plain, frozenset())]
 
 
-def links_from_outside(store: Store) -> list[str]:
-    """Files that have more links than the folder shows: written to by another name (M6).
+def links_from_outside(folder: int) -> list[str]:
+    """Files that have more names than the folder shows: written to by another one, unseen (M6).
 
-    Walks the whole folder; paths are below it.
+    Walks the whole plain folder; paths are below it, each with both numbers.
     """
-    seen: dict[bytes, tuple[int, int, bytes]] = {}
-    for found in store.walk():
-        entry = found.entry
-        if entry.directory or entry.nlink < 2:
-            continue
-        count, _, path = seen.get(entry.handle, (0, 0, found.path))
-        seen[entry.handle] = (count + 1, entry.nlink, path)
-    return [os.fsdecode(path) for count, links, path in seen.values() if links > count]
+    seen: dict[int, tuple[int, int, str]] = {}
+    for directory, subdirectories, files, descriptor in os.fwalk(".", dir_fd=folder):
+        for name in (*files, *subdirectories):
+            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                path = os.path.normpath(os.path.join(directory, name))
+                count = seen.get(status.st_ino, (0, 0, ""))[0]
+                seen[status.st_ino] = (count + 1, status.st_nlink, path)
+    return [
+        f"{path} has {links} names, the folder shows {count} of them"
+        for count, links, path in seen.values()
+        if links > count
+    ]

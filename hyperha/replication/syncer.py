@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Final
 
@@ -105,11 +106,7 @@ class Syncer:
 
     def _serve(self) -> None:
         while (function := self._queue.get()) is not None:
-            try:
-                function()
-            except Exception:
-                # The next barrier needs this thread.
-                log.exception("something in the pool of fsyncs failed in an unforeseen way")
+            _guarded(function)
 
     def _sync(self, file: FileId) -> None:
         with self._lock:
@@ -124,7 +121,7 @@ class Syncer:
         if again:
             self._queue.put(lambda: self._sync(file))
         for done in waiting:
-            done(error)
+            _guarded(partial(done, error))
 
     def _call(self, file: FileId, data_only: bool) -> OSError | None:
         started = time.monotonic_ns()
@@ -135,7 +132,9 @@ class Syncer:
                 self._store.sync_all()
             else:
                 self._store.sync(file, data_only)
-        except OSError as error:
+        except Exception as problem:
+            # Unforeseen ones, too: whoever waits must hear that nothing was made durable.
+            error = problem if isinstance(problem, OSError) else OSError(errno.EIO, repr(problem))
             if _is_gone(error):
                 # Removed meanwhile: there is nothing left that could be lost.
                 return None
@@ -149,6 +148,14 @@ class Syncer:
                 self.running -= 1
             self.last_ms = (time.monotonic_ns() - started) // 1_000_000
         return None
+
+
+def _guarded(function: Callable[[], None]) -> None:
+    """One that fails in an unforeseen way takes neither its fellows nor the thread with it."""
+    try:
+        function()
+    except Exception:
+        log.exception("something in the pool of fsyncs failed in an unforeseen way")
 
 
 def _is_gone(error: OSError) -> bool:

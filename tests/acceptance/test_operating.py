@@ -208,6 +208,21 @@ async def test_b22_a_process_in_the_folder_refuses_the_start(pair: Pair) -> None
     assert pair.one("node1", DAEMON)
 
 
+async def test_b22_a_file_with_another_name_outside_refuses_the_start(pair: Pair) -> None:
+    """M6: whoever writes by that name is not seen; removed, the module starts."""
+    (pair.folder("node1") / "disk.img").write_bytes(b"x")
+    outside = pair.directory / "linked.img"
+    os.link(pair.folder("node1") / "disk.img", outside)
+    await pair.start("node1")
+    view = await pair.command("node1", "prim")
+    assert view.state == "failed", view
+    assert "disk.img has 2 names, the folder shows 1 of them" in view.text
+    assert not pair.mounted("node1")
+    outside.unlink()
+    await pair.command("node1", "prim")
+    await pair.roles(15, node1="ALONE")
+
+
 async def test_c20_a_shell_in_the_mount_blocks_no_role_change(protected: Pair) -> None:
     """M3: role changes never wait for foreign holders; they get ENOTCONN, not the plain folder."""
     sleeper = await asyncio.create_subprocess_exec("sleep", "60", cwd=protected.folder("node1"))

@@ -24,6 +24,7 @@ from hyperha.errors import ReplicationError
 from hyperha.replication import barriers, clock, parking
 from hyperha.replication.engine import Engine
 from hyperha.replication.operations import ROOT_ID, Change, FileId, Record, RecordKind
+from hyperha.replication.syncer import Syncer
 from tests.support.engine_pair import Guest, Pair, call, pair_at, wait_for
 
 pytestmark = pytest.mark.root
@@ -477,3 +478,23 @@ def test_an_order_that_fails_in_an_unforeseen_way_is_answered(
         assert isinstance(done, EngineDone)
         assert (done.operation, done.ok) == (number, number == 2)
     assert engine.detached.wait(5)
+
+
+def test_an_fsync_that_fails_in_an_unforeseen_way_is_answered() -> None:
+    """F2: as an error, to everybody who waits, also when one of them fails itself."""
+
+    class Broken:
+        def sync(self, file: FileId, data_only: bool) -> None:
+            raise ValueError("nobody thought of this")
+
+    heard: SimpleQueue[OSError | None] = SimpleQueue()
+    failures: SimpleQueue[OSError] = SimpleQueue()
+    syncer = Syncer(Broken(), failures.put)  # type: ignore[arg-type]  # only `sync` is asked for
+    try:
+        syncer.file(ROOT_ID, False, lambda error: heard.put(error) or fails(errno.EIO)())
+        assert isinstance(heard.get(timeout=5), OSError)
+        syncer.file(ROOT_ID, False, heard.put)
+        assert "nobody thought of this" in str(heard.get(timeout=5))
+        assert failures.qsize() == 1
+    finally:
+        syncer.close()

@@ -316,6 +316,7 @@ class Connection:
         try:
             self.pipeline.change(records, run, pending.settled)
         except Exception:
+            # Whatever it was, it is answered by the session; nobody settles the slot any more.
             self.table.release(pending.slot)
             raise
 
