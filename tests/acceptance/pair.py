@@ -287,6 +287,15 @@ class Pair(DemoCluster):
         await self.act(primary, "stop")
         self.check_folder(primary)
 
+    async def dead_daemon_replaced(self) -> None:
+        """node1's daemon was killed: its run is ended, node2 has it all, node1 follows again."""
+        await self.daemon_gone("node1")
+        await self.roles(10, node2="ALONE")
+        assert not self.processes("node1", APPLICATION)
+        await self.start("node1")
+        await self.roles(40, node1="SECOND", node2="PRIM")
+        await self.equal_and_nothing_lost()
+
     def check_folder(self, node: str) -> None:
         """The database in a node's folder has every acknowledged order and is intact."""
         found, state = read_orders(self.folder(node) / "orders.db")

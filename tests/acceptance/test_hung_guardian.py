@@ -27,12 +27,7 @@ async def test_guardian_frozen_when_the_session_ends(protected: Pair) -> None:
     await protected.roles(40, node1="PRIM", node2="SECOND")
     # The new one is armed like the old one was: a dead daemon's run is ended and certified (L8).
     protected.signal("node1", DAEMON, signal.SIGKILL)
-    await protected.daemon_gone("node1")
-    await protected.roles(10, node2="ALONE")
-    assert not protected.processes("node1", APPLICATION)
-    await protected.start("node1")
-    await protected.roles(40, node1="SECOND", node2="PRIM")
-    await protected.equal_and_nothing_lost()
+    await protected.dead_daemon_replaced()
 
 
 async def test_guardian_frozen_while_nothing_happens(protected: Pair) -> None:

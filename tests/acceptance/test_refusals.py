@@ -32,6 +32,21 @@ def clear(said: str, *wanted: str) -> None:
     assert len(said.strip().splitlines()) <= 4, said
 
 
+def spoil(path: Path, old: str, new: str) -> None:
+    """Write one thing wrong."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+async def refused(pair: Pair, path: Path, edit: tuple[str, str], wanted: tuple[str, ...]) -> None:
+    """A daemon with a spoilt file does not start, and says why."""
+    await asyncio.to_thread(spoil, path, *edit)
+    status, said = await pair.cli("node1", "node", "run")
+    assert status in (1, 2), said
+    clear(said, *wanted)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "wanted"),
     [
@@ -44,13 +59,7 @@ def clear(said: str, *wanted: str) -> None:
 )
 async def test_wrong_cluster_toml(pair: Pair, old: str, new: str, wanted: tuple[str, ...]) -> None:
     """File, line and key are named, for an unknown key the nearest known one."""
-    path = pair.homes["node1"].cluster_file
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
-    status, said = await pair.cli("node1", "node", "run")
-    assert status in (1, 2), said
-    clear(said, *wanted)
+    await refused(pair, pair.homes["node1"].cluster_file, (old, new), wanted)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +74,7 @@ async def test_wrong_cluster_toml(pair: Pair, old: str, new: str, wanted: tuple[
 )
 async def test_wrong_module_file(pair: Pair, old: str, new: str, wanted: tuple[str, ...]) -> None:
     """The same for a module's file, down to the driver's own options."""
-    path = pair.homes["node1"].module_file(MODULE)
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
-    status, said = await pair.cli("node1", "node", "run")
-    assert status in (1, 2), said
-    clear(said, *wanted)
+    await refused(pair, pair.homes["node1"].module_file(MODULE), (old, new), wanted)
 
 
 async def test_port_taken(pair: Pair) -> None:

@@ -1,7 +1,6 @@
 """Buffers that are used again: never filled anew before their contents were used."""
 
 import random
-from pathlib import Path
 
 import pytest
 
@@ -9,16 +8,10 @@ from hyperha.errors import ReplicationError
 from hyperha.replication import wire
 from hyperha.replication.buffers import Buffers
 from hyperha.replication.operations import ROOT_ID, FileId
-from tests.support.engine_pair import Guest, Pair, pair_at, wait_for
+from tests.support.engine_pair import Guest, Pair, wait_for
 
 FILE = FileId(b"f" * 16)
 LARGE = 1 << 20
-
-
-@pytest.fixture
-def pair(tmp_path: Path):
-    with pair_at(tmp_path) as both:
-        yield both
 
 
 def test_a_buffer_has_one_owner() -> None:

@@ -33,7 +33,7 @@ from hyperha.replication.fuse import fence
 from hyperha.replication.operations import ROOT_ID
 from hyperha.replication.transport import Connection
 from hyperha.security.authority import Authority
-from tests.support.engine_pair import Guest, Pair, free_ports, pair_at, wait_for
+from tests.support.engine_pair import Guest, Pair, free_ports, wait_for
 from tests.support.engine_process import ProcessPair, tree
 
 
@@ -111,12 +111,6 @@ def test_tls_accepts_only_the_expected_node_of_this_cluster(tmp_path: Path) -> N
     assert any("node2's" in text for text in shake_hands(one, two, "node3"))
     assert any(text.startswith("server: ") for text in shake_hands(stranger, two, "node2"))
     assert any(text.startswith("server: ") for text in shake_hands(two, two, "node2"))
-
-
-@pytest.fixture
-def pair(tmp_path: Path):
-    with pair_at(tmp_path) as both:
-        yield both
 
 
 @pytest.mark.root

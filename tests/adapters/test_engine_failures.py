@@ -4,8 +4,6 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
@@ -25,15 +23,9 @@ from hyperha.replication import barriers, clock, parking
 from hyperha.replication.engine import Engine
 from hyperha.replication.operations import ROOT_ID, Change, FileId, Record, RecordKind
 from hyperha.replication.syncer import Syncer
-from tests.support.engine_pair import Guest, Pair, call, pair_at, wait_for
+from tests.support.engine_pair import Guest, Pair, call, wait_for
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    with pair_at(tmp_path) as both:
-        yield both
 
 
 def started(pair: Pair) -> tuple[Guest, FileId]:

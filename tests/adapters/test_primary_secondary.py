@@ -6,7 +6,6 @@ import random
 import stat
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -19,15 +18,9 @@ from hyperha.core.events import (
     SessionUp,
 )
 from hyperha.replication.operations import ROOT_ID
-from tests.support.engine_pair import Guest, Monkey, Pair, call, pair_at, wait_for
+from tests.support.engine_pair import Guest, Monkey, Pair, call, wait_for
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def pair(tmp_path: Path):
-    with pair_at(tmp_path) as both:
-        yield both
 
 
 def test_what_the_primary_does_is_on_the_other_copy(pair: Pair) -> None:

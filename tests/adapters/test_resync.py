@@ -6,7 +6,6 @@ import shutil
 import stat
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -14,15 +13,9 @@ from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionLost, SessionUp
 from hyperha.replication.operations import ROOT_ID
 from hyperha.replication.resync_source import ResyncSource
-from tests.support.engine_pair import Guest, Monkey, Pair, call, pair_at, wait_for
+from tests.support.engine_pair import Guest, Monkey, Pair, call, wait_for
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def pair(tmp_path: Path):
-    with pair_at(tmp_path) as both:
-        yield both
 
 
 def go_alone(pair: Pair) -> None:
