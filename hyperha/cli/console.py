@@ -11,6 +11,7 @@ from hyperha.cli.context import options, target, the_home
 from hyperha.client.node_client import Target
 from hyperha.client.targets import url_targets
 from hyperha.config import Home, load_cluster, this_node
+from hyperha.errors import HyperhaError
 
 _URLS = "https://ADDRESS:9010 of a node, or the path of its socket."
 
@@ -35,12 +36,12 @@ def _other_node(home: Home) -> list[Target]:
     """The other node over its LANs, where this home's key may be read (root)."""
     if not os.access(home.node_key, os.R_OK):
         return []
-    cluster = load_cluster(home.cluster_file)
-    peer = cluster.peer_of(this_node(home, cluster))
-    addresses = [lan.addresses[peer] for lan in cluster.lan]
-    port = cluster.ports.api
-    urls = [f"https://[{a}]:{port}" if ":" in a else f"https://{a}:{port}" for a in addresses]
-    return url_targets(urls, home)
+    try:
+        cluster = load_cluster(home.cluster_file)
+        peer = cluster.peer_of(this_node(home, cluster))
+    except HyperhaError:
+        return []  # A daemon that runs can be watched whatever became of its files since.
+    return url_targets(list(cluster.api_urls(peer)), home)
 
 
 def console(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hyperha.cli.context import the_home
-from hyperha.config import load_all, load_cluster, load_module
+from hyperha.config import load_all, load_cluster, load_module, read_text
 from hyperha.domain import MODULE_NAME_PATTERN
 from hyperha.errors import FailedError, NotFoundError, RefusedError, UsageError
 
@@ -64,7 +64,7 @@ def add(
     chosen = number or next(n for n in range(1, 34) if n not in used)
     wanted = str(folder.absolute())
     if template is not None:
-        text = _template_text(template)
+        text = read_text(template, "template", "Name the path of a module file.")
     elif command:
         text = module_text(name, chosen, wanted, command)
     else:
@@ -92,14 +92,6 @@ def add(
             "Run as root, or name a home and a folder of your own.",
         ) from problem
     print(f"wrote {path} (module number {module.number}); the other node needs the same file")
-
-
-def _template_text(template: Path) -> str:
-    try:
-        return template.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        why = problem.strerror if isinstance(problem, OSError) else problem.reason
-        raise UsageError(f"the template {template} cannot be read: {why}") from problem
 
 
 @app.command("list")

@@ -16,6 +16,7 @@ from hyperha.config.loading import (
     module_problems,
     parse_cluster,
     parse_module,
+    read_text,
     this_node,
 )
 from hyperha.config.module import (
@@ -54,6 +55,7 @@ __all__ = [
     "module_problems",
     "parse_cluster",
     "parse_module",
+    "read_text",
     "this_node",
     "timing_rules",
 ]

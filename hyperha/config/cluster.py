@@ -170,6 +170,12 @@ class Cluster(Section):
         """The LAN of this name; the names were checked at load."""
         return next(lan for lan in self.lan if lan.name == name)
 
+    def api_urls(self, node: str) -> tuple[str, ...]:
+        """Where the API of this node is reached, one address per LAN in the order of the file."""
+        addresses = (lan.addresses[node] for lan in self.lan)
+        hosts = (f"[{address}]" if ":" in address else address for address in addresses)
+        return tuple(f"https://{host}:{self.ports.api}" for host in hosts)
+
     def replication_lans(self) -> tuple[Lan, ...]:
         """The LANs that may carry replication, best first (D12)."""
         names = self.replication.lans or tuple(lan.name for lan in self.lan)

@@ -204,14 +204,15 @@ def parse_module(
     return module
 
 
-def _read(path: Path, what: str) -> str:
+_NO_FILE = "Run `hyperha cluster init` first, or name the right directory with --home."
+
+
+def read_text(path: Path, what: str, fix: str = _NO_FILE) -> str:
+    """A file of the configuration; the errors name it and say what to do."""
     try:
         return path.read_text("utf-8")
     except FileNotFoundError:
-        raise NotFoundError(
-            f"{what} {path} does not exist",
-            "Run `hyperha cluster init` first, or name the right directory with --home.",
-        ) from None
+        raise NotFoundError(f"{what} {path} does not exist", fix) from None
     except UnicodeDecodeError as problem:
         raise ConfigError(f"{path}: not UTF-8 text: {problem.reason}") from problem
     except OSError as problem:
@@ -220,12 +221,12 @@ def _read(path: Path, what: str) -> str:
 
 def load_cluster(path: Path) -> Cluster:
     """Read and check one cluster.toml."""
-    return parse_cluster(_read(path, "cluster configuration"), str(path))
+    return parse_cluster(read_text(path, "cluster configuration"), str(path))
 
 
 def load_module(path: Path, cluster: Cluster | None = None) -> ModuleConfig:
     """Read and check one module file; its name must be the module's."""
-    return _named_module(path, _read(path, "module configuration"), cluster)
+    return _named_module(path, read_text(path, "module configuration"), cluster)
 
 
 def _named_module(path: Path, text: str, cluster: Cluster | None) -> ModuleConfig:
@@ -242,7 +243,7 @@ def _named_module(path: Path, text: str, cluster: Cluster | None) -> ModuleConfi
 
 def this_node(home: Home, cluster: Cluster) -> NodeName:
     """Which of the two nodes this home is."""
-    name = _read(home.node_file, "the file that names this node,").strip()
+    name = read_text(home.node_file, "the file that names this node,").strip()
     if name not in cluster.nodes:
         raise ConfigError(
             f"{home.node_file}: {clean(name)!r} is no node of cluster {cluster.cluster!r}",
@@ -259,7 +260,7 @@ def load_all(home: Home, added: Mapping[str, str] | None = None) -> Configuratio
     cluster = load_cluster(home.cluster_file)
     node = this_node(home, cluster)
     paths = sorted(home.modules_directory.glob("*.toml"))
-    texts = {path: _read(path, "module configuration") for path in paths}
+    texts = {path: read_text(path, "module configuration") for path in paths}
     # Last, since of two files that contradict each other the later one is named.
     texts |= {home.module_file(name): text for name, text in (added or {}).items()}
     modules: dict[str, ModuleConfig] = {}

@@ -1,7 +1,8 @@
 """Which keys of the contract this release only knows, and refuses to be given.
 
 A key that is accepted and not obeyed is a promise that nobody keeps: whoever relies on a witness or
-on a safety copy must hear when the files are loaded that there is none.
+on a safety copy must hear when the files are loaded that there is none. The rules between such keys
+(`checking`) hold all the same: what is wrong by the contract is never only "not in this release".
 """
 
 from __future__ import annotations

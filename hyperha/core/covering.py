@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hyperha.core.actions import Attach, Detach, Level, Timer
-from hyperha.core.events import AttachFacts, EngineDone, MarkerState
+from hyperha.core.events import AttachFacts, EngineDone, MarkerState, Verb
 from hyperha.core.records import DataLabel
 from hyperha.core.state import Goal, Link, Phase, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
+
+STARTING = frozenset((Verb.START, Verb.PRIM, Verb.PRIMFORCE, Verb.SECOND))
+"""Commands that begin by covering the folder where the module is stopped."""
 
 
 def attach(turn: Turn, goal: Goal) -> None:
@@ -75,7 +78,7 @@ def _why_unknown(turn: Turn, facts: AttachFacts) -> str:
         case MarkerState.ABSENT:
             found = "no mark: is its file system mounted?"
         case MarkerState.DAMAGED:
-            found = f"a damaged mark ({facts.text})"
+            found = f"a damaged mark ({facts.text})."
         case _:
             other = facts.found
             known = f"mark {other.counter} of {other.generation[:6]}" if other else "another mark"
@@ -133,8 +136,5 @@ def uncovered(turn: Turn, event: EngineDone) -> None:
     if again:
         attach(turn, Goal.RUN)
     else:
-        failed = state.command is not None and state.command.verb.value in _STARTING
+        failed = state.command is not None and state.command.verb in STARTING
         turn.finish(not failed, end.text)
-
-
-_STARTING = {"start", "prim", "primforce", "second"}

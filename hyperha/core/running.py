@@ -143,11 +143,14 @@ def promoted(turn: Turn, event: EngineDone) -> None:
 def start_vm(turn: Turn) -> None:
     """start_prim, as a new run (K2)."""
     run = turn.state.run + 1
-    certify = turn.state.acknowledge is not Acknowledge.LOCAL
+    # While the guardian is being told, its answer is what lets this node acknowledge alone (L8).
+    alone = turn.state.acknowledge is Acknowledge.LOCAL or turn.state.awaits(
+        Step.FORBID_CERTIFICATE
+    )
     turn.set(run=run, vm=Vm.STARTING, exited_early="")
     turn.enter(turn.state.role, Phase.STARTING)
     epoch = turn.state.lineage.held
-    turn.order(StartVm, Step.START_VM, run=run, epoch=epoch, certify=certify)
+    turn.order(StartVm, Step.START_VM, run=run, epoch=epoch, certify=not alone)
 
 
 def vm_started(turn: Turn, event: VmDone) -> bool:

@@ -108,8 +108,7 @@ class NodeDaemon:
         self._client_context = node_client_context(
             home.authority_certificate, home.node_certificate, home.node_key
         )
-        addresses = tuple(lan.addresses[peer] for lan in cluster.lan)
-        self.peer_api = PeerApi(peer, addresses, cluster.ports.api, self._client_context)
+        self.peer_api = PeerApi(peer, cluster.api_urls(peer), self._client_context)
         settings = GuardianSettings.of(home, configuration)
         linger_ms = os.environ.get("HYPERHA_GUARDIAN_LINGER_MS", "")
         if linger_ms.isdigit():
@@ -161,7 +160,7 @@ class NodeDaemon:
             guardian=self.guardian,
             links=self.links,
             logbook=self.logbook,
-            probe_targets=self._probe_targets(),
+            probe_targets=ProbeTargets.of(self.configuration),
             client_context=self._client_context,
             finished=self._finished,
             changed=self._changed,
@@ -187,18 +186,6 @@ class NodeDaemon:
         self._go(self._look_ahead())
         for host in self.modules.values():
             self._go(self._boot(host))
-
-    def _probe_targets(self) -> ProbeTargets:
-        cluster, node = self.configuration.cluster, self.configuration.node
-        peer = self.configuration.peer
-        return ProbeTargets(
-            peer_addresses=tuple(lan.addresses[peer] for lan in cluster.lan),
-            own_addresses=tuple(lan.addresses[node] for lan in cluster.lan),
-            ports=(cluster.ports.api, cluster.ports.peer),
-            others=cluster.arbitration.probe,
-            # Several looks fit between suspicion and takeover (W8).
-            timeout_s=(cluster.timing.takeover_wait_ms - cluster.timing.suspect_ms) / 3000,
-        )
 
     async def _serve_api(self) -> None:
         home, cluster = self.home, self.configuration.cluster

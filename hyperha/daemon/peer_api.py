@@ -66,16 +66,11 @@ _BY_STATUS: dict[int, type[HyperhaError]] = {
 class PeerApi:
     """Talks to the other node on the first of its addresses that answers."""
 
-    def __init__(
-        self, peer: str, addresses: tuple[str, ...], port: int, context: ssl.SSLContext
-    ) -> None:
+    def __init__(self, peer: str, bases: tuple[str, ...], context: ssl.SSLContext) -> None:
         self._peer = peer
         self.distrust = ""
         """Why the other node's certificate, or ours there, is not taken; empty while they fit."""
-        self._bases = [
-            f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
-            for address in addresses
-        ]
+        self._bases = list(bases)
         self._client = httpx.AsyncClient(
             verify=context, timeout=httpx.Timeout(3.0, connect=1.0), trust_env=False
         )

@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from hyperha.config import Configuration
 from hyperha.core.events import ProbeDone
 
 _COMMON_PORTS = (53, 80, 443, 22)
+
+LOOK_LIMIT_S = 0.7
+"""With the pause after it a look around is not older than the core lets it be."""
 
 
 class Answer(Enum):
@@ -44,8 +48,22 @@ class ProbeTargets:
     ports: tuple[int, ...]
     others: tuple[str, ...]
     """`probe` of the configuration; empty: the default gateway, if there is one."""
-    timeout_s: float = 0.7
+    timeout_s: float = LOOK_LIMIT_S
     """How long one look around may take in all."""
+
+    @classmethod
+    def of(cls, configuration: Configuration) -> ProbeTargets:
+        """What this configuration says of both nodes; a look is a part of the takeover's wait."""
+        cluster, timing = configuration.cluster, configuration.cluster.timing
+        # Several looks fit between suspicion and takeover.
+        share_s = (timing.takeover_wait_ms - timing.suspect_ms) / 3000
+        return cls(
+            peer_addresses=tuple(lan.addresses[configuration.peer] for lan in cluster.lan),
+            own_addresses=tuple(lan.addresses[configuration.node] for lan in cluster.lan),
+            ports=(cluster.ports.api, cluster.ports.peer),
+            others=cluster.arbitration.probe,
+            timeout_s=min(LOOK_LIMIT_S, share_s),
+        )
 
 
 class Prober:

@@ -29,6 +29,7 @@ from hyperha.api.wire import (
     StreamLine,
 )
 from hyperha.core.commands import problem
+from hyperha.core.covering import STARTING
 from hyperha.core.events import CommandGiven, SettingsChanged, Verb
 from hyperha.core.state import Phase
 from hyperha.daemon.module_task import boottime_ms
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
     from hyperha.daemon.module_host import ModuleHost
     from hyperha.daemon.node import NodeDaemon
 
-_COVERING = (Verb.START, Verb.PRIM, Verb.SECOND, Verb.PRIMFORCE)
-"""Verbs that begin with the folder where the module is stopped."""
 _PROBLEMS = {"stale-view": StaleViewError, "busy": BusyError, "loss": LossError}
 
 
@@ -253,7 +252,7 @@ class Service:
         raise kind(found.text, fix)
 
     async def _check_folder(self, host: ModuleHost, verb: Verb) -> None:
-        if verb in _COVERING and host.state.phase is Phase.IDLE:
+        if verb in STARTING and host.state.phase is Phase.IDLE:
             missing = await host.vm.missing_folder()
             if missing is not None:
                 raise RefusedError(missing.text, missing.fix, code=missing.code)

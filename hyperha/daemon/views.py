@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 
 from hyperha.api.wire import (
     CheckerView,
@@ -114,14 +115,14 @@ def unseen(why: str) -> ModuleNodeView:
 
 def _with_progress(sides: dict[str, ModuleNodeView]) -> dict[str, ModuleNodeView]:
     """A resync is shown on the node that is being made equal; only its source knows how far."""
-    for source, target in (tuple(sides), tuple(reversed(tuple(sides)))):
+    for source, target in itertools.permutations(sides, 2):
         giving, taking = sides[source], sides[target]
-        if not giving.role.runs_vm or giving.resync is None:
-            continue
-        if taking.resync is not None:
-            taking = taking.model_copy(update={"resync": giving.resync})
-        giving = giving.model_copy(update={"resync": None})
-        return {**sides, source: giving, target: taking}
+        if giving.role.runs_vm and giving.resync is not None and taking.resync is not None:
+            return {
+                **sides,
+                source: giving.model_copy(update={"resync": None}),
+                target: taking.model_copy(update={"resync": giving.resync}),
+            }
     return sides
 
 

@@ -69,19 +69,15 @@ def owns(directory: str, mark: str) -> bool:
         return False
 
 
-def remove_groups(directory: Path) -> bool:
-    """What daemons that were killed could not remove: the empty cgroups of their runs.
-
-    False when some are in use for too long.
-    """
+def remove_groups(directory: Path) -> None:
+    """What daemons that were killed could not remove: the empty cgroups of their runs."""
     homes = list(directory.iterdir()) if directory.is_dir() else []
     left = [RunPlace.for_home(home.name, home / "run") for home in homes if (home / "run").is_dir()]
     deadline = time.monotonic() + GROUPS_LIMIT_S
     while left := [place for place in left if not place.close()]:
         if time.monotonic() >= deadline:
-            return False
+            return  # Somebody else is in them; they hold nothing of ours any more.
         time.sleep(0.05)
-    return True
 
 
 def clean(directory: str, mark: str, *, remove: bool) -> None:

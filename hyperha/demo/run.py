@@ -163,7 +163,8 @@ def _print_hints(cluster: DemoCluster) -> None:
     print(f"  hyperha --home {cluster.directory / NODES[0]} log {MODULE} -f")
     print(f"  hyperha --home {cluster.directory / NODES[0]} swap {MODULE}")
     pid = cluster.daemon_pid(NODES[0])
-    print(f"  kill -9 {pid}        # the daemon of node1; it is started again after 8 s")
+    pause = f"{RESTART_PAUSE_S:.0f} s"
+    print(f"  kill -9 {pid}        # the daemon of node1; it is started again after {pause}")
     print(f"  hyperha console {cluster.directory}/node1/run/api.sock", flush=True)
 
 

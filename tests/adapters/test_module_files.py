@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hyperha.cli.main import app
 from hyperha.config import Home, load_all
-from hyperha.errors import ConfigError, HyperhaError, UsageError
+from hyperha.errors import ConfigError, HyperhaError, NotFoundError, UsageError
 from tests.adapters.test_config import MODULE, empty_home
 
 
@@ -59,22 +59,25 @@ def test_check_sees_what_the_files_say_together(home: Home, tmp_path: Path) -> N
     ("name", "folder", "template", "says"),
     [
         ("APP", "/srv/other", MODULE, "the template's folder is /srv/hyperha/APP"),
-        ("APP", "/srv/hyperha/APP", None, "cannot be read: No such file"),
         ("../APP", "/srv/hyperha/APP", MODULE, "'../APP' is not a module name"),
         ("WEB", "/srv/hyperha/APP", MODULE, "Call the file APP.toml"),
     ],
-    ids=["other folder", "no template", "name of a path", "other name"],
+    ids=["other folder", "name of a path", "other name"],
 )
 def test_templates_that_do_not_fit(
-    home: Home, tmp_path: Path, name: str, folder: str, template: str | None, says: str
+    home: Home, tmp_path: Path, name: str, folder: str, template: str, says: str
 ) -> None:
     path = tmp_path / "template.toml"
-    if template is not None:
-        path.write_text(template)
+    path.write_text(template)
     with pytest.raises(UsageError) as caught:
         module(home, "add", name, "--folder", folder, "--template", path)
     assert says in str(caught.value)
     assert load_all(home).modules == {}
+
+
+def test_a_template_that_is_not_there(home: Home, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="none.toml does not exist. Name the path"):
+        module(home, "add", "APP", "--folder", "/srv/x", "--template", tmp_path / "none.toml")
 
 
 def test_a_folder_that_cannot_be_made_is_named(home: Home, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ async def test_the_other_nodes_lines_are_asked_for_with_the_users_role(tmp_path,
     server = api_server_context(one.authority_certificate, one.node_certificate, one.node_key)
     client = node_client_context(two.authority_certificate, two.node_certificate, two.node_key)
     port = _free_port()
-    peer = PeerApi("node1", ("127.0.0.1",), port, client)
+    peer = PeerApi("node1", (f"https://127.0.0.1:{port}",), client)
     ann, nobody = Caller("ann", "monitor", "local"), Caller("eve", "", "local")
     try:
         async with serving(FakeService(), tcp_socket("127.0.0.1", port, "API"), _identify, server):
