@@ -10,6 +10,7 @@ import random
 
 import pytest
 
+from hyperha.core import commands
 from hyperha.core import events as e
 from hyperha.core.records import DataLabel
 from hyperha.core.state import Goal, Isolation
@@ -66,9 +67,18 @@ def _rare_fault(world: World, dice: random.Random, node: Node, kind: str) -> Non
         node.start_fails = True
     elif kind == "operator":
         verb = dice.choice(("prim", "second", "forcestop", "prim"))
-        forced = world.allow_force and verb == "prim"
-        world.forced |= forced
-        world.command(node, verb, confirmed=forced)
+        if world.allow_force and verb == "prim":
+            _force(world, node)
+        else:
+            world.command(node, verb)
+
+
+def _force(world: World, node: Node) -> None:
+    """A confirmed `prim`; one that is refused at once overrides nothing, so all must still hold."""
+    asked = e.CommandGiven(e.Verb.PRIM, "", "test", confirmed=True)
+    # Before the command: it takes effect within the very event that gives it.
+    world.forced |= node.alive and commands.problem(node.state, asked) is None
+    world.command(node, "prim", confirmed=True)
 
 
 def _heal(world: World) -> None:
@@ -101,8 +111,7 @@ def _decide(world: World) -> None:
     if world.forced or world.disk_failed:
         whole = [n for n in nodes if n.lineage.label is DataLabel.OUTDATED]
         if whole:
-            world.forced = True
-            world.command(whole[0], "prim", confirmed=True)
+            _force(world, whole[0])
 
 
 @pytest.mark.parametrize("isolation", list(Isolation))
