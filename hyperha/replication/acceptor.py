@@ -105,9 +105,11 @@ class Acceptor:
         """
         end = time.monotonic() + limit_s
         while (session := self._session) is not None:
+            # In this order: an applier that fails says so before it lets go of its queue.
+            waiting = session.waiting_bytes
             if session.failure:
                 raise ReplicationError(f"what was acknowledged is not all here: {session.failure}")
-            if not session.waiting_bytes:
+            if not waiting:
                 break
             if time.monotonic() > end:
                 raise ReplicationError("the queue of the stream is not applied yet")

@@ -97,8 +97,9 @@ class Applier:
     ) -> None:
         self.queue: SimpleQueue[list[Frame] | None] = SimpleQueue()
         self.waiting_bytes = 0
-        """Bytes in the queue and one per frame; receiver and applier change it under `_lock`.
-        0 means that everything was applied."""
+        """Bytes announced and not yet applied, and one per frame; receiver and applier change it
+        under `_lock`. 0 means that everything acknowledged was applied, or that `failure` is set.
+        """
         self.applied = 0
         """Frames applied, for the sign of life (D8')."""
         self.covered = 0
@@ -136,20 +137,31 @@ class Applier:
         """Start the thread."""
         self._thread.start()
 
-    def put(self, frames: list[Frame], size: int) -> None:
-        """Take frames with `size` bytes of payload, for the receiver thread.
+    def announce(self, frames: list[Frame]) -> bool:
+        """Count frames as waiting, before they are acknowledged (P8); `put` must follow.
 
-        A few small writes to warm zones are done at once when the applier has nothing to do: that
-        takes less than a change of threads. Anything that may wait for a disk is queued (T7).
+        Whether `put` may do a part of them at once: they are few and nothing else waits.
         """
-        if size <= _INLINE_BYTES and not self.waiting_bytes and not self.failure:
-            frames = self._apply_warm(frames)
-            if not frames:
-                return
-            size = sum(len(one.payload) for one in frames)
+        size = _weight(frames)
         with self._lock:
-            self.waiting_bytes += size + len(frames)
-        self.queue.put(frames)
+            idle = not self.waiting_bytes
+            self.waiting_bytes += size
+        return idle and size <= _INLINE_BYTES
+
+    def put(self, frames: list[Frame], *, at_once: bool) -> None:
+        """Take announced frames, for the receiver thread.
+
+        `at_once`: what `announce` said. Small writes to warm zones are then done here: that takes
+        less than a change of threads. Anything that may wait for a disk is queued (T7).
+        """
+        if at_once and not self.failure:
+            left = self._apply_warm(frames)
+            done = _weight(frames) - _weight(left)
+            with self._lock:
+                self.waiting_bytes -= done
+            frames = left
+        if frames:
+            self.queue.put(frames)
 
     def _apply_warm(self, frames: list[Frame]) -> list[Frame]:
         """Apply warm writes from the front; what is left for the applier's thread."""
@@ -174,10 +186,10 @@ class Applier:
     def _run(self) -> None:
         get = self.queue.get
         while (frames := get()) is not None:
-            size = len(frames)
+            # Before the payloads are given back.
+            size = _weight(frames)
             for frame in frames:
                 payload = frame.payload
-                size += len(payload)
                 self._apply(frame)
                 if isinstance(payload, bytearray):
                     # Nothing of a write or block is kept: the receiver may fill it anew.
@@ -294,6 +306,11 @@ class Applier:
         answer = self._target.handle(frame)
         if answer is not None:
             self._say(answer)
+
+
+def _weight(frames: list[Frame]) -> int:
+    """How much frames count as long as they wait."""
+    return sum(len(one.payload) for one in frames) + len(frames)
 
 
 def records_of(change: Change, store: Store) -> tuple[Record, ...]:

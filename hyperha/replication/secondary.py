@@ -286,11 +286,10 @@ class SecondarySession:
     def _take(self, frames: list[Frame], backward: Connection) -> None:
         """Acknowledge what is in memory now, then have it applied."""
         assert self._applier is not None
-        number = total = 0
+        number = 0
         quiet = False
         for frame in frames:
             kind = frame.kind
-            total += len(frame.payload)
             # Retire frames name an operation of the past.
             if frame.number > number and kind is not Kind.RETIRE:
                 number = frame.number
@@ -304,10 +303,13 @@ class SecondarySession:
             frames = [one for one in frames if one.kind is not Kind.ALIVE]
         if self._goodbye:
             frames = [one for one in frames if one.kind is not Kind.GOODBYE]
-        if number:
-            backward.send([wire.HEAD.pack(0, wire.ACKNOWLEDGED, 0, 0, self._tag, number)])
-        if frames:
-            self._applier.put(frames, total)
+        at_once = self._applier.announce(frames)
+        try:
+            if number:
+                backward.send([wire.HEAD.pack(0, wire.ACKNOWLEDGED, 0, 0, self._tag, number)])
+        finally:
+            # A broken connection may have carried the acknowledgement all the same.
+            self._applier.put(frames, at_once=at_once)
 
     def _send_outbox(self, backward: Connection) -> None:
         count = min(self._outbox.qsize(), 500)
