@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Done = Callable[[bool, str], None]
+NOT_PRIMARY: Final = "this node is not the primary"
 _TICK_S: Final = 0.05
 _TIMES_MS: Final = 1000
 _BARRIER_MS: Final = 5000
 _IDLE_MS: Final = 5000
+"""A record is kept this long after its last use, so that a warm zone costs no disk write (Z2)."""
 _ALIVE_MS: Final = 250
 _GAP_MS: Final = 500
 """A tick that comes later than this: the process, or the machine, stood still."""
 _SILENT_LIMITS: Final = 3
-"""In times of stall_limit: a peer whose copy is being made equal is given up after."""
-"""A record is kept this long after its last use, so that a warm zone costs no disk write (Z2)."""
+"""A peer whose copy is being made equal is given up after so many times stall_limit."""
 
 
 class Barrier:
@@ -97,14 +98,20 @@ class Barriers:
             session = primary.session
             if session is not None and not session.up:
                 session = None
-            if session is None and primary.mode is not Acknowledge.LOCAL:
+            held = session is None and primary.mode is not Acknowledge.LOCAL
+            if held:
                 self._held.append((done, forget_all))
-                return
-            number = primary.number = primary.number + 1
-            barrier = Barrier(number, covered, session, done, forget_all)
-            if session is not None:
-                self._running[number] = barrier
-                primary.put(session, wire.frame(Kind.SYNC, session.tag, number), number)
+            else:
+                number = primary.number = primary.number + 1
+                barrier = Barrier(number, covered, session, done, forget_all)
+                if session is not None:
+                    self._running[number] = barrier
+                    primary.put(session, wire.frame(Kind.SYNC, session.tag, number), number)
+        if held:
+            if not primary.writable():
+                # The node has stepped back meanwhile: nobody else ends what is held from now on.
+                self.drop(NOT_PRIMARY)
+            return
         self._last_barrier_ms = now_ms()
         primary.syncer.everything(lambda error: self._local_done(barrier, error))
 
@@ -163,26 +170,36 @@ class Barriers:
     def _retire(self, barrier: Barrier) -> None:
         primary, session = self._primary, barrier.session
         assert session is not None
+        error = ""
+        try:
+            alive = self._retire_behind(barrier, session)
+        except OSError as problem:
+            alive = True
+            primary.disk_failed(f"the intent log cannot be written: {problem}")
+        except Exception as problem:
+            # Whoever waits must hear it; records that are left are retired behind the next one.
+            log.exception("the end of a barrier failed in an unforeseen way")
+            alive, error = True, f"the end of the barrier failed: {problem!r}"
+        if alive:
+            barrier.done(not error, error)
+        else:
+            self._lost(barrier, "the session ended during the barrier")
+
+    def _retire_behind(self, barrier: Barrier, session: PrimarySession) -> bool:
+        """Retire on both nodes what a barrier covers (Z1); False when the session has ended."""
+        primary = self._primary
         with primary.lock:
             if session is not primary.session:
-                alive = False
-            else:
-                alive = True
-                self.covered = max(self.covered, barrier.covered)
-                upto = barrier.covered if barrier.forget_all else self._idle_number()
-                upto = min(upto, barrier.covered)
-                payload = barrier.covered.to_bytes(8, "little")
-                primary.put(session, wire.frame(Kind.RETIRE, session.tag, upto, payload))
-        if not alive:
-            self._lost(barrier, "the session ended during the barrier")
-            return
-        try:
-            if self._clear_behind >= 0 and self.covered >= self._clear_behind:
-                self.clear()
-            primary.intent.retire(upto)
-        except OSError as error:
-            primary.disk_failed(f"the intent log cannot be written: {error}")
-        barrier.done(True, "")
+                return False
+            self.covered = max(self.covered, barrier.covered)
+            upto = barrier.covered if barrier.forget_all else self._idle_number()
+            upto = min(upto, barrier.covered)
+            payload = barrier.covered.to_bytes(8, "little")
+            primary.put(session, wire.frame(Kind.RETIRE, session.tag, upto, payload))
+        if self._clear_behind >= 0 and self.covered >= self._clear_behind:
+            self.clear()
+        primary.intent.retire(upto)
+        return True
 
     def clear(self) -> None:
         """ClearMap: forget the map, now or behind the next barrier that allows it (F10)."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.domain import SessionKey
-from hyperha.replication.barriers import Barriers
+from hyperha.replication.barriers import NOT_PRIMARY, Barriers
 from hyperha.replication.control import EngineConfig
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import Answer, FileId, Record
@@ -119,26 +119,22 @@ class Ledger:
         if now:
             answer(error, b"")
 
-    def _begin_barrier(
-        self, number: int, session: PrimarySession | None, answer: Answer
-    ) -> PrimarySession | None:
-        """Note that somebody waits for a barrier; the session to ask it of, or None.
+    def _begin_barrier(self, number: int, session: PrimarySession | None, answer: Answer) -> Flush:
+        """Note that somebody waits for a barrier; its session is the one to ask it of, or None.
 
         The caller has the lock. A peer whose copy is not equal yet cannot vouch for what came
         before; without an equal one the barrier waits until the core has decided (F2, M1).
         """
         local_only = self.mode is Acknowledge.LOCAL
         asked = session if session is not None and session.copied and not local_only else None
-        self._flushes[number] = Flush(answer, asked, remote=local_only)
-        return asked
+        flush = self._flushes[number] = Flush(answer, asked, remote=local_only)
+        return flush
 
-    def _complete_barrier(self, number: int, file: FileId) -> None:
+    def _complete_barrier(self, number: int, file: FileId, flush: Flush) -> None:
         """A write with O_DSYNC is answered when both nodes have it on stable storage (M1)."""
         with self.lock:
             self.completed = number
-            flush = self._flushes.get(number)
-        if flush is not None:
-            self.syncer.file(file, True, lambda error: self._synced(number, flush, error))
+        self.syncer.file(file, True, lambda error: self._synced(number, flush, error))
 
     def _synced(self, number: int, flush: Flush, error: OSError | None) -> None:
         with self.lock:
@@ -198,14 +194,13 @@ class Ledger:
 
     def forget_parked(self) -> None:
         """Forget what is parked, and take nothing more; its records stay in the log (M2, M3)."""
-        text = "this node is not the primary"
         with self.lock:
             self.mode = Acknowledge.NONE
             self._parked.clear()
             self._flushes.clear()
             if not self._broken:
-                self._refusing = text
-        self.barriers.drop(text)
+                self._refusing = NOT_PRIMARY
+        self.barriers.drop(NOT_PRIMARY)
 
     def switch_to_both(self, key: SessionKey, done: Callable[[bool, str], None]) -> None:
         """R11: acknowledgement by both; `done` when everything sent earlier is acknowledged."""
@@ -290,8 +285,7 @@ class Ledger:
             waiters = self._ack_waiters
             if waiters:
                 self._ack_waiters = [one for one in waiters if one[0] > number]
-        for one in ready:
-            one[2](one[3], b"")
+        self._answer(ready)
         for wanted, done in waiters:
             if wanted <= number:
                 done(True, "")

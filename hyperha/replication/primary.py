@@ -109,10 +109,10 @@ class Primary(Ledger):
                 else:
                     self.intent.touch(records, number)
                 # Whom to ask is settled here, before the mode can change (M1).
-                asked = self._begin_barrier(number, session, answer) if barrier else None
+                flush = self._begin_barrier(number, session, answer) if barrier else None
                 batch = None
                 if session is not None:
-                    remote = asked is not None
+                    remote = flush is not None and flush.session is not None
                     batch = self._send_write(session, number, file, offset, payload, remote)
                 if self.watched:
                     self._touch(file, offset, size)
@@ -136,8 +136,8 @@ class Primary(Ledger):
         if self.watched:
             with self.lock:
                 self._touch(file, offset, size)
-        if barrier:
-            self._complete_barrier(number, file)
+        if flush is not None:
+            self._complete_barrier(number, file, flush)
         else:
             self._complete(number, session, answer)
 
@@ -194,8 +194,8 @@ class Primary(Ledger):
             self.send_times(file)
         with self.lock:
             number = self.number = self.number + 1
-            asked = self._begin_barrier(number, self.session, answer)
-            flush = self._flushes[number]
+            flush = self._begin_barrier(number, self.session, answer)
+            asked = flush.session
             if asked is not None:
                 flags = wire.FLAG_DATA_ONLY if data_only else 0
                 self.put(asked, wire.frame(Kind.FLUSH, asked.tag, number, file, flags), number)

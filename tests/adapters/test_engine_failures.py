@@ -153,6 +153,83 @@ def test_a_resync_sees_that_a_write_failed_halfway(
     primary.watched.clear()
 
 
+class FailingMeanwhile:
+    """A session whose applier fails, and lets go of its queue, while somebody looks at it."""
+
+    def __init__(self) -> None:
+        self.failure = ""
+
+    @property
+    def waiting_bytes(self) -> int:
+        self.failure = "No space left"
+        return 0
+
+
+def test_a_failure_between_two_looks_at_the_queue_is_seen(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: the queue is empty because its content was dropped."""
+    monkeypatch.setattr(pair.b.acceptor, "_session", FailingMeanwhile())
+    try:
+        with pytest.raises(ReplicationError, match="No space"):
+            pair.b.acceptor.drain(5.0)
+    finally:
+        monkeypatch.undo()
+
+
+def test_a_write_that_the_receiver_applies_itself_is_waited_for(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: it is acknowledged, and not in the queue of the applier's thread."""
+    guest, file = started(pair)
+    guest.write(file, 0, b"cold")
+    session = pair.b.acceptor.session
+    assert session is not None
+    wait_for(lambda: guest.answers == 2 and not session.waiting_bytes)
+    begun, go_on = threading.Event(), threading.Event()
+    real = pair.b.store.write
+
+    def slow(which, offset, data):
+        assert threading.current_thread().name == "receive"
+        begun.set()
+        assert go_on.wait(10)
+        return real(which, offset, data)
+
+    monkeypatch.setattr(pair.b.store, "write", slow)
+    guest.write(file, 0, b"warm")
+    wait_for(lambda: guest.answers == 3 and begun.is_set())
+    with pytest.raises(ReplicationError, match="not applied yet"):
+        pair.b.acceptor.drain(0.05)
+    go_on.set()
+    pair.b.acceptor.drain(5.0)
+    assert (pair.b.folder / "f").read_bytes() == b"warm"
+
+
+def test_what_is_acknowledged_counts_as_waiting_at_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: also between the acknowledgement and the queue."""
+    guest, file = started(pair)
+    session = pair.b.acceptor.session
+    assert session is not None
+    assert session._applier is not None
+    real = session._applier.put
+    go_on = threading.Event()
+
+    def late(*arguments, **options) -> None:
+        assert go_on.wait(10)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(session._applier, "put", late)
+    guest.write(file, 0, b"x")
+    wait_for(lambda: guest.answers == 2)
+    with pytest.raises(ReplicationError, match="not applied yet"):
+        pair.b.acceptor.drain(0.05)
+    go_on.set()
+    pair.b.acceptor.drain(5.0)
+    assert (pair.b.folder / "f").read_bytes() == b"x"
+
+
 # --- ended freezes ---------------------------------------------------------------------------
 
 
@@ -232,7 +309,50 @@ def test_a_barrier_without_a_session_waits_for_the_core(pair: Pair, mode: Acknow
     assert not results[1][0]
 
 
-def test_a_barrier_of_the_frozen_time_is_done_by_the_next_session(pair: Pair) -> None:
+def test_a_barrier_that_syncs_while_the_node_steps_back_ends(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K2: begun when this node's word was enough; nobody else will ever say how it ended."""
+    primary = pair.a.primary
+    primary.promote(Acknowledge.LOCAL)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(pair.a.store, "sync_all", slow)
+    results: list[bool] = []
+    primary.barriers.start(lambda ok, _: results.append(ok), forget_all=True)
+    assert begun.wait(10)
+    primary.demote()
+    go_on.set()
+    wait_for(lambda: results, 5)
+    assert results == [False]
+
+
+def test_a_barrier_that_fails_unforeseen_at_its_end_is_answered_once(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K2: the core waits for it, and nothing says again how it ended."""
+    started(pair)
+
+    def broken(upto: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pair.a.intent, "retire", broken)
+    results: list[tuple[bool, str]] = []
+    pair.a.primary.barriers.start(lambda ok, text: results.append((ok, text)), forget_all=True)
+    wait_for(lambda: results, 5)
+    pair.a.primary.close_session(clean=False)
+    assert len(results) == 1
+    assert not results[0][0]
+    assert "MemoryError" in results[0][1]
+
+
+def test_a_barrier_of_the_frozen_time_is_done_by_the_next_session(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started(pair)
     primary = pair.a.primary
     primary.set_mode(Acknowledge.NONE)
@@ -248,7 +368,7 @@ def test_a_barrier_of_the_frozen_time_is_done_by_the_next_session(pair: Pair) ->
         synced.set()
         real()
 
-    pair.b.store.sync_all = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(pair.b.store, "sync_all", watched)
     assert results == []
     call(lambda done: primary.switch_to_both(key, done))
     wait_for(lambda: results)
