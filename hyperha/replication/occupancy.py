@@ -157,14 +157,16 @@ def links_from_outside(folder: int) -> list[str]:
 
     Walks the whole plain folder; paths are below it, each with both numbers.
     """
-    seen: dict[int, tuple[int, int, str]] = {}
+    seen: dict[tuple[int, int], tuple[int, int, str]] = {}
     for directory, subdirectories, files, descriptor in os.fwalk(".", dir_fd=folder):
         for name in (*files, *subdirectories):
             status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
             if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
                 path = os.path.normpath(os.path.join(directory, name))
-                count = seen.get(status.st_ino, (0, 0, ""))[0]
-                seen[status.st_ino] = (count + 1, status.st_nlink, path)
+                # A mount inside has inode numbers of its own.
+                inode = status.st_dev, status.st_ino
+                count = seen.get(inode, (0, 0, ""))[0]
+                seen[inode] = (count + 1, status.st_nlink, path)
     return [
         f"{path} has {links} names, the folder shows {count} of them"
         for count, links, path in seen.values()

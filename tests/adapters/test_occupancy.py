@@ -136,6 +136,35 @@ def test_links_from_outside(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+def test_links_from_outside_into_mounts_inside(tmp_path: Path) -> None:
+    """Two file systems in the folder use one inode number; each file has a name outside."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    numbers: set[int] = set()
+    with contextlib.ExitStack() as undo:
+        for name in ("one", "two"):
+            whole, inside = tmp_path / name, folder / name
+            whole.mkdir()
+            inside.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "none", str(whole)], check=True)
+            undo.callback(subprocess.run, ["umount", str(whole)], check=True)
+            (whole / "shown").mkdir()
+            (whole / "shown" / "file").write_text("x")
+            os.link(whole / "shown" / "file", whole / "outside")
+            numbers.add((whole / "outside").stat().st_ino)
+            subprocess.run(["mount", "--bind", str(whole / "shown"), str(inside)], check=True)
+            undo.callback(subprocess.run, ["umount", str(inside)], check=True)
+        if len(numbers) > 1:
+            pytest.skip("this kernel numbers the inodes of all tmpfs together")
+        descriptor = os.open(folder, os.O_RDONLY)
+        undo.callback(os.close, descriptor)
+        found = sorted(links_from_outside(descriptor))
+    assert found == [
+        f"{name}/file has 2 names, the folder shows 1 of them" for name in ("one", "two")
+    ]
+
+
+@pytest.mark.root
 def test_who_came_between_the_look_and_the_cover_is_found(tmp_path: Path) -> None:
     """M6: the plain file that was opened then is written to unseen; one in the mount is not."""
     folder = tmp_path / "folder"
