@@ -65,7 +65,6 @@ class TargetSide:
         self._seed = hello.seed
         self._full = hello.start is SessionStart.FULL
         self._dirty = False
-        self._learned = False
         self._reported: set[Record] = set()
         """Told as unsettled, and not yet looked at again by the source."""
         self._unequal: set[FileId] = set()
@@ -78,11 +77,9 @@ class TargetSide:
         """Perform one frame; the answer that the source waits for, if it waits for one."""
         if not self.lenient:
             raise ReplicationError(f"a {frame.kind.name} frame outside a resync")
-        if not self._learned:
-            # Every id, before anything is moved aside: what stands in a directory that was away
-            # while the ids were learned would be taken for missing and made a second time (Z3).
-            self._store.learn_all()
-            self._learned = True
+        # Every id, before anything is moved aside: what stands in a directory that was away while
+        # the ids were learned would be taken for missing and made a second time (Z3).
+        self._store.learn_all()
         if frame.kind is Kind.BLOCK:
             return self._block(frame)
         if frame.kind is Kind.DIGESTS:
