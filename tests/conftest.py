@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.machine import lacking
+
 
 def _missing_root() -> str:
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
@@ -48,11 +50,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if item.get_closest_marker(name) is None:
             continue
         missing = "needs Linux" if sys.platform == "win32" else probe()
-        if not missing:
-            continue
-        if os.environ.get("HYPERHA_REQUIRE") == "all":
-            pytest.fail(f"HYPERHA_REQUIRE=all, and this test {missing}", pytrace=False)
-        pytest.skip(missing)
+        if missing:
+            lacking(missing)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
 
 BASE = {"domain", "errors", "text"}
 FOUNDATION = {"ports", "config", "durable", "spawn", "encoding"}

@@ -161,6 +161,16 @@ def place_name(node: str, run_directory: Path) -> str:
     return f"{node}-{digest}"
 
 
+def place_path(node: str, run_directory: Path) -> str | None:
+    """The cgroup directory of a node's place for runs; None where no cgroup v2 is mounted."""
+    return _below_own_cgroup(place_name(node, run_directory))
+
+
+def _below_own_cgroup(name: str) -> str | None:
+    base = own_cgroup()
+    return None if base is None else os.path.join(base, f"hyperha-{name}")
+
+
 class RunPlace:
     """Where the cgroups of one node's runs are made: a subtree of the daemon's own cgroup.
 
@@ -172,11 +182,10 @@ class RunPlace:
         self.limit = ""
         self._root: str = ""
         try:
-            base = own_cgroup()
-            if base is None:
+            root = _below_own_cgroup(name)
+            if root is None:
                 self.limit = "no cgroup v2 is mounted: runs are ended by process group and marker"
                 return
-            root = os.path.join(base, f"hyperha-{name}")
             os.makedirs(root, exist_ok=True)
             if not os.access(os.path.join(root, "cgroup.procs"), os.W_OK):
                 raise PermissionError(13, "not writable")

@@ -19,7 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(item.path).is_relative_to(_HERE):
             item.add_marker(pytest.mark.root)
             item.add_marker(pytest.mark.fuse)
-            item.add_marker(pytest.mark.timeout(400))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(400))
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import hyperha
 from hyperha.api.wire import ActionOptions, ActionRequest, Expectation, LogPage, OperationView
 from hyperha.client.node_client import NodeClient
 from hyperha.demo import janitor
@@ -31,7 +30,6 @@ DAEMON = "hyperha.cli.main\0node\0run"
 ENGINE = "hyperha.replication.process"
 GUARDIAN = "hyperha.daemon.guardian"
 APPLICATION = "orders.py"
-ROOT = Path(hyperha.__file__).parent.parent
 OTHER = {"node1": "node2", "node2": "node1"}
 FAST_TIMING = {
     "heartbeat_ms": 100,

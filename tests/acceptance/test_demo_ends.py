@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -13,32 +12,17 @@ from pathlib import Path
 import pytest
 
 from hyperha.demo import janitor
-from hyperha.spawn.tree import RunPlace, own_cgroup, place_name
-from tests.acceptance.pair import ROOT, free_ports
-
-
-def _mark_of(directory: Path) -> str:
-    """The mark of a running demonstration, from the environment of one of its daemons."""
-    wanted = f"HYPERHA_HOME={directory}/node1".encode()
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            variables = (
-                (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
-            )
-            if wanted in variables:
-                return next(
-                    one.partition(b"=")[2].decode()
-                    for one in variables
-                    if one.startswith(f"{janitor.MARK}=".encode())
-                )
-    return ""
+from hyperha.demo.cluster import NODES
+from hyperha.spawn.tree import RunPlace, place_path
+from tests.acceptance.pair import free_ports
+from tests.support import ROOT
+from tests.support.machine import lacking
 
 
 def _groups(directory: Path) -> list[Path]:
     """Control groups of the demonstration's nodes."""
-    base = own_cgroup()
-    names = [f"hyperha-{place_name(n, directory / n / 'run')}" for n in ("node1", "node2")]
-    return [Path(base) / name for name in names if base and (Path(base) / name).exists()]
+    paths = [place_path(node, directory / node / "run") for node in NODES]
+    return [Path(path) for path in paths if path is not None and os.path.exists(path)]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +46,7 @@ def test_demo_ended_by_a_signal(tmp_path: Path, number: signal.Signals, status: 
             line = process.stdout.readline()
             assert line, "the demonstration ended early"
         (directory,) = tmp_path.iterdir()
-        mark = _mark_of(directory)
+        mark = (directory / janitor.MARK_FILE).read_text(encoding="ascii")
         assert mark
         assert len(janitor.mounts_below(str(directory))) == 2
         assert _groups(directory) or RunPlace.for_home("node1", directory / "node1" / "run").limit
@@ -94,7 +78,7 @@ def test_groups_of_dying_processes_are_removed_once_they_are_gone(tmp_path: Path
     """A cgroup cannot be removed while a killed process still leaves it: tried again."""
     place = RunPlace.for_home("node1", tmp_path / "node1" / "run")
     if place.limit:
-        pytest.skip(place.limit)
+        lacking(place.limit)
     (tmp_path / "node1" / "run").mkdir(parents=True)
     (tmp_path / janitor.MARK_FILE).write_text("mark-of-nobody", encoding="ascii")
     group = Path(place.make("1-web"))

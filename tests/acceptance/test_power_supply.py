@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from hyperha.replication.mounts import beneath, mounted
+from tests.support import ROOT
 from tests.support.power import PoweredDisks
 from tests.support.power_supply import NAME, loops
 
-ROOT = Path(__file__).parent.parent.parent
 WRITER = """
 import os, sys, time
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)

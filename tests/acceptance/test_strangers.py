@@ -11,14 +11,14 @@ from hyperha.config import Home
 from hyperha.demo.cluster import ADDRESSES, MODULE, NODES
 from hyperha.security.cluster_key import new_cluster_key, write_secret
 from hyperha.security.initialise import ClusterPlan, LanPlan, init_cluster
-from tests.acceptance.pair import Pair
+from tests.acceptance.pair import OTHER, Pair
 
 pytestmark = pytest.mark.anyio
 
 
 async def refused(pair: Pair, node: str, reason: str) -> None:
     """Wait until the state of a node gives the reason for the other one; it is logged once."""
-    other = next(one for one in NODES if one != node)
+    other = OTHER[node]
 
     async def shown() -> bool:
         side = (await pair.cluster(node)).modules[MODULE].nodes[other]
@@ -40,12 +40,17 @@ async def refused(pair: Pair, node: str, reason: str) -> None:
 
 
 async def test_a_peer_with_another_clusters_key_is_named_as_the_reason(pair: Pair) -> None:
-    """A46, in the module's log and in `state`."""
+    """A46, in the module's log and in `state`, and once among what limits the node."""
     path = pair.homes["node2"].cluster_key
     path.unlink()
     write_secret(path, new_cluster_key())
     await asyncio.gather(*(pair.start(node) for node in NODES))
     await asyncio.gather(*(refused(pair, node, "this cluster's key") for node in NODES))
+    for node in NODES:
+        view = await pair.cluster(node)
+        limits = view.nodes[node].limits
+        assert len([one for one in limits if "key" in one]) == 1, limits
+        assert not view.nodes[OTHER[node]].reachable
 
 
 async def test_a_peer_with_another_clusters_certificate_is_named_as_the_reason(pair: Pair) -> None:

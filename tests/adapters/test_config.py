@@ -22,8 +22,9 @@ from hyperha.config import (
 )
 from hyperha.config.loading import line_numbers
 from hyperha.errors import ConfigError, NotFoundError, UsageError
+from tests.support import ROOT
 
-TEMPLATES = Path(__file__).parents[2] / "config"
+TEMPLATES = ROOT / "config"
 CLUSTER = (TEMPLATES / "cluster.toml").read_text("utf-8")
 MODULE = (TEMPLATES / "module-process.toml").read_text("utf-8")
 WITNESS = '[witness]\nkind = "lease"\nurl = "https://10.0.0.254:9012"\nttl_ms = 2750\n[ports]'

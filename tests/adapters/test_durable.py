@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hyperha.durable import HEADER_BYTES, DaemonLock, DurableRecord, decode_slot, encode_slot
 from hyperha.errors import FailedError, RecordDamagedError, RefusedError, UsageError
+from tests.support import ROOT
 
 SECTOR = 512
 
@@ -170,7 +171,7 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     ) as child:
         try:
             assert child.stdout is not None

@@ -28,8 +28,9 @@ from hyperha.replication.fuse.layers import MountStack
 from hyperha.replication.fuse.protocol import Feature
 from hyperha.replication.operations import ROOT_ID, InDoubt
 from hyperha.replication.store import Store
+from tests.support import ROOT
 from tests.support.engine_pair import wait_for
-from tests.support.fuse_local import PROJECT, Served, compare
+from tests.support.fuse_local import Served, compare
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
@@ -452,7 +453,7 @@ def test_a_mount_that_the_host_does_not_see_is_refused(folder: Path, run: Path) 
     command = ["unshare", "-m", "--propagation", "private", sys.executable, "-m"]
     result = subprocess.run(
         [*command, "tests.support.fuse_local", str(folder), str(run), ""],
-        cwd=PROJECT,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=30,
@@ -476,7 +477,7 @@ def test_without_rights(tmp_path: Path) -> None:
         with device_for_everybody():
             result = subprocess.run(
                 [*user, python, "-c", UNPRIVILEGED, str(base / "folder"), str(base / "run")],
-                cwd=PROJECT,
+                cwd=ROOT,
                 capture_output=True,
                 text=True,
                 timeout=60,

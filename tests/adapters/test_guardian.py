@@ -32,6 +32,7 @@ from hyperha.heartbeat.message import Certificate, decode
 from hyperha.heartbeat.seal import Sealer
 from hyperha.spawn.run import Run, start
 from hyperha.spawn.tree import RunPlace
+from tests.support import ROOT
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs Linux"),
@@ -463,7 +464,7 @@ def test_the_guardian_stays_small() -> None:
             "-c",
             "import hyperha.daemon.guardian, sys; print(*sys.modules)",
         ],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

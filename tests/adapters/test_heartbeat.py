@@ -10,7 +10,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -41,9 +40,9 @@ from hyperha.heartbeat.seal import (
     Verdict,
 )
 from hyperha.heartbeat.tracker import LanChanged, PeerFound, PeerLost, Tracker
+from tests.support import ROOT
 
 KEY = b"k" * 32
-ROOT = Path(__file__).parents[2]
 statuses = st.builds(
     ModuleStatus,
     number=st.integers(1, 32),

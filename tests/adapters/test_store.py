@@ -33,8 +33,9 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.store import Store
+from tests.support.machine import lacking
 
-ROOT = os.geteuid() == 0
+IS_ROOT = os.geteuid() == 0
 STAMP = 1_600_000_000_123_456_789
 
 
@@ -48,8 +49,8 @@ def opened(folder: Path, **options: bool) -> Store:
 
 @pytest.fixture(params=[True, False], ids=["privileged", "unprivileged"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param and not ROOT:
-        pytest.skip("needs root")
+    if request.param and not IS_ROOT:
+        lacking("needs root rights")
     store = opened(tmp_path, privileged=request.param)
     yield store
     store.close()

@@ -22,8 +22,8 @@ from typing import Protocol
 from xml.etree import ElementTree
 
 from hyperha.replication.mounts import beneath, mounted
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TAIL_LINES = 60
 END_LIMIT_S = 90.0
 """A round that is told to end takes its nodes, mounts and disks away first."""
@@ -150,7 +150,7 @@ def run_round(kind: Kind, order: Order, limit_s: float, stopping: Callable[[], b
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -16,13 +16,24 @@ from tests.support.world import Folder, pair
 R = Role
 
 
-def _summary(node: str, **fields: object) -> Summary:
-    full = bool(fields.pop("full", False))
-    candidates = int(str(fields.pop("candidates", 0)))
-    current = Generation("a" * 32, 1, "x", 0)
-    fields.setdefault("label", DataLabel.UPTODATE)
-    lineage = Lineage("r1", node, "peer", current=current, **fields)  # type: ignore[arg-type]
-    return Summary.of(lineage, candidates, False, full=full)
+def _summary(
+    node: str,
+    *,
+    label: DataLabel = DataLabel.UPTODATE,
+    candidates: int = 0,
+    intent_primary: bool = False,
+    full_compare_owed: bool = False,
+) -> Summary:
+    lineage = Lineage(
+        "r1",
+        node,
+        "peer",
+        current=Generation("a" * 32, 1, "x", 0),
+        label=label,
+        intent_primary=intent_primary,
+        full_compare_owed=full_compare_owed,
+    )
+    return Summary.of(lineage, candidates, False)
 
 
 def test_a_copy_that_owes_a_full_compare_is_not_equal():

@@ -464,10 +464,6 @@ def test_a_primary_that_cannot_store_its_state_abdicates():
 def test_a_follower_whose_queue_was_not_applied_whole_is_outdated():
     world = pair()
     state = world.b.state
-    from dataclasses import replace
-
-    from hyperha.core.state import Step
-
     world.b.state = replace(state, awaiting=((999, Step.CLOSE),))
     world.b.event(e.EngineDone(999, False, "ENOSPC"))
     assert world.b.lineage.label is DataLabel.OUTDATED

@@ -24,8 +24,7 @@ from hyperha.replication.fuse.layers import Layer, MountStack
 from hyperha.replication.fuse.session import Session
 from hyperha.replication.operations import Answer, Change, FileId, Record, SetTimes, Target
 from hyperha.replication.store import Store
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
 
 
 class LocalPipeline:
@@ -264,7 +263,7 @@ class Served:
                 str(mirror or ""),
                 *map(str, numbers),
             ],
-            cwd=PROJECT,
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=numbers,

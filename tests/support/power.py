@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.support import ROOT
+
 LIMIT_S = 60.0
 """For one order; a cut of both nodes waits at most 2 s for its write and 15 s for each step."""
 
@@ -30,7 +32,7 @@ class PoweredDisks:
             [sys.executable, "-m", "tests.support.power_supply", str(place), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=Path(__file__).parent.parent.parent,
+            cwd=ROOT,
             start_new_session=True,
         )
         self._heard = b""
