@@ -11,11 +11,13 @@ import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hyperha.replication.fuse.protocol import Feature
+from tests.support.engine_pair import wait_for
 from tests.support.fuse_local import Served, compare
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
@@ -425,11 +427,34 @@ def test_forgotten_nodes_leave_the_table(served: Served, folder: Path) -> None:
     assert served.do("nodes") >= 300
     for number in range(300):
         (folder / f"f{number}").unlink()
-    for _ in range(50):
-        if served.do("nodes") <= 2:
-            break
-        (folder / "absent").exists()
-    assert served.do("nodes") <= 2
+    wait_for(lambda: served.do("nodes") <= 2)
+
+
+@pytest.mark.parametrize("make", ["mkdir", "mknod", "symlink", "link", "open"])
+def test_what_ended_with_an_error_is_not_looked_up(served: Served, folder: Path, make: str) -> None:
+    """M7, M8: the kernel was told of no node, so it never says that it forgets one."""
+    (folder / "old").write_text("x")
+    wait_for(lambda: served.do("handles") == 0)
+    steps = {
+        "mkdir": lambda: os.mkdir(folder / "new"),
+        "mknod": lambda: os.mknod(folder / "new", stat.S_IFREG | 0o600),
+        "symlink": lambda: os.symlink("old", folder / "new"),
+        "link": lambda: os.link(folder / "old", folder / "new"),
+        "open": lambda: os.open(folder / "new", os.O_CREAT | os.O_WRONLY),
+    }
+    served.do("hold")
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(failure, steps[make])
+        wait_for(lambda: served.do("counters")["parked"])
+        served.do("release", errno.EIO)
+        assert ended.result(10) == errno.EIO
+    assert served.do("handles") == 0
+    if make == "mkdir":
+        (folder / "new").rmdir()
+    else:
+        (folder / "new").unlink()
+    (folder / "old").unlink()
+    wait_for(lambda: served.do("nodes") == 1, 5)
 
 
 # --- barriers ------------------------------------------------------------------------------

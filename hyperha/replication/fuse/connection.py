@@ -284,12 +284,12 @@ class Connection:
         execute: Callable[[FileId, bool], tuple[Change | None, bytes]],
         *,
         creates: bool = False,
-        failed: Callable[[], object] | None = None,
     ) -> None:
         """A namespace operation: its result is kept until the kernel has the answer (M4, N1).
 
         `execute` gets the id of what it creates, and whether a predecessor may have done it
-        already; it returns the change and the kernel's payload. `failed`: as for `change`.
+        already; it returns the change and the kernel's payload: nothing, an entry, or an entry
+        and an open handle, which are taken back when it ends with an error all the same (M7).
         """
         kept = self._take_kept(unique)
         if kept is not None and kept.progress is Progress.DONE:
@@ -301,7 +301,7 @@ class Connection:
         else:
             slot, file = kept.slot, kept.file
             del self.kept[unique & ~protocol.UNIQUE_RESEND]
-        pending = _Pending(self, unique, slot, failed)
+        pending = _Pending(self, unique, slot)
 
         def run() -> Change | None:
             change, pending.payload = execute(file, kept is not None)
@@ -334,9 +334,21 @@ class Connection:
 
     def finish_kept(self, unique: int, kept: Kept) -> None:
         """Answer a re-sent operation from its kept result, which the peer has now."""
+        if kept.error:
+            self.take_back(kept.payload)
         self.settle(unique, kept.error, kept.payload)
         self.kept.pop(unique & ~protocol.UNIQUE_RESEND, None)
         self.table.release(kept.slot)
+
+    def take_back(self, payload: bytes) -> None:
+        """The kernel gets an error in the place of a namespace operation's payload: it will never
+        forget the node nor release the handle that stand there (M7, M8)."""
+        if len(payload) > protocol.ENTRY_SIZE:
+            number, _, _ = protocol.OPEN_OUT.unpack_from(payload, protocol.ENTRY_SIZE)
+            self.handles.remove(number)
+        if payload:
+            (number,) = protocol.U64.unpack_from(payload)
+            self.nodes.forget(number, 1)
 
     def answerer(self, unique: int) -> Answer:
         """The pipeline's `Answer` for one request."""
@@ -350,25 +362,18 @@ class Connection:
 class _Pending:
     """The answer of one namespace operation, and the place of its result."""
 
-    __slots__ = ("connection", "failed", "payload", "slot", "unique")
+    __slots__ = ("connection", "payload", "slot", "unique")
 
-    def __init__(
-        self,
-        connection: Connection,
-        unique: int,
-        slot: Slot,
-        failed: Callable[[], object] | None,
-    ) -> None:
+    def __init__(self, connection: Connection, unique: int, slot: Slot) -> None:
         self.connection = connection
         self.unique = unique
         self.slot = slot
-        self.failed = failed
         self.payload = b""
 
     def settled(self, number: int, _: bytes) -> None:
         """The rules allow the answer; afterwards the kernel never asks for it again."""
-        if number and self.failed is not None:
-            self.failed()
+        if number:
+            self.connection.take_back(self.payload)
         self.connection.settle(self.unique, number, self.payload)
         self.connection.table.release(self.slot)
 

@@ -84,13 +84,18 @@ class Handle:
 
 
 class NodeTable:
-    """Nodes by number and by file handle. Changed only by the thread that reads requests."""
+    """Nodes by number and by file handle.
+
+    Made and named only by the thread that reads requests; forgotten also by one that answers an
+    operation with an error (M7).
+    """
 
     def __init__(self, store: Store, table: SharedTable) -> None:
         self._store = store
         self._table = table
         self.by_number: dict[int, Node] = {}
         self._by_handle: dict[bytes, Node] = {}
+        self._lock = threading.Lock()
         self._next = ROOT_NODE + 1
         for record in table.nodes():
             node = Node(record.node, record.file, record.handle, record.directory)
@@ -124,44 +129,53 @@ class NodeTable:
 
     def looked_up(self, handle: bytes, file: FileId, directory: bool) -> Node:
         """Count one more lookup of an inode, whose node is made at the first one."""
-        node = self._by_handle.get(handle)
-        if node is None:
-            node = Node(self._next, file, handle, directory)
-            self._next += 1
-            node.slot = self._table.add_node(node.number, file, handle, directory)
-            self._insert(node)
-        elif node.file != file:
-            self.identified(node, file)
-        node.lookups += 1
-        if node.slot is not None:
-            self._table.set_lookups(node.slot, node.lookups)
-        return node
+        with self._lock:
+            node = self._by_handle.get(handle)
+            if node is None:
+                node = Node(self._next, file, handle, directory)
+                self._next += 1
+                node.slot = self._table.add_node(node.number, file, handle, directory)
+                self._insert(node)
+            elif node.file != file:
+                self._identify(node, file)
+            node.lookups += 1
+            if node.slot is not None:
+                self._table.set_lookups(node.slot, node.lookups)
+            return node
 
     def identified(self, node: Node, file: FileId) -> None:
         """The inode of a node has been given an id."""
+        with self._lock:
+            self._identify(node, file)
+
+    def _identify(self, node: Node, file: FileId) -> None:
         node.file = file
         if node.slot is not None:
             self._table.set_file(node.slot, file)
 
     def clear(self) -> None:
         """Let go of every inode that is kept alive; the connection has ended."""
-        self.by_number.clear()
-        self._by_handle.clear()
+        with self._lock:
+            self.by_number.clear()
+            self._by_handle.clear()
 
     def forget(self, number: int, lookups: int) -> None:
-        """The kernel dropped that many lookups; at zero the node is gone."""
-        node = self.by_number.get(number)
-        if node is None or number == ROOT_NODE:
-            return
-        node.lookups -= lookups
-        if node.lookups > 0:
+        """The kernel dropped that many lookups, or never got them; at zero the node is gone."""
+        with self._lock:
+            node = self.by_number.get(number)
+            if node is None or number == ROOT_NODE:
+                return
+            node.lookups -= lookups
+            if node.lookups > 0:
+                if node.slot is not None:
+                    self._table.set_lookups(node.slot, node.lookups)
+                return
+            del self.by_number[number]
+            self._by_handle.pop(node.handle, None)
             if node.slot is not None:
-                self._table.set_lookups(node.slot, node.lookups)
-            return
-        del self.by_number[number]
-        self._by_handle.pop(node.handle, None)
-        if node.slot is not None:
-            self._table.release(node.slot)
+                self._table.release(node.slot)
+                # A late change of the node must not be noted in another's place.
+                node.slot = None
 
 
 class HandleTable:

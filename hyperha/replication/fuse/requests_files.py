@@ -127,8 +127,14 @@ class FileRequests:
             c.answer(unique, answer)
             return
         self._clear_privileges(node, kill)
-        # The kernel never releases what it could not open.
-        c.change(unique, records, execute, lambda: answer, lambda: c.handles.remove(handle.number))
+
+        def failed() -> None:
+            # The kernel never releases what it could not open, nor forgets what it was not told.
+            c.handles.remove(handle.number)
+            if len(answer) > protocol.OPEN_OUT.size:
+                c.nodes.forget(node.number, 1)
+
+        c.change(unique, records, execute, lambda: answer, failed)
 
     def _create(self, unique: int, number: int, length: int) -> None:
         c = self._c
@@ -138,13 +144,11 @@ class FileRequests:
         uid, gid = self._names.owner()
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         wish = Wish(parent.file, name, mode, umask, uid, gid)
-        opened: list[Handle] = []
 
         def execute(file: FileId, again: bool) -> tuple[Change, bytes]:
             made = local.make(c.store, wish, file, again=again)
             node = c.nodes.looked_up(made.handle, made.file, False)
             handle = c.handles.add(node, flags, self._answer_flags(node, flags), made.held)
-            opened.append(handle)
             entry = protocol.encode_entry(node.number, made.status, c.valid_s)
             return made.change, entry + protocol.OPEN_OUT.pack(
                 handle.number, handle.answer_flags, 0
@@ -152,13 +156,7 @@ class FileRequests:
 
         try:
             records = (Record(RecordKind.DIRECTORY, parent.file),)
-            c.operation(
-                unique,
-                records,
-                execute,
-                creates=True,
-                failed=lambda: c.handles.remove(opened[0].number),
-            )
+            c.operation(unique, records, execute, creates=True)
         except FileExistsError:
             # The kernel believed that the name was free; with O_EXCL that is the answer.
             if flags & os.O_EXCL:
@@ -168,7 +166,11 @@ class FileRequests:
                 c.nodes.forget(node.number, 1)
                 raise
             entry = protocol.encode_entry(node.number, status, c.valid_s)
-            self._open_node(unique, node, flags, extra, entry)
+            try:
+                self._open_node(unique, node, flags, extra, entry)
+            except OSError:
+                c.nodes.forget(node.number, 1)
+                raise
 
     def _release(self, unique: int, number: int, length: int) -> None:
         c = self._c

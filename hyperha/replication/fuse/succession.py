@@ -105,7 +105,8 @@ class OperationRecord:
 class SharedTable:
     """The table of one session, new or inherited by its descriptor.
 
-    Changed by the thread that reads requests; `release` may be called from any thread.
+    Changed by the thread that reads requests; `release` may be called from any thread, and
+    `set_lookups` by whoever holds the lock of the nodes.
 
     Raises ReplicationError when an inherited descriptor does not hold such a table.
     """

@@ -1,0 +1,79 @@
+"""What a session remembers of the kernel when a kept operation ends with an error (M4, M7, N1)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperha.replication.fuse import protocol
+from hyperha.replication.fuse.connection import Connection, Kept
+from hyperha.replication.fuse.nodes import Node
+from hyperha.replication.fuse.succession import Progress, SharedTable
+from hyperha.replication.operations import ROOT_ID, FileId, Target
+from hyperha.replication.store import Store
+from tests.support.fuse_local import LocalPipeline
+
+pytestmark = pytest.mark.root
+
+FILE = FileId(b"f" * 16)
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[Connection]:
+    """One whose kernel takes every answer, over a folder with one file."""
+    (tmp_path / "file").write_text("x")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    store = Store(folder)
+    os.close(folder)
+    kernel = os.open(os.devnull, os.O_WRONLY)
+    one = Connection(store, LocalPipeline(store, None), kernel, SharedTable())
+    yield one
+    one.close()
+    store.close()
+
+
+def looked_up(connection: Connection) -> tuple[Node, bytes]:
+    """The node of the file, one lookup counted, and what the kernel is to be answered."""
+    store = connection.store
+    found = store.find(ROOT_ID, b"file")
+    store.assign_id(found.handle, FILE)
+    node = connection.nodes.looked_up(found.handle, FILE, directory=False)
+    return node, protocol.encode_entry(node.number, store.status(Target(FILE)), 0)
+
+
+def finish(connection: Connection, payload: bytes, error: int) -> None:
+    """As for an operation that a predecessor did and its successor answers."""
+    slot = connection.table.start_operation(7, FILE)
+    kept = Kept(slot, FILE, Progress.DONE, error, payload)
+    connection.finish_kept(7 | protocol.UNIQUE_RESEND, kept)
+
+
+def test_a_kept_entry_that_ends_with_an_error_is_not_looked_up(connection: Connection) -> None:
+    node, entry = looked_up(connection)
+    finish(connection, entry, errno.EIO)
+    assert connection.nodes.known(node.handle) is None
+    node, entry = looked_up(connection)
+    finish(connection, entry, 0)
+    assert connection.nodes.known(node.handle) is node
+
+
+def test_a_kept_creation_that_ends_with_an_error_is_not_open(connection: Connection) -> None:
+    node, entry = looked_up(connection)
+    handle = connection.handles.add(node, os.O_WRONLY, 0, None)
+    finish(connection, entry + protocol.OPEN_OUT.pack(handle.number, 0, 0), errno.EIO)
+    assert connection.nodes.known(node.handle) is None
+    assert connection.handles.open_files() == 0
+    assert not node.writers
+
+
+def test_a_kept_removal_that_ends_with_an_error_forgets_nothing(connection: Connection) -> None:
+    node, _ = looked_up(connection)
+    finish(connection, b"", errno.EIO)
+    assert connection.nodes.known(node.handle) is node
+    assert node.lookups == 1
+    assert stat.S_ISREG(connection.status(node).st_mode)
