@@ -1,4 +1,4 @@
-"""Cleaning of foreign text before it reaches a terminal, a log or a person.
+"""Text from and for people: foreign text is cleaned, words and durations are understood.
 
 Foreign is whatever a guest, a script, a peer, a file name or an exception brought along. Textual
 lets raw escape sequences through, so nothing may reach it uncleaned.
@@ -18,6 +18,8 @@ _ESCAPE_SEQUENCE = re.compile(
     )""",
     re.VERBOSE,
 )
+_DURATION = re.compile(r"([0-9]{1,6})([smhd])")
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -59,6 +61,14 @@ def nearest(word: str, known: list[str]) -> str | None:
 
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def duration_s(text: str) -> int | None:
+    """Seconds of `90s`, `15m`, `1h` or `2d`, at least one; None for anything else."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        return None
+    return int(found[1]) * _UNITS_S[found[2]] or None
 
 
 def sentence_list(items: list[str]) -> str:

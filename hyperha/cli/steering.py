@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -22,6 +21,7 @@ from hyperha.api.wire import (
 from hyperha.cli.context import ask, follow, options, request_id, show_json
 from hyperha.client.node_client import NodeClient
 from hyperha.errors import LossError, NotFoundError, UsageError
+from hyperha.text import duration_s
 
 Module = Annotated[str, typer.Argument(help="Name of the module.")]
 Node = Annotated[str | None, typer.Option(help="On this node (default: the node asked).")]
@@ -250,14 +250,6 @@ def checker_list(module: Module) -> None:
             print(f"{node:10}{one.kind + '.' + one.name:24}{one.state:8}{one.text}{held}")
 
 
-def duration_s(text: str) -> float:
-    """`90s`, `15m`, `1h`, `2d` in seconds."""
-    match = re.fullmatch(r"(\d+)([smhd])", text.strip())
-    if match is None:
-        raise UsageError(f"{text!r} is no duration", "Write 90s, 15m, 1h or 2d.")
-    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
 def checker(
     module: Module,
     action: Annotated[str, typer.Argument(metavar="list|suspend|resume")],
@@ -278,8 +270,10 @@ def checker(
                     "a suspension needs --reason", "Say why, for whoever finds it at night."
                 )
             if for_ is not None:
-                pause = datetime.timedelta(seconds=duration_s(for_))
-                end = datetime.datetime.now(datetime.UTC) + pause
+                seconds = duration_s(for_)
+                if seconds is None:
+                    raise UsageError(f"--for {for_!r} is no duration", "Write 90s, 15m, 1h or 2d.")
+                end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
                 until = end.strftime("%Y-%m-%dT%H:%M:%SZ")
             _change(module, name, CheckerChange(suspended=True, until=until, reason=reason))
         case _:

@@ -7,23 +7,23 @@ import re
 import sys
 
 from hyperha.errors import HyperhaError, UsageError
+from hyperha.text import duration_s
 from tests.campaigns import __doc__ as explanation
 from tests.campaigns.catalogue import Campaign, campaigns, named
 from tests.campaigns.repository import Repository
-from tests.campaigns.rounds import ROOT
 from tests.campaigns.session import Session, Wishes, figure, named_changes
 from tests.campaigns.tally import load
+from tests.support import ROOT
 
 RESULTS = ROOT / "tests" / "campaigns" / "results"
-_UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
 
-def duration_s(text: str) -> float:
+def period_s(text: str) -> int:
     """Seconds of `90s`, `20m` or `2h`. Raises UsageError."""
-    found = re.fullmatch(r"([1-9]\d{0,5})([smh])", text)
+    found = duration_s(text)
     if found is None:
-        raise UsageError(f"--for {text!r} is no time", "Write 90s, 20m or 2h.")
-    return float(found[1]) * _UNITS_S[found[2]]
+        raise UsageError(f"--for {text!r} is no duration", "Write 90s, 20m or 2h.")
+    return found
 
 
 def amount(text: str) -> int:
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     repository = Repository(ROOT)
     try:
         wishes = Wishes(
-            duration_s(given.period) if given.period is not None else None,
+            period_s(given.period) if given.period is not None else None,
             amount(given.rounds) if given.rounds is not None else None,
             given.dirty,
         )

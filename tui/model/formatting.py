@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-_DURATION = re.compile(r"(\d{1,6})([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def size_text(size_bytes: int) -> str:
@@ -63,14 +60,6 @@ def seconds_between(start: str, end: str) -> int | None:
         return int((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def duration_seconds(text: str) -> int | None:
-    """`90s`, `15m`, `1h`, `2d` in seconds; None for anything else."""
-    found = _DURATION.fullmatch(text.strip())
-    if found is None or int(found[1]) == 0:
-        return None
-    return int(found[1]) * _SECONDS[found[2]]
 
 
 def short_generation(generation: str) -> str:

@@ -20,6 +20,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input
 
 from hyperha.api.wire import ModuleNodeView
+from hyperha.text import duration_s
 from tui.actions import (
     Action,
     Level,
@@ -30,7 +31,7 @@ from tui.actions import (
     loss_of,
 )
 from tui.model.console import ConsoleModel
-from tui.model.formatting import duration_seconds, short_generation
+from tui.model.formatting import short_generation
 from tui.model.glyphs import READINESS_WORD
 from tui.model.rows import Row, Span, Tone, fit_row, row, wrapped
 from tui.model.tiles import role_row
@@ -233,7 +234,7 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
         if self._reason_needed and not self._text("reason"):
             return "Say why: the reason is shown to everybody."
         end = self._text("end")
-        if end and duration_seconds(end) is None:
+        if end and duration_s(end) is None:
             return f"{end!r} is no duration: write 90s, 15m, 1h or 2d."
         return ""
 
@@ -242,7 +243,7 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
         return next((entry.value.strip()[:500] for entry in found), "")
 
     def _until(self) -> str | None:
-        seconds = duration_seconds(self._text("end"))
+        seconds = duration_s(self._text("end"))
         if seconds is None:
             return None
         end = datetime.now(UTC) + timedelta(seconds=seconds)
