@@ -168,6 +168,8 @@ class Controller:
             await self._read_lines(place)
             if scripts and place not in self.model.scripts_read:
                 await self._read_runs(place)
+            if self.model.unread.pop(place, None) is not None:
+                self.changed = True
         except HyperhaError as problem:
             self._not_read(place, problem)
         finally:
@@ -192,7 +194,7 @@ class Controller:
         model.logs_read.add(place)
         if not known or any(line.run for line in lines):
             model.scripts_read.discard(place)
-        if model.unread.pop(place, None) is not None or lines or not known:
+        if lines or not known:
             self.changed = True
 
     async def _read_runs(self, place: Place) -> None:
@@ -205,7 +207,6 @@ class Controller:
             self.model.scripts_read.discard(place)
             raise
         self.model.scripts[place] = [cleaned(run) for run in runs if run.node == node]
-        self.model.unread.pop(place, None)
         self.changed = True
 
     def _not_read(self, place: Place, problem: HyperhaError) -> None:

@@ -34,7 +34,7 @@ from hyperha.api.wire import (
 from hyperha.domain import DataState, Readiness, ResourceState, Role
 
 AT = "2026-11-22T12:41:07.000Z"
-VerbWord = ["start", "stop", "prim", "primforce", "second", "swap", "restart", "stopstart"]
+VERBS = ["start", "stop", "prim", "primforce", "second", "swap", "restart", "stopstart"]
 
 
 def side(role: Role = Role.PRIM, **changes: Any) -> ModuleNodeView:
@@ -52,7 +52,7 @@ def side(role: Role = Role.PRIM, **changes: Any) -> ModuleNodeView:
             CheckerView(name="http", kind="tcp", state=ResourceState.UP, action="restart"),
         ],
         "restarts": RestartsView(used=0, of=3, window_h=24),
-        "allowed": [*VerbWord, "forcestop"],
+        "allowed": [*VERBS, "forcestop"],
         "generation": "3fa1c2" + "0" * 26,
         "epoch": 4,
     }
@@ -151,6 +151,7 @@ class FakeNode:
         self.connections = 0
         self.after: list[str] = []
         self.nonsense = False
+        self.scripts_silent = False
 
     def transport(self, _: object) -> httpx.AsyncBaseTransport:
         """For `Session(transport_of=...)`."""
@@ -221,6 +222,9 @@ class FakeNode:
             ]
             newest = max((one.seq for one in self.lines if one.node == node), default=0)
             return _json({"lines": found, "next": newest})
+        if path.endswith("/scripts") and self.scripts_silent:
+            problem = {"code": "unreachable", "text": f"{node} does not answer: timed out"}
+            return httpx.Response(502, json=problem)
         if path.endswith("/scripts"):
             run = self.output.run
             return _json([run.model_dump(mode="json")] if run.node == node else [])

@@ -383,6 +383,20 @@ async def test_a_node_that_does_not_answer_shows_no_other_nodes_lines() -> None:
         await it.until(lambda: "start_prim on node2" in it.text())
 
 
+async def test_scripts_not_read_once_are_not_held_against_the_node_that_streams() -> None:
+    node = two_logs()
+    node.scripts_silent = True
+    async with console(node) as it:
+        await it.pilot.press("2")
+        await it.until(lambda: "node1 does not answer" in it.text())
+        await it.pilot.press("1")
+        await it.until(lambda: "node1 does not answer, follows" in it.text())
+        node.scripts_silent = False
+        it.now_ms += RETRY_AFTER_MS
+        node.change(node.view)
+        await it.until(lambda: "does not answer" not in it.text())
+
+
 async def test_the_other_nodes_log_goes_on_and_stays_when_it_falls_silent() -> None:
     node = two_logs()
     async with console(node) as it:

@@ -101,7 +101,7 @@ def _side(
     if side.damage:
         yield Alert(Severity.CRITICAL, f"{where}: {side.damage}", name, node)
     if vm_is_missing(side) and not model.stale(node, now_ms):
-        # While it is being started or stopped that is no news yet.
+        # While the node is on its way from one state to another it may come or go at any moment.
         moving = side.readiness is Readiness.TRANSIENT
         severity = Severity.WARNING if moving else Severity.CRITICAL
         text = f"{where}: the VM is absent, though the node is {side.role}"

@@ -124,8 +124,9 @@ class ConsoleModel:
 
     def reset(self) -> None:
         """Sequence numbers began anew, or lines are missing: read everything again."""
-        for _, node in list(self.logs):
-            self.forget(node)
+        for buffer in self.logs.values():
+            buffer.clear()
+        self.logs_read.clear()
         self.scripts.clear()
         self.scripts_read.clear()
         self.unread.clear()
