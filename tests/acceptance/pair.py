@@ -15,6 +15,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -322,8 +323,6 @@ def read_orders(path: Path) -> tuple[set[int], str]:
 
 def run_cli(home: Path, arguments: tuple[str, ...], limit_s: float) -> tuple[int, str]:
     """`hyperha --home HOME ARGUMENTS`, without a terminal."""
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "hyperha.cli.main", "--home", str(home), *arguments],
         stdin=subprocess.DEVNULL,

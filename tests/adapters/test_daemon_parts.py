@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperha.api.wire import ModuleReport, NodeReport, NodeView, ResyncView
 from hyperha.core import messages as m
 from hyperha.core.events import PeerHeard, PeerSilent, ProbeDone
 from hyperha.core.records import (
@@ -31,6 +32,7 @@ from hyperha.daemon.peer_link import PeerLink
 from hyperha.daemon.probe import Prober, ProbeTargets, ping
 from hyperha.daemon.records import ModuleRecords
 from hyperha.daemon.steps import StepArchive
+from hyperha.daemon.views import merged
 from hyperha.daemon.vm_host import _missing_folder
 from hyperha.domain import DataState, Epoch, Marker, Readiness, Role, SessionKey
 from hyperha.encoding import EncodingError, from_plain, to_plain
@@ -41,6 +43,7 @@ from hyperha.logbook.outputs import OutputArchive
 from hyperha.replication import preamble
 from hyperha.replication.fuse.mount import MNT_DETACH, raw_mount, raw_unmount
 from hyperha.vm.port import VmSpec
+from tests.support.fake_service import side
 from tests.support.machine import lacking
 
 ID = "0123456789abcdef0123456789abcdef"
@@ -332,16 +335,10 @@ async def test_a_taken_replication_port_is_named():
 
 
 def _side(role, resync=None):
-    from tests.support.fake_service import side
-
     return side(role).model_copy(update={"resync": resync})
 
 
 def test_a_resync_is_shown_on_the_node_that_is_being_made_equal():
-    from hyperha.api.wire import ModuleReport, NodeReport, NodeView, ResyncView
-    from hyperha.daemon.views import merged
-    from hyperha.domain import Role
-
     def report(role, resync):
         return ModuleReport(
             number=1,

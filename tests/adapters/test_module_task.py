@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 
 from hyperha.core import actions as a
 from hyperha.core import events as e
-from hyperha.core.records import Lineage, Settings
-from hyperha.core.state import Config, Phase, Timing
+from hyperha.core.invariants import InvariantBroken
+from hyperha.core.records import DataLabel, Lineage, Proof, ProofKind, Settings
+from hyperha.core.state import Config, Phase, Timing, Vm
+from hyperha.daemon import module_task
 from hyperha.daemon.module_task import ModuleTask, Ports, boottime_ms
-from hyperha.domain import Role
+from hyperha.domain import Epoch, Role
 from hyperha.errors import FailedError
 
 pytestmark = pytest.mark.anyio
@@ -129,12 +132,6 @@ async def test_a_disk_that_does_not_answer_counts_as_failed(running):
 
 async def test_a_fence_overtakes_a_persist_that_hangs(running):
     world, task = running
-    from dataclasses import replace
-
-    from hyperha.core.records import DataLabel, Proof, ProofKind
-    from hyperha.core.state import Vm
-    from hyperha.domain import Epoch
-
     lineage = replace(
         task.state.lineage,
         label=DataLabel.UPTODATE,
@@ -160,9 +157,6 @@ async def test_a_fence_overtakes_a_persist_that_hangs(running):
 
 
 async def test_a_contradiction_makes_the_module_safe(running, monkeypatch):
-    from hyperha.core.invariants import InvariantBroken
-    from hyperha.daemon import module_task
-
     world, task = running
 
     def broken(state, stimulus):

@@ -1,6 +1,7 @@
 """Every phase meets every event, message, timer and result: `step` always answers."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -137,8 +138,6 @@ def test_every_step_and_timer_has_a_handler():
 
 
 def test_a_running_node_without_intent_is_noticed():
-    from dataclasses import replace
-
     world = pair()
     broken = replace(world.a.state, lineage=replace(world.a.lineage, intent_primary=False))
     with pytest.raises(InvariantBroken, match="P4"):
