@@ -2,9 +2,9 @@
 
 A loop device lies on each image and an ext4 on that. Written sectors stay in this process' memory
 until the loop driver flushes (fsync = flush or FUA). A cut forgets all of them or a seeded random
-part; from the write that it comes at, the disk answers nothing, so that nobody on the node can
-notice; then it fails everything until it is switched on again. The server never touches a path
-on a disk that it serves.
+part; that write is still answered and nothing behind it, so that nobody on the node can notice;
+then the disk fails everything until it is switched on again. The server never touches a path on a
+disk that it serves.
 """
 
 from __future__ import annotations
@@ -13,26 +13,17 @@ import errno
 import os
 import random
 import stat
-import struct
 import threading
 from pathlib import Path
 
+from hyperha.replication.fuse import protocol
 from hyperha.replication.fuse.mount import raw_mount
+from hyperha.replication.fuse.protocol import Feature, Op
 
 SECTOR = 4096
 MOUNT_KIND = "fuse.power"
-_IN = struct.Struct("<IIQQIIIHH")
-_OUT = struct.Struct("<IiQ")
-_ATTR = struct.Struct("<QQQQQQIIIIIIIIII")
-_ENTRY = struct.Struct("<QQQQII")
-_ATTR_HEAD = struct.Struct("<QII")
-_INIT = struct.Struct("<IIIIHHIIHHII24x")
-_OPEN = struct.Struct("<QII")
-_IO = struct.Struct("<QQIIQII")
-_LOOKUP, _FORGET, _GETATTR, _OPEN_OP, _READ, _WRITE, _STATFS = 1, 2, 3, 14, 15, 16, 17
-_RELEASE, _FSYNC, _INIT_OP, _BATCH_FORGET = 18, 20, 26, 42
-_BIG_WRITES = 1 << 5
-_MAX_WRITE = 128 * 1024
+_VALID_S = 3600
+_HELD = (Op.READ, Op.WRITE, Op.FSYNC)
 
 
 class Disk:
@@ -92,7 +83,7 @@ class Disk:
             self.volatile.clear()
 
     def arm(self, writes: int) -> None:
-        """From the WRITES-th write from now on nothing is answered any more; then `due` is set."""
+        """The WRITES-th write from now on sets `due` and is the last request that is answered."""
         with self.lock:
             self.due.clear()
             self.writes_left = writes
@@ -149,26 +140,27 @@ class DiskServer:
         """Until it is unmounted."""
         while True:
             try:
-                raw = os.read(self._device, _MAX_WRITE + 65536)
+                raw = os.read(self._device, protocol.BUFFER_SIZE)
             except OSError as problem:
                 if problem.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
                     continue
                 return
-            _, operation, unique, node, *_ = _IN.unpack_from(raw)
-            if operation in (_FORGET, _BATCH_FORGET):
+            _, operation, unique, node, *_ = protocol.IN_HEADER.unpack_from(raw)
+            if operation in (Op.FORGET, Op.BATCH_FORGET):
                 continue
             disk = self.disks.get(self._nodes.get(node, ""))
-            if disk is not None and operation in (_READ, _WRITE, _FSYNC) and disk.hold(unique):
+            if disk is not None and operation in _HELD and disk.hold(unique):
                 continue
             try:
-                answer, error = self._answer(operation, node, raw[_IN.size :]), 0
+                answer, error = self._answer(operation, node, raw[protocol.IN_SIZE :]), 0
             except OSError as problem:
                 answer, error = b"", -(problem.errno or errno.EIO)
             self._reply(unique, error, answer)
 
     def _reply(self, unique: int, error: int, answer: bytes = b"") -> None:
         try:
-            os.write(self._device, _OUT.pack(_OUT.size + len(answer), error, unique) + answer)
+            header = protocol.OUT_HEADER.pack(protocol.OUT_SIZE + len(answer), error, unique)
+            os.write(self._device, header + answer)
         except OSError:
             return  # Nobody waits for it any more.
 
@@ -178,39 +170,40 @@ class DiskServer:
             self._reply(unique, -errno.EIO)
 
     def _answer(self, operation: int, node: int, body: bytes) -> bytes:
-        if operation == _INIT_OP:
-            return _INIT.pack(7, 31, 0, _BIG_WRITES, 64, 48, _MAX_WRITE, 1, 0, 0, 0, 0)
-        if operation == _LOOKUP:
+        if operation == Op.INIT:
+            return protocol.encode_init(protocol.OLDEST_MINOR, 0, Feature.BIG_WRITES)
+        if operation == Op.LOOKUP:
             wanted = body.rstrip(b"\0").decode()
             for number, name in self._nodes.items():
                 if name == wanted:
-                    return _ENTRY.pack(number, 0, 3600, 3600, 0, 0) + self._attributes(number)
+                    return protocol.encode_entry(number, self._status(number), _VALID_S)
             raise OSError(errno.ENOENT, wanted)
-        if operation == _GETATTR:
-            return _ATTR_HEAD.pack(3600, 0, 0) + self._attributes(node)
-        if operation == _OPEN_OP:
-            return _OPEN.pack(node, 0, 0)
-        if operation == _RELEASE:
+        if operation == Op.GETATTR:
+            return protocol.encode_attributes_answer(self._status(node), _VALID_S)
+        if operation == Op.OPEN:
+            return protocol.OPEN_OUT.pack(node, 0, 0)
+        if operation == Op.RELEASE:
             return b""
         disk = self.disks[self._nodes[node]] if node in self._nodes else None
         if disk is None:
             raise OSError(errno.ENOSYS, "")
-        if operation == _READ:
-            _, offset, size, *_ = _IO.unpack_from(body)
+        if operation == Op.READ:
+            _, offset, size, *_ = protocol.READ_IN.unpack_from(body)
             return disk.read(offset, size)
-        if operation == _WRITE:
-            _, offset, size, *_ = _IO.unpack_from(body)
-            disk.write(offset, body[_IO.size : _IO.size + size])
-            return struct.pack("<II", size, 0)
-        if operation == _FSYNC:
+        if operation == Op.WRITE:
+            _, offset, size, *_ = protocol.WRITE_IN.unpack_from(body)
+            start = protocol.WRITE_IN.size
+            disk.write(offset, body[start : start + size])
+            return protocol.SIZE_OUT.pack(size, 0)
+        if operation == Op.FSYNC:
             disk.flush()
             return b""
         raise OSError(errno.ENOSYS, "")
 
-    def _attributes(self, node: int) -> bytes:
+    def _status(self, node: int) -> os.stat_result:
         directory = node not in self._nodes
         size = 0 if directory else self.disks[self._nodes[node]].size
         mode = stat.S_IFDIR | 0o755 if directory else stat.S_IFREG | 0o600
-        return _ATTR.pack(
-            node, size, size // 512, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, SECTOR, 0
-        )  # fmt: skip
+        more = {"st_blocks": size // 512, "st_blksize": SECTOR, "st_rdev": 0}
+        more |= {"st_atime_ns": 0, "st_mtime_ns": 0, "st_ctime_ns": 0}
+        return os.stat_result((mode, node, 0, 1, 0, 0, size, 0, 0, 0), more)
