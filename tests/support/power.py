@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.support import ROOT
 
-LIMIT_S = 60.0
+LIMIT_S = 100.0
 """For one order; a cut of both nodes waits at most 2 s for its write and 15 s for each step."""
 
 
