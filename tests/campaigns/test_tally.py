@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -248,10 +249,13 @@ def _second(place: Place) -> str:
 
 
 def test_a_round_that_hangs_is_ended_and_has_failed() -> None:
-    shell = Shell("echo begun; exec sleep 60")
-    outcome = run_round(shell, Order("row", 1, 0), 0.5, lambda: False)
-    assert outcome.failure == "did not end in 0.5 s"
-    assert outcome.tail == ("begun",)
+    """Where it hung stands in the log: the process that is told to end writes its stacks."""
+    program = "def hangs():\n    import time; print(1, flush=True); time.sleep(60)\nhangs()"
+    shell = Shell(f"echo begun; exec {sys.executable} -c '{program}'")
+    outcome = run_round(shell, Order("row", 1, 0), 2, lambda: False)
+    assert outcome.failure == "did not end in 2 s"
+    assert outcome.tail[:2] == ("begun", "1")
+    assert any("in hangs" in line for line in outcome.tail), outcome.tail
     assert outcome.seconds < 10
 
 
