@@ -37,7 +37,7 @@ from hyperha.errors import FailedError
 from hyperha.replication.control import TlsFiles
 from hyperha.replication.syscalls import sync_file_system
 from hyperha.security.initialise import ClusterPlan, LanPlan, init_cluster
-from tests.benchmarks.table import LOCAL, PLAIN, QUORUM, TLS, Row
+from tests.benchmarks.table import LOCAL, PLAIN, TLS, Row
 from tests.support.engine_pair import free_ports
 from tests.support.engine_process import NodeProcess, ProcessPair
 
@@ -166,19 +166,6 @@ def local(base: Path) -> Iterator[Measure]:
         node.close()
 
 
-class CertifiedPair(ProcessPair):
-    """Two processes whose stream is encrypted as between two nodes of a real cluster."""
-
-    def __init__(self, base: Path, ports: list[int], tls: dict[str, TlsFiles]) -> None:
-        self.number = 0
-        self.a = NodeProcess(base, "node1", "node2", ports[0], ports[1], tls=tls["node1"])
-        try:
-            self.b = NodeProcess(base, "node2", "node1", ports[1], ports[0], tls=tls["node2"])
-        except BaseException:
-            self.a.close()
-            raise
-
-
 def certificates(base: Path) -> dict[str, TlsFiles]:
     """Per node what `hyperha cluster init` makes."""
     homes = {node: Home.at(base / f"{node}-home") for node in ("node1", "node2")}
@@ -214,7 +201,7 @@ def plain(base: Path) -> Iterator[Measure]:
 @contextmanager
 def encrypted(base: Path) -> Iterator[Measure]:
     """Two nodes over TLS 1.3."""
-    with synced_pair(CertifiedPair(base, free_ports(2), certificates(base))) as pair:
+    with synced_pair(ProcessPair(base, free_ports(2), tls=certificates(base))) as pair:
         yield measure_mount(pair.a, pair.b)
 
 
@@ -293,4 +280,3 @@ def quorum(base: Path, aio: str) -> Iterator[Measure]:
 
 BUILDERS: Final = {LOCAL: local, PLAIN: plain, TLS: encrypted}
 NEEDS_FIO: Final = frozenset(BUILDERS)
-NEEDS_QEMU: Final = frozenset({QUORUM})

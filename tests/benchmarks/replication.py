@@ -123,9 +123,10 @@ def check(plan: Plan) -> tuple[Plan, list[str]]:
         )
     skipped: list[str] = []
     names, rows = plan.columns, plan.rows
-    if shutil.which("fio") is None:
-        names = tuple(one for one in names if one not in columns.NEEDS_FIO)
-        skipped.append("local, plain, tls: there is no fio (package fio)")
+    by_fio = [one for one in names if one in columns.NEEDS_FIO]
+    if by_fio and shutil.which("fio") is None:
+        names = tuple(one for one in names if one not in by_fio)
+        skipped.append(f"{', '.join(by_fio)}: there is no fio (package fio)")
     missing = [one for one in ("qemu-img", "qemu-storage-daemon") if shutil.which(one) is None]
     if missing and QUORUM in names:
         names = tuple(one for one in names if one != QUORUM)

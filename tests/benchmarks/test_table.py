@@ -87,6 +87,10 @@ def test_missing_tools_skip_what_needs_them(
     plan, skipped = replication.check(replication.parse([]))
     assert plan.columns == ("quorum",)
     assert "no fio" in skipped[0]
+    plan, skipped = replication.check(replication.parse(["--columns", "quorum"]))
+    assert (plan.columns, skipped) == (("quorum",), [])
+    plan, skipped = replication.check(replication.parse(["--columns", "tls,quorum"]))
+    assert skipped == ["tls: there is no fio (package fio)"]
     monkeypatch.setattr(shutil, "which", lambda _name: None)
     plan, skipped = replication.check(replication.parse([]))
     assert plan.rows == replication.EXTRA_ROWS

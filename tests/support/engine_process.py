@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from hyperha.core import actions
@@ -190,12 +191,15 @@ class NodeProcess:
 
 
 class ProcessPair:
-    """Both nodes, ordered as the core would."""
+    """Both nodes, ordered as the core would; `tls`: per node, for an encrypted stream."""
 
-    def __init__(self, base: Path, ports: list[int], **options: object) -> None:
-        self.a = NodeProcess(base, "node1", "node2", ports[0], ports[1], **options)
+    def __init__(
+        self, base: Path, ports: list[int], *, tls: Mapping[str, TlsFiles] | None = None
+    ) -> None:
+        files = tls or {}
+        self.a = NodeProcess(base, "node1", "node2", ports[0], ports[1], tls=files.get("node1"))
         try:
-            self.b = NodeProcess(base, "node2", "node1", ports[1], ports[0], **options)
+            self.b = NodeProcess(base, "node2", "node1", ports[1], ports[0], tls=files.get("node2"))
         except BaseException:
             self.a.close()
             raise
