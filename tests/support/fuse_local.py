@@ -35,7 +35,7 @@ class LocalPipeline:
         self.mirror = mirror
         self.holding = False
         self.takes_writes = True
-        self.parked: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self.parked: list[Answer] = []
         self.lock = threading.Lock()
         self.counters = {"writes": 0, "barriers": 0, "changes": 0, "flushes": 0, "closed": 0}
         self.records = 0
@@ -46,22 +46,19 @@ class LocalPipeline:
     def writable(self) -> bool:
         return self.takes_writes
 
-    def _done(self, answer: Callable[..., None], *arguments: Any) -> None:
-        if self.holding:
-            with self.lock:
-                self.parked.append((answer, arguments))
-        else:
-            answer(*arguments)
+    def _done(self, answer: Answer) -> None:
+        with self.lock:
+            if self.holding:
+                self.parked.append(answer)
+                return
+        answer(0, b"")
 
     def release(self, number: int = 0) -> None:
         with self.lock:
             self.holding = False
             parked, self.parked = self.parked, []
-        for answer, arguments in parked:
-            if number:
-                answer(number, b"")
-            else:
-                answer(*arguments)
+        for answer in parked:
+            answer(number, b"")
 
     def write(
         self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
@@ -73,10 +70,7 @@ class LocalPipeline:
         if self.mirror is not None:
             self.mirror.write(file, offset, data)
             self.written.add(file)
-        if self.holding:
-            self._done(answer, 0, b"")
-        else:
-            answer(0, b"")
+        self._done(answer)
 
     def change(
         self,
@@ -93,12 +87,12 @@ class LocalPipeline:
         self.log.append(type(change).__name__)
         if self.mirror is not None:
             self.mirror.apply(change, again=self.again)
-        self._done(answer, 0, b"")
+        self._done(answer)
 
     def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
         self.counters["flushes"] += 1
         self.store.sync(file, data_only)
-        self._done(answer, 0, b"")
+        self._done(answer)
 
     def closed(self, file: FileId) -> None:
         self.counters["closed"] += 1
