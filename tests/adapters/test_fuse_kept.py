@@ -1,4 +1,4 @@
-"""What a session remembers of the kernel when a kept operation ends with an error (M4, M7, N1)."""
+"""What a session remembers of the kernel when an operation ends with an error (M4, M7, N1)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import pytest
 from hyperha.replication.fuse import protocol
 from hyperha.replication.fuse.connection import Connection, Kept
 from hyperha.replication.fuse.nodes import Node
+from hyperha.replication.fuse.requests_attributes import AttributeRequests
+from hyperha.replication.fuse.requests_files import FileRequests
+from hyperha.replication.fuse.requests_names import NameRequests
 from hyperha.replication.fuse.succession import Progress, SharedTable
 from hyperha.replication.operations import ROOT_ID, FileId, Target
 from hyperha.replication.store import Store
@@ -32,6 +35,7 @@ def connection(tmp_path: Path) -> Iterator[Connection]:
     os.close(folder)
     kernel = os.open(os.devnull, os.O_WRONLY)
     one = Connection(store, LocalPipeline(store, None), kernel, SharedTable())
+    one.primary = True
     yield one
     one.close()
     store.close()
@@ -77,3 +81,35 @@ def test_a_kept_removal_that_ends_with_an_error_forgets_nothing(connection: Conn
     assert connection.nodes.known(node.handle) is node
     assert node.lookups == 1
     assert stat.S_ISREG(connection.status(node).st_mode)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_creation_that_met_a_file_and_failed_is_not_looked_up(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """The kernel believed the name free, and gets an error for the opening: M7, or at once."""
+    pipeline = connection.pipeline
+    assert isinstance(pipeline, LocalPipeline)
+    names, attributes = NameRequests(connection), AttributeRequests(connection)
+    create = FileRequests(connection, names, attributes).handlers()[protocol.Op.CREATE]
+    flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+    body = protocol.CREATE_IN.pack(flags, 0o600, 0, 0) + b"file\0"
+    end = protocol.IN_SIZE + len(body)
+    connection.view[protocol.IN_SIZE : end] = body
+    if late:
+        pipeline.holding = True
+        create(9, protocol.ROOT_NODE, end)
+        assert connection.handles.open_files() == 1
+        pipeline.release(errno.EIO)
+    else:
+        node, _ = looked_up(connection)
+        connection.nodes.forget(node.number, 1)
+
+        def broken(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(connection, "change", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            create(9, protocol.ROOT_NODE, end)
+    assert connection.handles.open_files() == 0
+    assert [node.number for node in connection.nodes] == [protocol.ROOT_NODE]
