@@ -6,7 +6,7 @@ first byte moves; disagreement stops everything. A running primary is never the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hyperha.core.actions import SessionStart
@@ -31,11 +31,13 @@ class Verdict:
     direction: Direction
     start: SessionStart
     text: str
+    gives_up: bool = False
+    """The target has a line of its own that goes: only over a safety copy (N3)."""
 
     def mirrored(self) -> Verdict:
         """The same verdict seen from the other node."""
         swap = {Direction.SOURCE: Direction.TARGET, Direction.TARGET: Direction.SOURCE}
-        return Verdict(self.rule, swap.get(self.direction, self.direction), self.start, self.text)
+        return replace(self, direction=swap.get(self.direction, self.direction))
 
 
 def decide(mine: Summary, theirs: Summary, running: str = "") -> Verdict:
@@ -59,6 +61,13 @@ def decide(mine: Summary, theirs: Summary, running: str = "") -> Verdict:
             f"{running} runs the VM but its copy is the older one ({verdict.text})",
         )
     source = {Direction.SOURCE: mine, Direction.TARGET: theirs}.get(verdict.direction)
+    if source is not None and source.label is DataLabel.INCONSISTENT:
+        return replace(
+            verdict,
+            rule="R3",
+            direction=Direction.CONFLICT,
+            text=f"{verdict.text}, and the copy on {source.node} is half made",
+        )
     if source is not None and source.unknown:
         return Verdict(
             "R12",
@@ -75,9 +84,7 @@ def _full_if_owed(verdict: Verdict, mine: Summary, theirs: Summary) -> Verdict:
     asked = mine.full or theirs.full
     if verdict.direction in (Direction.SOURCE, Direction.TARGET) and (damaged or asked):
         reason = "a log is damaged (Z6)" if damaged else "a full compare was asked for"
-        return Verdict(
-            verdict.rule, verdict.direction, SessionStart.FULL, f"{verdict.text}; {reason}"
-        )
+        return replace(verdict, start=SessionStart.FULL, text=f"{verdict.text}; {reason}")
     return verdict
 
 
@@ -160,39 +167,45 @@ def _r4_source(mine: Summary, theirs: Summary, running: str) -> Summary:
 
 
 def _different_generations(mine: Summary, theirs: Summary) -> Verdict:
+    found = [
+        verdict
+        for one, other, direction, rule in (
+            (mine, theirs, Direction.TARGET, "R6"),
+            (theirs, mine, Direction.SOURCE, "R7"),
+        )
+        if (verdict := _behind(one, other, direction, rule)) is not None
+    ]
+    if len(found) > 1:
+        # Two records that each name the other one as older: one of them was restored or damaged.
+        text = "each copy's record says that the other one is the older"
+        return Verdict("R0", Direction.CONFLICT, SessionStart.FULL, text)
+    return found[0] if found else _split(mine, theirs)
+
+
+def _behind(one: Summary, other: Summary, direction: Direction, rule: str) -> Verdict | None:
+    """The verdict when `one` is the older copy of the two, as its record or the other's says."""
     start = SessionStart.CANDIDATES
-    for one, other, direction in (
-        (mine, theirs, Direction.TARGET),
-        (theirs, mine, Direction.SOURCE),
-    ):
-        # A half copied node was being made equal to its target generation: its own line is gone.
-        if one.label is DataLabel.INCONSISTENT and other.label is not DataLabel.INCONSISTENT:
-            follows = one.target_generation in (other.current, other.base)
-            return Verdict(
-                "R3",
-                direction,
-                start if follows else SessionStart.FULL,
-                f"{one.node} is half copied: the copy goes on",
-            )
-        if other.base and one.current == other.base:
-            return Verdict(
-                "R6" if one is mine else "R7",
-                direction,
-                start,
-                f"{other.node} went on without {one.node}",
-            )
-    for one, other, direction in (
-        (mine, theirs, Direction.TARGET),
-        (theirs, mine, Direction.SOURCE),
-    ):
-        if one.current in other.history:
-            return Verdict(
-                "R8",
-                direction,
-                SessionStart.FULL,
-                f"{other.node} is several generations ahead of {one.node}",
-            )
-    return _split(mine, theirs)
+    # A half copied node was being made equal to its target generation: its own line is gone.
+    if one.label is DataLabel.INCONSISTENT and other.label is not DataLabel.INCONSISTENT:
+        follows = one.target_generation and one.target_generation in (other.current, other.base)
+        return Verdict(
+            "R3",
+            direction,
+            start if follows else SessionStart.FULL,
+            f"{one.node} is half copied: the copy goes on",
+        )
+    if other.label is DataLabel.INCONSISTENT and one.label is not DataLabel.INCONSISTENT:
+        return None
+    if other.base and one.current == other.base:
+        return Verdict(rule, direction, start, f"{other.node} went on without {one.node}")
+    if one.current in other.history:
+        return Verdict(
+            "R8",
+            direction,
+            SessionStart.FULL,
+            f"{other.node} is several generations ahead of {one.node}",
+        )
+    return None
 
 
 def _split(mine: Summary, theirs: Summary) -> Verdict:
@@ -212,5 +225,6 @@ def _split(mine: Summary, theirs: Summary) -> Verdict:
             Direction.TARGET if giver is mine else Direction.SOURCE,
             SessionStart.FULL,
             f"{text}; {giver.node} gives way by an operator's command",
+            gives_up=True,
         )
     return Verdict(rule, Direction.CONFLICT, SessionStart.FULL, text)

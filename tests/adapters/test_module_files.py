@@ -76,7 +76,7 @@ def test_templates_that_do_not_fit(
 
 
 def test_a_template_that_is_not_there(home: Home, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="none.toml does not exist. Name the path"):
+    with pytest.raises(NotFoundError, match=r"none\.toml does not exist\. Name the path"):
         module(home, "add", "APP", "--folder", "/srv/x", "--template", tmp_path / "none.toml")
 
 
