@@ -131,6 +131,11 @@ async def test_small_mistakes_of_operators(pair: Pair) -> None:
     status, said = await pair.cli("node1", "checker", MODULE, "suspend", *past)
     assert status == 2, said
     clear(said, "2001-01-01T00:00:00Z is not in the future")
+    for period in ("soon", "0m", "99999999999d"):
+        wrong = ("--for", period, "--reason", "x")
+        status, said = await pair.cli("node1", "checker", MODULE, "suspend", *wrong)
+        assert status == 2, said
+        clear(said, f"--for '{period}' is no duration", "15m")
     for words in (("--json", "state"), ("state", "--json"), ("state", MODULE, "--json")):
         status, said = await pair.cli("node1", *words)
         assert (status, json.loads(said)["answered_by"]) == (0, "node1"), said
