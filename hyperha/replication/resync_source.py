@@ -9,19 +9,11 @@ roles, and a failure of it ends the session.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import stat
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
 from contextlib import nullcontext
-from queue import Empty
 from typing import Final
-
-import xxhash
 
 from hyperha.core.actions import SessionStart
 from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionUp
@@ -31,60 +23,39 @@ from hyperha.replication.candidates import Candidates
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Welcome
-from hyperha.replication.operations import NO_ID, ROOT_ID, FileId, Record, RecordKind, Target
+from hyperha.replication.inquiry import TRIES, Ended, Inquiry, is_gone, ordered, runs
+from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind, Target
 from hyperha.replication.primary import Primary
-from hyperha.replication.store import Entry
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import (
     Inode,
-    ListedEntry,
-    Listing,
     encode_inode,
     encode_listing,
 )
 
 log = logging.getLogger(__name__)
 
-_TRIES: Final = 2
-_REQUESTS: Final = 32
-"""Digests and listings under way."""
-_WINDOW_QUIET: Final = 8 << 20
-_WINDOW_BUSY: Final = 1 << 18
-"""Unacknowledged bytes of blocks while the guest writes: what a live write may queue behind."""
 _PROGRESS_MS: Final = 500
 
 
-class _Ended(Exception):
-    """The session is over; whoever ended it reports it."""
-
-
-class ResyncSource:
+class ResyncSource(Inquiry):
     """One resync. `start` returns at once."""
 
     def __init__(
         self, primary: Primary, session: PrimarySession, welcome: Welcome, theirs: list[Record]
     ) -> None:
-        self._primary = primary
-        self._store = primary.store
-        self._session = session
+        super().__init__(primary, session)
         mine = primary.intent.candidates()
         everything = session.start is SessionStart.FULL or mine is None or welcome.candidates < 0
         records = [] if everything else [*(mine or []), *theirs]
         self._todo = Candidates(primary.lock, records, everything=everything)
         self._handles = primary.intent.handles()
         self._foreign = {one.file for one in theirs} - {one.file for one in mine or ()}
-        self._waiting: dict[int, Callable[[Frame], None]] = {}
-        self._in_flight: deque[tuple[int, int]] = deque()
-        self._in_flight_bytes = 0
         self._done_bytes = 0
         self._total_bytes = 0
-        self._sent_bytes = 0
-        self._started_ms = now_ms()
         self._last_report_ms = 0
         self._last_tenth = 0
-        self._writes_seen = 0
-        self._busy_until_ms = 0
         self._thread = threading.Thread(target=self._run, name="resync", daemon=True)
 
     def start(self) -> None:
@@ -104,7 +75,7 @@ class ResyncSource:
             self._work()
             session.copied = True
             primary.report(ResyncCopied(session.key))
-        except _Ended:
+        except Ended:
             log.info("the resync ended with its session")
         except Exception as problem:
             # Whatever it was, the session must not wait for ever for a thread that is gone.
@@ -150,52 +121,23 @@ class ResyncSource:
 
     # --- the stream -----------------------------------------------------------------------
 
-    def _put(self, kind: Kind, payloads: list[bytes], then: Callable[[Frame], None] | None) -> int:
-        """Put frames of one request into the stream; the caller has the pipeline's lock."""
-        primary, session = self._primary, self._session
-        if primary.session is not session:
-            raise _Ended
-        number = 0
-        for payload in payloads:
-            number = primary.number = primary.number + 1
-            flags = wire.FLAG_LAST if payload is payloads[-1] else 0
-            primary.put(session, wire.frame(kind, session.tag, number, payload, flags), number)
-        if then is not None:
-            self._waiting[number] = then
-        return number
-
-    def _replies(self, wait_s: float) -> None:
-        """Handle what the target has said; wait at most so long for the first of it."""
-        block = wait_s > 0
-        while True:
-            try:
-                frame = self._session.replies.get(block, wait_s if block else None)
-            except Empty:
-                break
-            block = False
-            if frame is None:
-                raise _Ended
-            self._reply(frame)
-        self._report_progress()
-
-    def _reply(self, frame: Frame) -> None:
+    def unasked(self, frame: Frame) -> bool:
+        """What the target could not do, and what it needs, become candidates."""
         if frame.kind is Kind.UNSETTLED:
             for record in wire.decode_records(frame.payload, "unsettled"):
                 self._again(record)
             if frame.number:
                 self._waiting.pop(frame.number, None)
-            return
-        then = self._waiting.get(frame.number)
-        if then is None:
-            raise ReplicationError(f"the target answers a question that was not asked: {frame}")
-        if frame.kind is Kind.RECONCILED:
-            for record in wire.decode_records(frame.payload, "reconciled"):
-                self._todo.add(record)
-            if frame.flags & wire.FLAG_LAST:
-                del self._waiting[frame.number]
-            return
-        del self._waiting[frame.number]
-        then(frame)
+            return True
+        if frame.kind is not Kind.RECONCILED:
+            return False
+        if frame.number not in self._waiting:
+            return False
+        for record in wire.decode_records(frame.payload, "reconciled"):
+            self._todo.add(record)
+        if frame.flags & wire.FLAG_LAST:
+            del self._waiting[frame.number]
+        return True
 
     def _again(self, record: Record) -> None:
         """The target could not do it: the directory that names the inode comes first, then it."""
@@ -207,16 +149,6 @@ class ResyncSource:
         parent = self._parent_of(record.file)
         if parent is not None:
             self._todo.again(Record(RecordKind.DIRECTORY, parent))
-
-    def _has_name(self, file: FileId) -> bool:
-        """Whether the inode exists under some name: without one it is not replicated (Z7), also
-        while somebody has it open."""
-        try:
-            return self._store.status(Target(file)).st_nlink > 0
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ESTALE):
-                return False
-            raise
 
     def _parent_of(self, file: FileId) -> FileId | None:
         """The directory that holds a name of the inode; None when it has none any more."""
@@ -235,18 +167,6 @@ class ResyncSource:
             if found.entry.file == file:
                 return found.parent
         return None
-
-    def _room(self) -> None:
-        """Wait until a request more may be under way (T7)."""
-        while len(self._waiting) >= _REQUESTS:
-            self._replies(1.0)
-        if not self._session.replies.empty():
-            self._replies(0)
-        self._report_progress()
-
-    def _settle_replies(self) -> None:
-        while self._waiting:
-            self._replies(1.0)
 
     def _mark(self) -> bool:
         """Ask whether all is settled; from a clean answer on the target is strict."""
@@ -275,10 +195,10 @@ class ResyncSource:
     def _directory(self, directory: FileId) -> None:
         """List a directory at one position of the stream; the target makes its own equal."""
         primary = self._primary
-        for attempt in range(_TRIES + 1):
-            with primary.operation if attempt == _TRIES else nullcontext():
+        for attempt in range(TRIES + 1):
+            with primary.operation if attempt == TRIES else nullcontext():
                 version = primary.version
-                listing = self._read_listing(directory, quiet=attempt == _TRIES)
+                listing = self._read_listing(directory, quiet=attempt == TRIES)
                 if listing is None:
                     self._todo.directory_gone(directory)
                     return
@@ -290,42 +210,6 @@ class ResyncSource:
                         self._put(Kind.LISTING, payloads, _nothing)
                         self._todo.listed(directory, listing)
                         return
-
-    def _read_listing(self, directory: FileId, *, quiet: bool) -> Listing | None:
-        store, target = self._store, Target(directory)
-        try:
-            inode = Inode(target, store.attributes(target), _xattrs(store.xattrs(target)))
-            if not stat.S_ISDIR(inode.attributes.mode) or not self._has_name(directory):
-                return None
-            entries = []
-            for entry in store.list(directory):
-                one = self._listed(directory, entry, quiet)
-                if one is not None:
-                    entries.append(one)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ESTALE):
-                return None
-            raise
-        return Listing(inode, tuple(entries))
-
-    def _listed(self, directory: FileId, entry: Entry, quiet: bool) -> ListedEntry | None:
-        store, file = self._store, entry.file
-        try:
-            if file == NO_ID and store.can_carry_id(entry.attributes.mode):
-                # Not beside the data path doing the same (Z3).
-                with nullcontext() if quiet else self._primary.operation:
-                    file = store.identify(directory, entry.name)
-            target = Target(file) if file != NO_ID else Target(NO_ID, directory, entry.name)
-            link = b""
-            if stat.S_ISLNK(entry.attributes.mode):
-                link = store.symlink_target(target)
-            xattrs = _xattrs(store.xattrs(target))
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ESTALE):
-                # Gone since it was listed; the version tells that this listing is void.
-                return None
-            raise
-        return ListedEntry(entry.name, file, entry.attributes, xattrs, entry.nlink, link)
 
     def _inodes(self) -> None:
         for file in self._todo.inodes():
@@ -342,9 +226,9 @@ class ResyncSource:
             try:
                 if not self._has_name(file):
                     return None
-                inode = Inode(target, store.attributes(target), _xattrs(store.xattrs(target)))
+                inode = Inode(target, store.attributes(target), ordered(store.xattrs(target)))
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ESTALE):
+                if is_gone(error):
                     return None
                 raise
             with primary.lock:
@@ -373,7 +257,7 @@ class ResyncSource:
                         self._zone(file, zone)
             except OSError as error:
                 # Removed by the guest meanwhile, which the target hears in order.
-                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                if not is_gone(error):
                     raise
             self._settle_replies()
             self._primary.note_written(file)
@@ -400,15 +284,6 @@ class ResyncSource:
                     self._put(Kind.HOLE, [payload], None)
         return start
 
-    def _first_data(self, file: FileId, position: int) -> int | None:
-        held = self._store.data(file)
-        try:
-            return max(position, os.lseek(held.fd, position, os.SEEK_DATA))
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return None
-            raise
-
     def _zone(self, file: FileId, zone: int) -> None:
         """Send the digests of a zone; what differs on the target is sent when it answers."""
         self._room()
@@ -421,25 +296,10 @@ class ResyncSource:
         def answered(frame: Frame) -> None:
             different = wire.decode_different(frame.payload)
             self._done_bytes += ZONE_BYTES
-            for first, count in _runs(different):
+            for first, count in runs(different):
                 self._blocks(file, zone, offset + first * BLOCK_BYTES, count * BLOCK_BYTES)
 
         self._steady(file, zone, read, Kind.DIGESTS, answered)
-
-    def _digests(self, file: FileId, offset: int) -> tuple[bytes | None, ...]:
-        store = self._store
-        data = store.read(file, offset, ZONE_BYTES)
-        ranges = store.data_ranges(file, offset, offset + ZONE_BYTES)
-        digests: list[bytes | None] = []
-        view = memoryview(data)
-        for start in range(0, len(data), BLOCK_BYTES):
-            low, high = offset + start, offset + start + BLOCK_BYTES
-            if any(at < high and at + length > low for at, length in ranges):
-                block = view[start : start + BLOCK_BYTES]
-                digests.append(xxhash.xxh3_128_digest(block, self._session.seed))
-            else:
-                digests.append(None)
-        return tuple(digests)
 
     def _blocks(self, file: FileId, zone: int, offset: int, length: int) -> None:
         """Send what the file holds now; live writes keep their place before or behind it."""
@@ -455,66 +315,18 @@ class ResyncSource:
         try:
             number = self._steady(file, zone, read, Kind.BLOCK, None)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ESTALE):
+            if not is_gone(error):
                 raise
             return
         self._in_flight.append((number, sizes[-1]))
         self._in_flight_bytes += sizes[-1]
         self._sent_bytes += sizes[-1]
 
-    def _steady(
-        self,
-        file: FileId,
-        zone: int,
-        read: Callable[[], list[bytes]],
-        kind: Kind,
-        then: Callable[[Frame], None] | None,
-    ) -> int:
-        """Put what `read` gives into the stream at a position where it is the zone's content.
-
-        A write enters the stream before its local call: none may have been under way when reading
-        began, and none may have begun since. Without a quiet moment the data path waits once.
-        """
-        primary, key = self._primary, (file, zone)
-        try:
-            for attempt in range(_TRIES + 1):
-                with primary.operation if attempt == _TRIES else nullcontext():
-                    with primary.lock:
-                        primary.watched[key] = 0
-                        begun, version = primary.begun, primary.version
-                    payloads = read()
-                    with primary.lock:
-                        # Missing: the last steps of a former resync have let go of the zone.
-                        steady = primary.watched.get(key) == 0 and version == primary.version
-                        steady = steady and not version & 1
-                        if steady and primary.completed >= begun:
-                            return self._put(kind, payloads, then) if payloads else 0
-        finally:
-            with primary.lock:
-                primary.watched.pop(key, None)
-        raise ReplicationError("an operation went on beside the lock of operations")
-
-    def _throttle(self) -> None:
-        """Bound what is unacknowledged, tightly while the guest writes, and keep the rate (T7)."""
-        primary = self._primary
-        while True:
-            now = now_ms()
-            if primary.writes != self._writes_seen:
-                self._writes_seen = primary.writes
-                self._busy_until_ms = now + 200
-            while self._in_flight and self._in_flight[0][0] <= primary.acknowledged_number:
-                self._in_flight_bytes -= self._in_flight.popleft()[1]
-            window = _WINDOW_BUSY if now < self._busy_until_ms else _WINDOW_QUIET
-            rate = primary.config.resync_rate_mib_s << 20
-            allowed = rate * (now - self._started_ms + 100) // 1000
-            if self._in_flight_bytes < window and (not rate or self._sent_bytes < allowed):
-                return
-            if primary.session is not self._session:
-                raise _Ended
-            time.sleep(0.001)
-            self._report_progress()
-
     # --- reports --------------------------------------------------------------------------
+
+    def progress(self) -> None:
+        """Tell the core now and then."""
+        self._report_progress()
 
     def _report_progress(self, *, force: bool = False) -> None:
         now = now_ms()
@@ -539,18 +351,3 @@ class ResyncSource:
 
 def _nothing(_frame: Frame) -> None:
     """Some requests are only counted."""
-
-
-def _xattrs(found: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple(sorted(found.items()))
-
-
-def _runs(blocks: list[int]) -> list[tuple[int, int]]:
-    """Neighbouring numbers as (first, count)."""
-    runs: list[tuple[int, int]] = []
-    for block in blocks:
-        if runs and runs[-1][0] + runs[-1][1] == block:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((block, 1))
-    return runs

@@ -1,0 +1,257 @@
+"""Questions to the other copy while the guest keeps running: each at one position of the stream.
+
+What is read here (a zone's digests, a listing, a block) is put into the stream at a position at
+which it is the content, so that no live operation slips between question and answer (R13, R17).
+Shared by resync and verify; one of them at a time, in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from queue import Empty
+from typing import Final
+
+import xxhash
+
+from hyperha.errors import ReplicationError
+from hyperha.replication import wire
+from hyperha.replication.clock import now_ms
+from hyperha.replication.operations import NO_ID, FileId, Target
+from hyperha.replication.primary import Primary
+from hyperha.replication.store import Entry
+from hyperha.replication.stream import PrimarySession
+from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
+from hyperha.replication.wire_changes import Inode, ListedEntry, Listing
+
+TRIES: Final = 2
+_REQUESTS: Final = 32
+"""Digests and listings under way."""
+_WINDOW_QUIET: Final = 8 << 20
+_WINDOW_BUSY: Final = 1 << 18
+"""Unacknowledged bytes of blocks while the guest writes: what a live write may queue behind."""
+
+
+class Ended(Exception):
+    """The session is over; whoever ended it reports it."""
+
+
+class Inquiry:
+    """One run over a session. `progress` is called now and then, also while it waits."""
+
+    def __init__(self, primary: Primary, session: PrimarySession) -> None:
+        self._primary = primary
+        self._store = primary.store
+        self._session = session
+        self._waiting: dict[int, Callable[[Frame], None]] = {}
+        self._in_flight: deque[tuple[int, int]] = deque()
+        self._in_flight_bytes = 0
+        self._sent_bytes = 0
+        self._started_ms = now_ms()
+        self._writes_seen = 0
+        self._busy_until_ms = 0
+
+    def progress(self) -> None:
+        """For display; overridden."""
+
+    def unasked(self, frame: Frame) -> bool:
+        """A frame that is not simply the answer to a question: whether it was understood."""
+        return False
+
+    # --- the stream -----------------------------------------------------------------------
+
+    def _put(self, kind: Kind, payloads: list[bytes], then: Callable[[Frame], None] | None) -> int:
+        """Put frames of one request into the stream; the caller has the pipeline's lock."""
+        primary, session = self._primary, self._session
+        if primary.session is not session:
+            raise Ended
+        number = 0
+        for payload in payloads:
+            number = primary.number = primary.number + 1
+            flags = wire.FLAG_LAST if payload is payloads[-1] else 0
+            primary.put(session, wire.frame(kind, session.tag, number, payload, flags), number)
+        if then is not None:
+            self._waiting[number] = then
+        return number
+
+    def _replies(self, wait_s: float) -> None:
+        """Handle what the target has said; wait at most so long for the first of it."""
+        block = wait_s > 0
+        while True:
+            try:
+                frame = self._session.replies.get(block, wait_s if block else None)
+            except Empty:
+                break
+            block = False
+            if frame is None:
+                raise Ended
+            if self.unasked(frame):
+                continue
+            then = self._waiting.pop(frame.number, None)
+            if then is None:
+                raise ReplicationError(f"the target answers a question not asked: {frame}")
+            then(frame)
+        self.progress()
+
+    def _room(self) -> None:
+        """Wait until a request more may be under way (T7)."""
+        while len(self._waiting) >= _REQUESTS:
+            self._replies(1.0)
+        if not self._session.replies.empty():
+            self._replies(0)
+        self.progress()
+
+    def _settle_replies(self) -> None:
+        while self._waiting:
+            self._replies(1.0)
+
+    def _throttle(self) -> None:
+        """Bound what is unacknowledged, tightly while the guest writes, and keep the rate (T7)."""
+        primary = self._primary
+        while True:
+            now = now_ms()
+            if primary.writes != self._writes_seen:
+                self._writes_seen = primary.writes
+                self._busy_until_ms = now + 200
+            while self._in_flight and self._in_flight[0][0] <= primary.acknowledged_number:
+                self._in_flight_bytes -= self._in_flight.popleft()[1]
+            window = _WINDOW_BUSY if now < self._busy_until_ms else _WINDOW_QUIET
+            rate = primary.config.resync_rate_mib_s << 20
+            allowed = rate * (now - self._started_ms + 100) // 1000
+            if self._in_flight_bytes < window and (not rate or self._sent_bytes < allowed):
+                return
+            if primary.session is not self._session:
+                raise Ended
+            time.sleep(0.001)
+            self.progress()
+
+    # --- what the copy holds --------------------------------------------------------------
+
+    def _steady(
+        self,
+        file: FileId,
+        zone: int,
+        read: Callable[[], list[bytes]],
+        kind: Kind,
+        then: Callable[[Frame], None] | None,
+    ) -> int:
+        """Put what `read` gives into the stream at a position where it is the zone's content.
+
+        A write enters the stream before its local call: none may have been under way when reading
+        began, and none may have begun since. Without a quiet moment the data path waits once.
+        """
+        primary, key = self._primary, (file, zone)
+        try:
+            for attempt in range(TRIES + 1):
+                with primary.operation if attempt == TRIES else nullcontext():
+                    with primary.lock:
+                        primary.watched[key] = 0
+                        begun, version = primary.begun, primary.version
+                    payloads = read()
+                    with primary.lock:
+                        # Missing: the last steps of a former resync have let go of the zone.
+                        steady = primary.watched.get(key) == 0 and version == primary.version
+                        steady = steady and not version & 1
+                        if steady and primary.completed >= begun:
+                            return self._put(kind, payloads, then) if payloads else 0
+        finally:
+            with primary.lock:
+                primary.watched.pop(key, None)
+        raise ReplicationError("an operation went on beside the lock of operations")
+
+    def _digests(self, file: FileId, offset: int) -> tuple[bytes | None, ...]:
+        store = self._store
+        data = store.read(file, offset, ZONE_BYTES)
+        ranges = store.data_ranges(file, offset, offset + ZONE_BYTES)
+        digests: list[bytes | None] = []
+        view = memoryview(data)
+        for start in range(0, len(data), BLOCK_BYTES):
+            low, high = offset + start, offset + start + BLOCK_BYTES
+            if any(at < high and at + length > low for at, length in ranges):
+                block = view[start : start + BLOCK_BYTES]
+                digests.append(xxhash.xxh3_128_digest(block, self._session.seed))
+            else:
+                digests.append(None)
+        return tuple(digests)
+
+    def _has_name(self, file: FileId) -> bool:
+        """Whether the inode exists under some name: without one it is not replicated (Z7), also
+        while somebody has it open."""
+        try:
+            return self._store.status(Target(file)).st_nlink > 0
+        except OSError as error:
+            if is_gone(error):
+                return False
+            raise
+
+    def _read_listing(self, directory: FileId, *, quiet: bool) -> Listing | None:
+        store, target = self._store, Target(directory)
+        try:
+            inode = Inode(target, store.attributes(target), ordered(store.xattrs(target)))
+            if not stat.S_ISDIR(inode.attributes.mode) or not self._has_name(directory):
+                return None
+            entries = []
+            for entry in store.list(directory):
+                one = self._listed(directory, entry, quiet)
+                if one is not None:
+                    entries.append(one)
+        except OSError as error:
+            if is_gone(error):
+                return None
+            raise
+        return Listing(inode, tuple(entries))
+
+    def _listed(self, directory: FileId, entry: Entry, quiet: bool) -> ListedEntry | None:
+        store, file = self._store, entry.file
+        try:
+            if file == NO_ID and store.can_carry_id(entry.attributes.mode):
+                # Not beside the data path doing the same (Z3).
+                with nullcontext() if quiet else self._primary.operation:
+                    file = store.identify(directory, entry.name)
+            target = Target(file) if file != NO_ID else Target(NO_ID, directory, entry.name)
+            link = b""
+            if stat.S_ISLNK(entry.attributes.mode):
+                link = store.symlink_target(target)
+            xattrs = ordered(store.xattrs(target))
+        except OSError as error:
+            if is_gone(error):
+                # Gone since it was listed; the version tells that this listing is void.
+                return None
+            raise
+        return ListedEntry(entry.name, file, entry.attributes, xattrs, entry.nlink, link)
+
+    def _first_data(self, file: FileId, position: int) -> int | None:
+        """Where data begins at or behind `position`; None when only a hole follows."""
+        held = self._store.data(file)
+        try:
+            return max(position, os.lseek(held.fd, position, os.SEEK_DATA))
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether it says that the guest has removed what was looked at."""
+    return error.errno in (errno.ENOENT, errno.ESTALE)
+
+
+def ordered(found: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
+    """Extended attributes in the order in which they are compared and sent."""
+    return tuple(sorted(found.items()))
+
+
+def runs(blocks: list[int]) -> list[tuple[int, int]]:
+    """Neighbouring numbers as (first, count)."""
+    found: list[tuple[int, int]] = []
+    for block in blocks:
+        if found and found[-1][0] + found[-1][1] == block:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((block, 1))
+    return found
