@@ -15,7 +15,7 @@ from hyperha.errors import RefusedError
 from hyperha.replication import marker as markers
 from hyperha.replication.marker import DamagedMarker, FolderFacts
 from hyperha.replication.occupancy import Holder, holders, links_from_outside, slipped_in
-from hyperha.replication.operations import Answer, Change, FileId, Record
+from hyperha.replication.operations import Answer, Change, FileId, GiveBack, Record
 from hyperha.text import clean
 
 
@@ -73,8 +73,15 @@ class ReadOnly:
         return False
 
     def write(
-        self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
-    ) -> None:
+        self,
+        file: FileId,
+        offset: int,
+        data: bytes | memoryview,
+        *,
+        barrier: bool,
+        answer: Answer,
+        give_back: GiveBack | None = None,
+    ) -> bool:
         """EROFS."""
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 

@@ -24,6 +24,7 @@ from hyperha.replication.operations import (
     Change,
     Create,
     FileId,
+    GiveBack,
     Link,
     Record,
     RecordKind,
@@ -37,8 +38,8 @@ from hyperha.replication.operations import (
 )
 from hyperha.replication.store import Store
 from hyperha.replication.syncer import Syncer
-from hyperha.replication.wire import ZONE_BYTES, Frame, Kind
-from hyperha.replication.wire_changes import decode_change
+from hyperha.replication.wire import ZONE_BYTES, Frame, Kind, PlainWrite
+from hyperha.replication.wire_changes import decode_change, is_time
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ _DIFFERENT_TREE: Final = frozenset(
 """While the trees still differ, a change may meet these; the resync settles it (R13)."""
 _ZONES_EACH: Final = 64
 _INLINE_BYTES: Final = 128 << 10
+_AT_ONCE: Final = (Kind.BIND, Kind.FLUSH, Kind.CHANGE)
 
 
 class ResyncTarget(Protocol):
@@ -93,7 +95,7 @@ class Applier:
         tag: int,
         say: Callable[[bytes], None],
         failed: Callable[[str], None],
-        give_back: Callable[[bytearray], None],
+        give_back: GiveBack,
     ) -> None:
         self.queue: SimpleQueue[list[Frame] | None] = SimpleQueue()
         self.waiting_bytes = 0
@@ -163,15 +165,46 @@ class Applier:
         if frames:
             self.queue.put(frames)
 
+    def announce_warm(self, writes: list[PlainWrite], size: int) -> bool:
+        """Count `size` bytes of writes as waiting, if `put_warm` may do them at once: they are few,
+        nothing else waits, and their zones are warm. False: nothing was counted."""
+        active, files = self._intent.active, self._files
+        if self.waiting_bytes or self.failure or size > _INLINE_BYTES:
+            return False
+        for _, index, offset, data in writes:
+            zone = offset // ZONE_BYTES
+            if (1, files.get(index), zone) not in active:
+                return False
+            if (offset + len(data) - 1) // ZONE_BYTES != zone:
+                return False
+        with self._lock:
+            self.waiting_bytes += size
+        return True
+
+    def put_warm(self, writes: list[PlainWrite], size: int) -> None:
+        """Do what `announce_warm` has counted, in the receiver thread: that takes less than a
+        change of threads."""
+        try:
+            for number, index, offset, data in writes:
+                self._write_data(number, index, offset, data)
+        except Exception as problem:
+            self._fail_for(Kind.WRITE, problem)
+        self.applied += len(writes)
+        with self._lock:
+            self.waiting_bytes -= size
+
     def _apply_warm(self, frames: list[Frame]) -> list[Frame]:
-        """Apply warm writes from the front; what is left for the applier's thread."""
+        """Apply from the front warm writes, and what belongs to a flush, which only begins here:
+        that a disk is waited for is the pool's. What is left for the applier's thread."""
         active, files = self._intent.active, self._files
         for place, frame in enumerate(frames):
-            if frame.kind is Kind.WRITE and not frame.flags:
+            if frame.kind is Kind.WRITE:
                 index, offset, _ = wire.decode_write(frame.payload)
                 if (1, files.get(index), offset // ZONE_BYTES) not in active:
                     return frames[place:]
-            elif frame.kind is not Kind.BIND:
+            elif frame.kind not in _AT_ONCE or (
+                frame.kind is Kind.CHANGE and not is_time(frame.payload)
+            ):
                 return frames[place:]
             self._apply(frame)
         return []
@@ -191,7 +224,7 @@ class Applier:
             for frame in frames:
                 payload = frame.payload
                 self._apply(frame)
-                if isinstance(payload, bytearray):
+                if type(payload) is memoryview:
                     # Nothing of a write or block is kept: the receiver may fill it anew.
                     self._give_back(payload)
             with self._lock:
@@ -205,15 +238,19 @@ class Applier:
                 self._write(frame)
             else:
                 self._handlers[frame.kind](frame)
-        except ReplicationError as problem:
-            self._fail(problem.text)
-        except OSError as error:
-            self._fail(f"{frame.kind.name.lower()}: {error.strerror or error}")
         except Exception as problem:
-            # Acknowledged and not applied: never to be taken for an equal copy (P8).
-            log.exception("a frame failed in an unforeseen way")
-            self._fail(f"{frame.kind.name.lower()}: {problem!r}")
+            self._fail_for(frame.kind, problem)
         self.applied += 1
+
+    def _fail_for(self, kind: Kind, problem: Exception) -> None:
+        if isinstance(problem, ReplicationError):
+            self._fail(problem.text)
+        elif isinstance(problem, OSError):
+            self._fail(f"{kind.name.lower()}: {problem.strerror or problem}")
+        else:
+            # Acknowledged and not applied: never to be taken for an equal copy (P8).
+            log.error("a frame failed in an unforeseen way", exc_info=problem)
+            self._fail(f"{kind.name.lower()}: {problem!r}")
 
     def _fail(self, text: str) -> None:
         self.failure = text
@@ -228,11 +265,17 @@ class Applier:
 
     def _write(self, frame: Frame) -> None:
         index, offset, data = wire.decode_write(frame.payload)
+        file = self._write_data(frame.number, index, offset, data)
+        if frame.flags & wire.FLAG_BARRIER:
+            self._syncer.file(file, True, self._flushed(frame.number))
+
+    def _write_data(self, number: int, index: int, offset: int, data: memoryview) -> FileId:
+        """Record the zones of a write (Z2), and perform it."""
         file = self._files.get(index)
         if file is None:
             raise ReplicationError(f"a write names file {index}, which was never introduced")
         size = len(data)
-        intent, number = self._intent, frame.number
+        intent = self._intent
         zone = offset // ZONE_BYTES
         last = (offset + size - 1) // ZONE_BYTES if size else zone
         warm = False
@@ -254,8 +297,7 @@ class Applier:
             if written != size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._syncer.note_written(file, size)
-        if frame.flags & wire.FLAG_BARRIER:
-            self._syncer.file(file, True, self._flushed(number))
+        return file
 
     def _change(self, frame: Frame) -> None:
         change = decode_change(frame.payload)

@@ -65,7 +65,7 @@ def encode_hello(hello: Hello) -> bytes:
     return json.dumps(body).encode()
 
 
-def decode_hello(payload: bytes | bytearray) -> Hello:
+def decode_hello(payload: bytes | memoryview) -> Hello:
     """Read HELLO. Raises ReplicationError naming what does not fit."""
     body = _object(payload, "hello")
     for name, mine in (("protocol", PROTOCOL), ("zone", ZONE_BYTES)):
@@ -88,7 +88,7 @@ def encode_welcome(welcome: Welcome) -> bytes:
     return json.dumps({"candidates": welcome.candidates, "instance": welcome.instance}).encode()
 
 
-def decode_welcome(payload: bytes | bytearray) -> Welcome:
+def decode_welcome(payload: bytes | memoryview) -> Welcome:
     """Read WELCOME."""
     body = _object(payload, "welcome")
     return Welcome(_number(body, "candidates"), _text(body, "instance"))
@@ -99,7 +99,7 @@ def encode_refusal(refusal: Refusal) -> bytes:
     return json.dumps({"code": refusal.code, "text": refusal.text[:1000]}).encode()
 
 
-def decode_refusal(payload: bytes | bytearray) -> Refusal:
+def decode_refusal(payload: bytes | memoryview) -> Refusal:
     """Read REFUSED."""
     body = _object(payload, "refusal")
     return Refusal(_text(body, "code"), _text(body, "text"))
@@ -119,9 +119,9 @@ def _count(candidates: int) -> str:
     return "everything" if candidates < 0 else str(candidates)
 
 
-def _object(payload: bytes | bytearray, what: str) -> dict[str, object]:
+def _object(payload: bytes | memoryview, what: str) -> dict[str, object]:
     try:
-        body = json.loads(payload)
+        body = json.loads(bytes(payload))
     except ValueError:
         body = None
     if not isinstance(body, dict):

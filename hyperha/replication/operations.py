@@ -173,6 +173,10 @@ class InDoubt(OSError):
     """A change failed when it may have been done in part: the copies may differ now (Z4)."""
 
 
+GiveBack = Callable[[object], None]
+"""Takes back what was lent; ignores what is not of its buffers."""
+
+
 class Pipeline(Protocol):
     """What the data path calls for every mutation; implemented by the engine.
 
@@ -186,9 +190,17 @@ class Pipeline(Protocol):
         """False outside PRIM and ALONE: the data path then answers EROFS (M2, M3)."""
 
     def write(
-        self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
-    ) -> None:
-        """Log, send, apply and park one write. `data` is only valid during the call.
+        self,
+        file: FileId,
+        offset: int,
+        data: bytes | memoryview,
+        *,
+        barrier: bool,
+        answer: Answer,
+        give_back: GiveBack | None = None,
+    ) -> bool:
+        """Log, send, apply and park one write. `data` is only valid during the call, unless there
+        is `give_back`: then True says that it is kept until that is called with it, by any thread.
 
         `barrier` is true when the request's open flags carry O_DSYNC or O_SYNC (M1), or
         durability is strict: answered when both nodes have it on stable storage. A write that

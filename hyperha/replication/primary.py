@@ -26,6 +26,7 @@ from hyperha.replication.operations import (
     Answer,
     Change,
     FileId,
+    GiveBack,
     InDoubt,
     Record,
     RecordKind,
@@ -74,51 +75,62 @@ class Primary(Ledger):
         return self._writable
 
     def write(
-        self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
-    ) -> None:
+        self,
+        file: FileId,
+        offset: int,
+        data: bytes | memoryview,
+        *,
+        barrier: bool,
+        answer: Answer,
+        give_back: GiveBack | None = None,
+    ) -> bool:
         """One write: its zone durable in the log (Z2), sent, applied, parked."""
         with self.operation:
-            self._write(file, offset, data, barrier, answer)
+            if self._refusing:
+                self._refuse(answer)
+                return False
+            return self._write(file, offset, data, barrier or self._strict, answer, give_back)
 
     def _write(
-        self, file: FileId, offset: int, data: bytes | memoryview, barrier: bool, answer: Answer
-    ) -> None:
-        if self._refusing:
-            self._refuse(answer)
-            return
+        self,
+        file: FileId,
+        offset: int,
+        data: bytes | memoryview,
+        barrier: bool,
+        answer: Answer,
+        give_back: GiveBack | None,
+    ) -> bool:
         size = len(data)
         zone = offset >> _ZONE_SHIFT
-        barrier = barrier or self._strict
-        cold = (offset + size - 1) >> _ZONE_SHIFT != zone
-        while True:
+        kept = now = False
+        records: tuple[Record, ...] = ()
+        if (offset + size - 1) >> _ZONE_SHIFT != zone or (1, file, zone) not in self._active:
+            records = self._zones(file, offset, size)
+            self._activate(records)
+        with self.lock:
+            entry = None if records else self._active.get((1, file, zone))
+            if entry is None and not records:
+                # Retired since the look at it.
+                records = self._record_late(file, offset, size)
             session = self.session
-            payload = bytes(data) if session is not None else b""
-            if cold:
-                records = self._zones(file, offset, size)
-                self._activate(records)
-            with self.lock:
-                if session is not self.session:
-                    continue
-                entry = None if cold else self._active.get((1, file, zone))
-                if entry is None and not cold:
-                    cold = True
-                    continue
-                number = self.number = self.begun = self.number + 1
-                if entry is not None:
-                    entry.last = number
-                else:
-                    self.intent.touch(records, number)
-                # Whom to ask is settled here, before the mode can change (M1).
-                flush = self._begin_barrier(number, session, answer) if barrier else None
-                batch = None
-                if session is not None:
-                    remote = flush is not None and flush.session is not None
-                    batch = self._send_write(session, number, file, offset, payload, remote)
-                if self.watched:
-                    self._touch(file, offset, size)
-                break
-        if batch is not None and session is not None:
-            session.send_now(batch)
+            number = self.number = self.begun = self.number + 1
+            if entry is not None:
+                entry.last = number
+            else:
+                self.intent.touch(records, number)
+            # Whom to ask is settled here, before the mode can change (M1).
+            flush = self._begin_barrier(number, session, answer) if barrier else None
+            if session is not None:
+                remote = flush is not None and flush.session is not None
+                head = self._write_head(session, number, file, offset, size, remote)
+                now = session.put_now(head, data, give_back)
+                kept = give_back is not None and not now
+            if self.watched:
+                self._touch(file, offset, size)
+        if session is not None:
+            if now:
+                kept = not session.send_now(head, data, give_back) and give_back is not None
+            self._written.add(file)
         try:
             written = self.store.write(file, offset, data)
             if written != size:
@@ -127,9 +139,7 @@ class Primary(Ledger):
             # Whatever it was, the peer has been sent what may not be here.
             error = problem if isinstance(problem, OSError) else OSError(errno.EIO, str(problem))
             self._write_failed(number, file, (offset, size), error, answer, barrier)
-            return
-        if session is not None:
-            self._written.add(file)
+            return kept
         self.writes += 1
         self.written_bytes += size
         self.syncer.note_written(file, size)
@@ -140,6 +150,18 @@ class Primary(Ledger):
             self._complete_barrier(number, file, flush)
         else:
             self._complete(number, session, answer)
+        return kept
+
+    def _record_late(self, file: FileId, offset: int, size: int) -> tuple[Record, ...]:
+        """Make the zones of a write durable in the log; the caller has the lock, and gets it back
+        after it was let go meanwhile."""
+        records = self._zones(file, offset, size)
+        self.lock.release()
+        try:
+            self._activate(records)
+        finally:
+            self.lock.acquire()
+        return records
 
     def change(
         self,
@@ -190,16 +212,25 @@ class Primary(Ledger):
         if self._refusing:
             self._refuse(answer)
             return
-        if file in self._written:
-            self.send_times(file)
+        times = self._times(file) if file in self._written else None
         with self.lock:
             number = self.number = self.number + 1
             flush = self._begin_barrier(number, self.session, answer)
-            asked = flush.session
+            asked, frames = flush.session, b""
             if asked is not None:
                 flags = wire.FLAG_DATA_ONLY if data_only else 0
-                self.put(asked, wire.frame(Kind.FLUSH, asked.tag, number, file, flags), number)
+                frames = wire.frame(Kind.FLUSH, asked.tag, number, file, flags)
+                asked.last_number = number
+            session = self.session
+            if times is not None and session is not None and times[0] == self.version:
+                self._written.discard(file)
+                change = wire.frame(Kind.CHANGE, session.tag, 0, times[1])
+                # A time is not what fdatasync makes durable: the peer need not wait for it.
+                frames = frames + change if data_only else change + frames
+            now = bool(frames) and session is not None and session.put_now(frames)
             self.completed = number
+        if now and session is not None:
+            session.send_now(frames)
         self.syncer.file(file, data_only, lambda error: self._synced(number, flush, error))
 
     def closed(self, file: FileId) -> None:
@@ -223,24 +254,22 @@ class Primary(Ledger):
             Record(RecordKind.ZONE, file, zone) for zone in range(offset >> _ZONE_SHIFT, last + 1)
         )
 
-    def _send_write(
+    def _write_head(
         self,
         session: PrimarySession,
         number: int,
         file: FileId,
         offset: int,
-        payload: bytes,
+        size: int,
         barrier: bool,
-    ) -> list[bytes] | None:
-        """Put a write into the stream; the caller has the lock and passes on the result."""
-        announced = session.announced
-        index = announced.get(file)
+    ) -> bytes:
+        """What precedes a write in the stream; the caller has the lock and puts both."""
+        index = session.announced.get(file)
         if index is None:
-            index = announced[file] = len(announced) + 1
+            index = session.announced[file] = len(session.announced) + 1
             session.put(wire.frame(Kind.BIND, session.tag, 0, wire.encode_bind(index, file)))
         session.last_number = number
-        head = wire.write_head(len(payload), session.tag, number, index, offset, barrier)
-        return session.put_write(head, payload)
+        return wire.write_head(size, session.tag, number, index, offset, barrier)
 
     def _activate(self, records: tuple[Record, ...]) -> None:
         try:
@@ -286,7 +315,6 @@ class Primary(Ledger):
                     # Of no session: no acknowledgement answers it, nor what comes after it.
                     self._parked.append((number, None, answer, errno.EIO))
             return
-        batch = None
         with self.lock:
             # No barrier any more: the order to end the freeze was faster (M7).
             answered = barrier and self._flushes.pop(number, None) is None
@@ -296,13 +324,13 @@ class Primary(Ledger):
             if session is not None:
                 if actual:
                     self.number += 1
-                    batch = self._send_write(session, self.number, file, offset, actual, False)
+                    length = len(actual)
+                    head = self._write_head(session, self.number, file, offset, length, False)
+                    session.put(head + actual)
                 self.number += 1
                 change = encode_change(Truncate(file, end.size, end.mtime_ns))
                 raw = wire.frame(Kind.CHANGE, session.tag, self.number, change)
                 self.put(session, raw, self.number)
-        if batch is not None and session is not None:
-            session.send_now(batch)
         if not answered:
             answer(error.errno or errno.EIO, b"")
 
@@ -385,22 +413,28 @@ class Primary(Ledger):
         self.barriers.session_ended(session, text)
         return True
 
+    def _times(self, file: FileId) -> tuple[int, bytes] | None:
+        """The change that gives a written file its mtime on the peer too (Z9), and the version that
+        it belongs to: under another one it is not to be sent. None when the file is gone."""
+        version = self.version
+        try:
+            mtime_ns = self.store.attributes(Target(file)).mtime_ns
+        except OSError:
+            return None
+        return version, encode_change(SetTimes(file, mtime_ns))
+
     def send_times(self, file: FileId) -> None:
         """Send the mtime that a written file has (Z9), unless a change is under way."""
         self._written.discard(file)
         for _ in range(3):
-            version = self.version
-            try:
-                mtime_ns = self.store.attributes(Target(file)).mtime_ns
-            except OSError:
-                # Removed meanwhile: nothing to send.
+            times = self._times(file)
+            if times is None:
                 return
-            payload = encode_change(SetTimes(file, mtime_ns))
             with self.lock:
                 if self.session is None:
                     return
-                if version == self.version:
-                    raw = wire.frame(Kind.CHANGE, self.session.tag, 0, payload)
+                if times[0] == self.version:
+                    raw = wire.frame(Kind.CHANGE, self.session.tag, 0, times[1])
                     self.put(self.session, raw)
                     return
         self._written.add(file)

@@ -1,7 +1,8 @@
 """The secondary's end of a session: receive, acknowledge, hand to the applier (T3, T5, T7).
 
-One thread uses both connections: it receives, acknowledges once per received chunk, and sends what
-applier and fsync pool have to say. It stops receiving while the applier's queue is over its bound.
+One thread receives, acknowledges once per received chunk, and applies small writes to warm zones; a
+second one applies the rest. What they and the fsync pool have to say goes through a `Speaker`. It
+stops receiving while the applier's queue is over its bound.
 One session at a time: the next one is served only after this one's receiver and applier have ended.
 """
 
@@ -13,7 +14,6 @@ import secrets
 import select
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import Final
 
 from hyperha.core.actions import SessionStart
@@ -28,10 +28,11 @@ from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Refusal, Welcome
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.resync_target import TargetSide
+from hyperha.replication.speaker import Speaker
 from hyperha.replication.store import Store
 from hyperha.replication.syncer import Syncer
 from hyperha.replication.transport import RECEIVE_BYTES, Connection
-from hyperha.replication.wire import Frame, Kind, Parser
+from hyperha.replication.wire import Frame, Kind, Parser, PlainWrite
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class SecondarySession:
         self._syncer = Syncer(store, self._sync_failed)
         self._buffers = Buffers()
         """Taken by the parser, given back by the applier."""
-        self._outbox: SimpleQueue[bytes] = SimpleQueue()
+        self._speaker: Speaker | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.Lock()
         self._closing = False
@@ -133,9 +134,10 @@ class SecondarySession:
 
     def say(self, raw: bytes) -> None:
         """Send a frame to the primary, from any thread; an empty one is not sent."""
-        if not raw:
-            return
-        self._outbox.put(raw)
+        if raw and self._speaker is not None:
+            self._speaker.say(raw)
+
+    def _wake_up(self) -> None:
         with self._wake_lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
@@ -149,7 +151,7 @@ class SecondarySession:
             text = self._begin(self._forward, self._backward)
             refused = bool(text)
             if not refused:
-                self._serve(self._forward, self._backward)
+                self._serve(self._forward)
                 text = "the primary ended the session" if self._goodbye else "the stream ended"
         except ReplicationError as problem:
             text, refused = problem.text, False
@@ -187,6 +189,7 @@ class SecondarySession:
             return problem
         if self.start_mode is not SessionStart.IN_SYNC:
             self._intent.retain()
+        self._speaker = Speaker(backward, self._wake_up)
         self._target = TargetSide(self._store, self._intent, self._tag, hello)
         self._applier = Applier(
             self._store,
@@ -196,7 +199,7 @@ class SecondarySession:
             self._tag,
             self.say,
             self._apply_failed,
-            self._buffers.give_back,
+            self._buffers.give_back_view,
         )
         self._applier.start()
         welcome = handshake.encode_welcome(Welcome(mine, INSTANCE))
@@ -223,28 +226,30 @@ class SecondarySession:
             for part in parts
         ]
 
-    def _serve(self, forward: Connection, backward: Connection) -> None:
+    def _serve(self, forward: Connection) -> None:
         assert self._applier is not None
-        applier, poll = self._applier, select.poll()
+        assert self._speaker is not None
+        applier, speaker, poll = self._applier, self._speaker, select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(forward.fileno(), select.POLLIN)
         listening = True
         parser = Parser(self._tag, from_primary=True, buffers=self._buffers)
-        buffer = memoryview(bytearray(RECEIVE_BYTES))
+        buffer = memoryview(Buffers().take(RECEIVE_BYTES))
         next_progress = now_ms() + _PROGRESS_MS
         while not self._goodbye:
-            timeout = max(0, next_progress - now_ms())
-            events = poll.poll(min(timeout, _PROGRESS_MS if listening else 20))
+            events = poll.poll(_PROGRESS_MS if listening else 20)
             for descriptor, _ in events:
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
-                elif not self._receive(forward, backward, parser, buffer):
+                    speaker.send_rest()
+                elif not self._receive(forward, parser, buffer):
                     return
-            self._send_outbox(backward)
-            if now_ms() >= next_progress:
-                next_progress = now_ms() + _PROGRESS_MS
+            now = now_ms()
+            if now >= next_progress:
+                next_progress = now + _PROGRESS_MS
                 self._buffers.trim()
-                backward.send([wire.frame(Kind.PROGRESS, self._tag, 0, self._progress(applier))])
+                told = wire.frame(Kind.PROGRESS, self._tag, 0, self._progress(applier))
+                speaker.say_now(told)
             room = applier.waiting_bytes < QUEUE_BYTES
             if room != listening:
                 listening = room
@@ -261,11 +266,10 @@ class SecondarySession:
             )
         )
 
-    def _receive(
-        self, forward: Connection, backward: Connection, parser: Parser, buffer: memoryview
-    ) -> bool:
+    def _receive(self, forward: Connection, parser: Parser, buffer: memoryview) -> bool:
         """Receive what there is, acknowledge it, queue it. False at the end of the stream."""
         assert self._applier is not None
+        applier = self._applier
         while True:
             room = parser.room()
             size = forward.receive_into(buffer[: parser.wanted] if room is None else room)
@@ -273,19 +277,37 @@ class SecondarySession:
             if not size or self._closing or self._failure:
                 # Fenced, or this copy fell behind: nothing more is acknowledged.
                 return False
-            if room is None:
-                frames = parser.feed(buffer[:size])
-            else:
+            if room is not None:
                 large = parser.filled(size)
                 frames = [] if large is None else [large]
+            else:
+                chunk = buffer[:size]
+                writes, used = parser.writes(chunk)
+                if used == size and applier.announce_warm(writes, size):
+                    parser.skipped()
+                    self._take_warm(applier, writes, size)
+                    frames = []
+                else:
+                    frames = parser.feed(chunk)
             if frames:
-                self._take(frames, backward)
+                self._take(frames)
             if self._goodbye or not forward.pending():
                 return True
 
-    def _take(self, frames: list[Frame], backward: Connection) -> None:
+    def _take_warm(self, applier: Applier, writes: list[PlainWrite], size: int) -> None:
+        """Acknowledge a chunk of small writes to warm zones, then apply it."""
+        assert self._speaker is not None
+        try:
+            number = writes[-1][0]
+            self._speaker.say_now(wire.HEAD.pack(0, wire.ACKNOWLEDGED, 0, 0, self._tag, number))
+        finally:
+            # A broken connection may have carried the acknowledgement all the same.
+            applier.put_warm(writes, size)
+
+    def _take(self, frames: list[Frame]) -> None:
         """Acknowledge what is in memory now, then have it applied."""
         assert self._applier is not None
+        assert self._speaker is not None
         number = 0
         quiet = False
         for frame in frames:
@@ -306,15 +328,10 @@ class SecondarySession:
         at_once = self._applier.announce(frames)
         try:
             if number:
-                backward.send([wire.HEAD.pack(0, wire.ACKNOWLEDGED, 0, 0, self._tag, number)])
+                self._speaker.say_now(wire.HEAD.pack(0, wire.ACKNOWLEDGED, 0, 0, self._tag, number))
         finally:
             # A broken connection may have carried the acknowledgement all the same.
             self._applier.put(frames, at_once=at_once)
-
-    def _send_outbox(self, backward: Connection) -> None:
-        count = min(self._outbox.qsize(), 500)
-        if count:
-            backward.send([self._outbox.get_nowait() for _ in range(count)])
 
     # --- failures -------------------------------------------------------------------------
 

@@ -21,17 +21,15 @@ from hyperha.replication import handshake, wire
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import EngineConfig, PeerLink
 from hyperha.replication.handshake import Hello, Welcome
-from hyperha.replication.operations import FileId, Record
+from hyperha.replication.operations import FileId, GiveBack, Record
 from hyperha.replication.preamble import Direction, Preamble, cluster_hash
 from hyperha.replication.preamble import encode as encode_preamble
-from hyperha.replication.transport import RECEIVE_BYTES, Connection, connect
+from hyperha.replication.transport import RECEIVE_BYTES, Connection, Piece, connect
 from hyperha.replication.wire import Frame, Kind, Parser
 
 log = logging.getLogger(__name__)
 
 _BATCH_BYTES: Final = 4 << 20
-_DIRECT_BYTES: Final = 64 << 10
-"""What a producer may send by itself, without waiting, when nobody is sending."""
 _ACK_SIZE: Final = wire.HEAD.size
 _CONNECT_TIMEOUT_S: Final = 1.0
 _WELCOME_TIMEOUT_S: Final = 30.0
@@ -61,8 +59,8 @@ class PrimarySession:
     """One session as seen by the primary.
 
     Frames are put under the pipeline's lock. Exactly one thread at a time sends: whoever has set
-    `_busy`. That is the sender thread, or the data path itself for a small batch on an idle
-    connection without TLS: it never waits (T8), and it saves the change of threads.
+    `_busy`. That is the sender thread, or the data path itself on an idle connection without TLS:
+    it never waits (T8), and it saves the change of threads.
     """
 
     def __init__(
@@ -75,14 +73,17 @@ class PrimarySession:
         self.tag = wire.session_tag(key)
         self.seed = secrets.randbits(63)
         self.announced: dict[FileId, int] = {}
-        self._pending: list[bytes] = []
+        self._pending: list[Piece] = []
+        """To be sent. A view is of a buffer that is ours until then."""
         self._busy = True
         """Somebody sends, or the handshake is not done; under the lock."""
-        self._wake: SimpleQueue[list[bytes] | None] = SimpleQueue()
+        self._wake: SimpleQueue[list[Piece] | None] = SimpleQueue()
         """To the sender: what to send first, then all that is pending; None: end."""
         self._direct = False
         self.replies: SimpleQueue[Frame | None] = SimpleQueue()
         """What concerns a resync; None when the session has ended."""
+        self._give_back: GiveBack | None = None
+        """Called with each view that was sent: all are of the data path's buffers."""
         self.queued_bytes = 0
         """Written under the pipeline's lock."""
         self.sent_bytes = 0
@@ -298,36 +299,45 @@ class PrimarySession:
             self._busy = True
             self._wake.put([])
 
-    def put_write(self, head: bytes, data: bytes) -> list[bytes] | None:
-        """Queue a write; the caller has the pipeline's lock.
+    def put_now(self, head: bytes, data: Piece = b"", give_back: GiveBack | None = None) -> bool:
+        """Queue a frame; the caller has the pipeline's lock.
 
-        If something is returned, the caller must give it to `send_now` after releasing the lock.
+        True: the caller must give the same to `send_now` after releasing the lock. Else a view is
+        copied, unless there is `give_back`: then its buffer is the session's until it calls that.
         """
+        self.queued_bytes += len(head) + len(data)
+        if not self._busy and self._direct:
+            self._busy = True
+            return True
         pending = self._pending
         pending.append(head)
-        pending.append(data)
-        size = len(data)
-        self.queued_bytes += size + wire.WRITE_HEAD.size
-        if self._busy:
-            return None
-        self._busy = True
-        if size > _DIRECT_BYTES or not self._direct:
+        if give_back is not None:
+            self._give_back = give_back
+            pending.append(data)
+        elif data:
+            pending.append(bytes(data))
+        if not self._busy:
+            self._busy = True
             self._wake.put([])
-            return None
-        self._pending = []
-        return pending
+        return False
 
-    def send_now(self, batch: list[bytes]) -> None:
-        """Send what `put_write` returned, without waiting; the sender goes on with the rest."""
+    def send_now(self, head: bytes, data: Piece = b"", give_back: GiveBack | None = None) -> bool:
+        """Send without waiting; the sender goes on with the rest. Whether all was sent at once:
+        then the buffer is not kept."""
         assert self._forward is not None
-        total = sum(map(len, batch))
-        rest = self._forward.send_some(batch)
+        size = len(head) + len(data)
+        rest = self._forward.send_some([head, data], size)
         with self.lock:
-            self.sent_bytes += total - sum(map(len, rest)) if rest else total
+            self.sent_bytes += size - sum(map(len, rest)) if rest else size
             if not rest and not self._pending:
                 self._busy = False
-                return
+                return True
+        if give_back is None:
+            rest = list(map(bytes, rest))
+        else:
+            self._give_back = give_back
         self._wake.put(rest)
+        return not rest
 
     def _send(self) -> None:
         """The sender thread."""
@@ -340,17 +350,23 @@ class PrimarySession:
                         send(batch)
                     with lock:
                         self.sent_bytes += sum(map(len, batch))
-                        batch = self._take()
-                        if not batch:
+                        following = self._take()
+                        if not following:
                             self._busy = False
-                            break
+                    give_back = self._give_back
+                    if give_back is not None:
+                        for piece in batch:
+                            give_back(piece)
+                    if not following:
+                        break
+                    batch = following
         except OSError:
             # The receiver sees the end too, and reports it.
             for connection in (self._forward, self._backward):
                 if connection is not None:
                     connection.abort()
 
-    def _take(self) -> list[bytes]:
+    def _take(self) -> list[Piece]:
         """What is to be sent next; the caller has the lock."""
         pending, total = self._pending, 0
         for i, raw in enumerate(pending):
@@ -391,7 +407,7 @@ class PrimarySession:
                 elif kind is Kind.PROGRESS:
                     self._note_progress(frame)
                 elif kind is Kind.FAILED:
-                    listener.peer_failed(self, frame.payload.decode("utf-8", "replace"))
+                    listener.peer_failed(self, bytes(frame.payload).decode("utf-8", "replace"))
                 else:
                     self.replies.put(frame)
             if number >= 0:

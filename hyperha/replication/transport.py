@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Sequence
 from typing import Final
 
 from hyperha.errors import ReplicationError
@@ -16,7 +17,9 @@ from hyperha.replication.control import TlsFiles
 
 RECEIVE_BYTES: Final = 1 << 19
 _VECTOR_LIMIT: Final = 512
-_BUFFER_BYTES: Final = 4 << 20
+
+Piece = bytes | memoryview
+"""What is sent: a view must stay as it is until it was sent."""
 
 
 class Connection:
@@ -54,13 +57,13 @@ class Connection:
         """For poll(2)."""
         return self._socket.fileno()
 
-    def send(self, buffers: list[bytes]) -> None:
+    def send(self, buffers: Sequence[Piece]) -> None:
         """Send all buffers in order, as few calls as possible. Raises OSError."""
         if self._tls is not None:
             self._tls.sendall(b"".join(buffers))
             return
         send = self._socket.sendmsg
-        rest: list[bytes | memoryview] = list(buffers)
+        rest = list(buffers)
         while rest:
             sent = send(rest[:_VECTOR_LIMIT])
             while rest and sent >= len(rest[0]):
@@ -73,8 +76,8 @@ class Connection:
         """Whether TLS is on."""
         return self._tls is not None
 
-    def send_some(self, buffers: list[bytes]) -> list[bytes]:
-        """Send as much as goes without waiting; what is left. Not with TLS.
+    def send_some(self, buffers: list[Piece], total: int) -> list[Piece]:
+        """Send as much of `total` bytes as goes without waiting; what is left. Not with TLS.
 
         An error leaves everything: the next call that may wait meets it again.
         """
@@ -82,9 +85,11 @@ class Connection:
             sent = self._socket.sendmsg(buffers, (), socket.MSG_DONTWAIT)
         except OSError:
             return buffers
+        if sent == total:
+            return []
         for i, raw in enumerate(buffers):
             if sent < len(raw):
-                return [raw[sent:], *buffers[i + 1 :]]
+                return [memoryview(raw)[sent:], *buffers[i + 1 :]]
             sent -= len(raw)
         return []
 

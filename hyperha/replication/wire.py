@@ -28,6 +28,8 @@ DATA_LIMIT: Final = 1 << 20
 FRAME_LIMIT: Final = DATA_LIMIT + 4096
 RECORDS_PER_FRAME: Final = 16384
 _LARGE: Final = 128 << 10
+_ALIGNMENT: Final = 64
+"""Data of a large frame begins at such an address; see `buffers`."""
 _AFTER_LARGE: Final = 4096
 """Received behind a large frame: the next one's head, and little of a payload that is moved."""
 
@@ -42,6 +44,10 @@ _DIGESTS: Final = struct.Struct("<16sQHH")
 _BLOCK: Final = struct.Struct("<16sQ")
 _HOLE_RANGE: Final = struct.Struct("<16sQQ")
 _PROGRESS: Final = struct.Struct("<QQBQ")
+_HEAD_SIZE: Final = HEAD.size
+_WRITE_HEAD_SIZE: Final = WRITE_HEAD.size
+OFFSET_LIMIT: Final = 1 << 62
+"""No file is larger."""
 
 FLAG_BARRIER: Final = 1
 """On a write: answered when it is on stable storage on both nodes (M1)."""
@@ -98,9 +104,9 @@ class Frame(NamedTuple):
     kind: Kind
     flags: int
     number: int
-    payload: bytes | bytearray
-    """A bytearray only for large writes and blocks, which are received in place: whoever has the
-    frame owns it, and gives it back to the parser's `buffers` when it is applied."""
+    payload: bytes | memoryview
+    """A view only for large writes and blocks, which are received in place: whoever has the frame
+    owns the buffer behind it, and gives it back to the parser's `buffers` when it is applied."""
 
 
 def session_tag(session: SessionKey) -> int:
@@ -122,6 +128,10 @@ def write_head(length: int, tag: int, number: int, index: int, offset: int, barr
     return WRITE_HEAD.pack(length + _WRITE.size, WRITE, barrier, 0, tag, number, index, offset)
 
 
+PlainWrite = tuple[int, int, int, memoryview]
+"""Number, file index, offset, data."""
+
+
 class Parser:
     """Cuts a received byte stream into frames of one session; knows nothing of their meaning."""
 
@@ -134,7 +144,7 @@ class Parser:
         """Where the payloads of large frames come from."""
         self._tag = tag
         self._held = bytearray()
-        self._large: tuple[Kind, int, int, bytearray] | None = None
+        self._large: tuple[Kind, int, int, memoryview] | None = None
         self._filled = 0
         self._from_secondary = not from_primary
 
@@ -147,7 +157,7 @@ class Parser:
         """Where the rest of a large frame is to be received, if one is under way."""
         if self._large is None:
             return None
-        return memoryview(self._large[3])[self._filled :]
+        return self._large[3][self._filled :]
 
     def filled(self, size: int) -> Frame | None:
         """`size` bytes were received into `room`; the frame if it is complete."""
@@ -160,6 +170,37 @@ class Parser:
         # More of the same is likely: its payload, too, is to be received where it stays.
         self.wanted = _AFTER_LARGE
         return Frame(kind, flags, number, payload)
+
+    def writes(self, data: memoryview) -> tuple[list[PlainWrite], int]:
+        """Small writes without flags that stand whole at the front of `data`, and their length.
+
+        Nothing is copied or kept: they are valid as long as `data`, and all of it may still be
+        given to `feed`, which also refuses what this does not understand.
+        """
+        found: list[PlainWrite] = []
+        position, size, mine, unpack = 0, len(data), self._tag, WRITE_HEAD.unpack_from
+        if self._held:
+            return found, 0
+        while size - position >= _WRITE_HEAD_SIZE:
+            length, kind, flags, zero, tag, number, index, offset = unpack(data, position)
+            end = position + _HEAD_SIZE + length
+            if (
+                kind != WRITE
+                or flags
+                or zero
+                or tag != mine
+                or end > size
+                or length <= _WRITE.size
+                or offset > OFFSET_LIMIT
+            ):
+                break
+            found.append((number, index, offset, data[position + _WRITE_HEAD_SIZE : end]))
+            position = end
+        return found, position
+
+    def skipped(self) -> None:
+        """What `writes` found was all, and was taken from there: it is not fed."""
+        self.wanted = FRAME_LIMIT
 
     def feed(self, data: bytes | memoryview) -> list[Frame]:
         """The frames completed by `data`; not while `room` is given.
@@ -208,10 +249,10 @@ class Parser:
     def _begin_large(
         self, kind: Kind, flags: int, number: int, length: int, start: memoryview
     ) -> None:
-        payload = self._buffers.take(length)
+        before = _ALIGNMENT - (_WRITE.size if kind is Kind.WRITE else _BLOCK.size)
+        payload = memoryview(self._buffers.take(before + length))[before:]
         self._filled = len(start)
-        # Through a view: a slice of a bytearray would take a copy of what it is given first.
-        memoryview(payload)[: self._filled] = start
+        payload[: self._filled] = start
         self._large = (kind, flags, number, payload)
 
     def _refuse(self, length: int, kind: int, flags: int, zero: int, tag: int) -> None:
@@ -229,7 +270,7 @@ class Cursor:
 
     __slots__ = ("_data", "_position", "_what")
 
-    def __init__(self, data: bytes | bytearray, what: str) -> None:
+    def __init__(self, data: bytes | memoryview, what: str) -> None:
         self._data = bytes(data)
         self._position = 0
         self._what = what
@@ -265,12 +306,12 @@ class Cursor:
             raise ReplicationError(f"a {self._what} frame is longer than what it says")
 
 
-def decode_write(payload: bytes | bytearray) -> tuple[int, int, memoryview]:
+def decode_write(payload: bytes | memoryview) -> tuple[int, int, memoryview]:
     """File index, offset, data."""
     if len(payload) < _WRITE.size:
         raise ReplicationError("a write frame is truncated")
     index, offset = _WRITE.unpack_from(payload)
-    if offset > 1 << 62:
+    if offset > OFFSET_LIMIT:
         raise ReplicationError(f"a write frame has the impossible offset {offset}")
     return index, offset, memoryview(payload)[_WRITE.size :]
 
@@ -280,7 +321,7 @@ def encode_bind(index: int, file: FileId) -> bytes:
     return _BIND.pack(index, file)
 
 
-def decode_bind(payload: bytes | bytearray) -> tuple[int, FileId]:
+def decode_bind(payload: bytes | memoryview) -> tuple[int, FileId]:
     """Index and file id."""
     if len(payload) != _BIND.size:
         raise ReplicationError(f"a bind frame of {len(payload)} bytes")
@@ -288,7 +329,7 @@ def decode_bind(payload: bytes | bytearray) -> tuple[int, FileId]:
     return index, FileId(file)
 
 
-def decode_id(payload: bytes | bytearray, what: str) -> FileId:
+def decode_id(payload: bytes | memoryview, what: str) -> FileId:
     """A payload that is one file id."""
     if len(payload) != 16:
         raise ReplicationError(f"a {what} frame of {len(payload)} bytes")
@@ -300,7 +341,7 @@ def encode_records(records: list[Record] | tuple[Record, ...]) -> bytes:
     return b"".join([_RECORD.pack(one.kind, one.file, one.zone) for one in records])
 
 
-def decode_records(payload: bytes | bytearray, what: str) -> list[Record]:
+def decode_records(payload: bytes | memoryview, what: str) -> list[Record]:
     """The records of a payload."""
     if len(payload) % _RECORD.size:
         raise ReplicationError(f"a {what} frame of {len(payload)} bytes")
@@ -332,11 +373,11 @@ def encode_digests(zone: ZoneDigests) -> bytes:
     return head + b"".join([one for one in zone.digests if one is not None])
 
 
-def decode_digests(payload: bytes | bytearray) -> ZoneDigests:
+def decode_digests(payload: bytes | memoryview) -> ZoneDigests:
     """The digests of a payload."""
     cursor = Cursor(payload, "digest")
     file, offset, count, holes = _DIGESTS.unpack(cursor.take(_DIGESTS.size))
-    if count > BLOCKS_PER_ZONE or holes >> count or offset % BLOCK_BYTES or offset > 1 << 62:
+    if count > BLOCKS_PER_ZONE or holes >> count or offset % BLOCK_BYTES or offset > OFFSET_LIMIT:
         raise ReplicationError(f"a digest frame for {count} blocks at {offset} is malformed")
     digests = tuple(None if holes >> i & 1 else cursor.take(16) for i in range(count))
     cursor.end()
@@ -348,7 +389,7 @@ def encode_different(blocks: list[int]) -> bytes:
     return sum(1 << i for i in blocks).to_bytes(2, "little")
 
 
-def decode_different(payload: bytes | bytearray) -> list[int]:
+def decode_different(payload: bytes | memoryview) -> list[int]:
     """The numbers of the blocks that differ."""
     if len(payload) != 2:
         raise ReplicationError(f"an answer to digests of {len(payload)} bytes")
@@ -361,12 +402,12 @@ def encode_block_head(file: FileId, offset: int) -> bytes:
     return _BLOCK.pack(file, offset)
 
 
-def decode_block(payload: bytes | bytearray) -> tuple[FileId, int, memoryview]:
+def decode_block(payload: bytes | memoryview) -> tuple[FileId, int, memoryview]:
     """File id, offset, data."""
     if len(payload) < _BLOCK.size:
         raise ReplicationError("a block frame is truncated")
     file, offset = _BLOCK.unpack_from(payload)
-    if offset > 1 << 62 or len(payload) - _BLOCK.size > ZONE_BYTES:
+    if offset > OFFSET_LIMIT or len(payload) - _BLOCK.size > ZONE_BYTES:
         raise ReplicationError(f"a block of {len(payload)} bytes at {offset} is malformed")
     return FileId(file), offset, memoryview(payload)[_BLOCK.size :]
 
@@ -376,12 +417,12 @@ def encode_hole(file: FileId, offset: int, length: int) -> bytes:
     return _HOLE_RANGE.pack(file, offset, length)
 
 
-def decode_hole(payload: bytes | bytearray) -> tuple[FileId, int, int]:
+def decode_hole(payload: bytes | memoryview) -> tuple[FileId, int, int]:
     """File id, offset, length."""
     if len(payload) != _HOLE_RANGE.size:
         raise ReplicationError(f"a hole frame of {len(payload)} bytes")
     file, offset, length = _HOLE_RANGE.unpack(payload)
-    if offset > 1 << 62 or length > 1 << 62:
+    if offset > OFFSET_LIMIT or length > 1 << 62:
         raise ReplicationError(f"a hole of {length} bytes at {offset} is impossible")
     return FileId(file), offset, length
 
@@ -407,7 +448,7 @@ def encode_progress(progress: Progress) -> bytes:
     )
 
 
-def decode_progress(payload: bytes | bytearray) -> Progress:
+def decode_progress(payload: bytes | memoryview) -> Progress:
     """The sign of life."""
     if len(payload) != _PROGRESS.size:
         raise ReplicationError(f"a progress frame of {len(payload)} bytes")

@@ -194,6 +194,12 @@ _SCHEMAS: Final[dict[int, tuple[type[Change], tuple[tuple[str, _Codec], ...]]]] 
     9: (SetTimes, (("file", _ID), ("mtime_ns", _NUMBER))),
 }
 _NUMBERS: Final = {kind: number for number, (kind, _) in _SCHEMAS.items()}
+_TIMES: Final = _NUMBERS[SetTimes]
+
+
+def is_time(payload: bytes | memoryview) -> bool:
+    """Whether an encoded change only sets a time."""
+    return len(payload) > 0 and payload[0] == _TIMES
 
 
 def encode_change(change: Change) -> bytes:
@@ -205,7 +211,7 @@ def encode_change(change: Change) -> bytes:
     return b"".join(parts)
 
 
-def decode_change(payload: bytes | bytearray) -> Change:
+def decode_change(payload: bytes | memoryview) -> Change:
     """The change of a payload. Raises ReplicationError for anything malformed."""
     cursor = Cursor(payload, "change")
     schema = _SCHEMAS.get(cursor.take(1)[0])
@@ -255,7 +261,7 @@ def _inode(cursor: Cursor) -> Inode:
     return Inode(_target(cursor), _attributes(cursor), _xattrs(cursor))
 
 
-def decode_inode(payload: bytes | bytearray) -> Inode:
+def decode_inode(payload: bytes | memoryview) -> Inode:
     """The inode of a payload."""
     cursor = Cursor(payload, "inode")
     inode = _inode(cursor)
@@ -298,7 +304,7 @@ def encode_listing(listing: Listing) -> list[bytes]:
     return payloads
 
 
-def decode_listing(payload: bytes | bytearray) -> Listing:
+def decode_listing(payload: bytes | memoryview) -> Listing:
     """One part of a listing."""
     cursor = Cursor(payload, "listing")
     directory = _inode(cursor)

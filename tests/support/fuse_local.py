@@ -22,7 +22,15 @@ from typing import Any
 from hyperha.replication.fuse.fence import Fence
 from hyperha.replication.fuse.layers import Layer, MountStack
 from hyperha.replication.fuse.session import Session
-from hyperha.replication.operations import Answer, Change, FileId, Record, SetTimes, Target
+from hyperha.replication.operations import (
+    Answer,
+    Change,
+    FileId,
+    GiveBack,
+    Record,
+    SetTimes,
+    Target,
+)
 from hyperha.replication.store import Store
 from tests.support import ROOT
 
@@ -61,8 +69,15 @@ class LocalPipeline:
             answer(number, b"")
 
     def write(
-        self, file: FileId, offset: int, data: bytes | memoryview, *, barrier: bool, answer: Answer
-    ) -> None:
+        self,
+        file: FileId,
+        offset: int,
+        data: bytes | memoryview,
+        *,
+        barrier: bool,
+        answer: Answer,
+        give_back: GiveBack | None = None,
+    ) -> bool:
         self.counters["writes"] += 1
         if barrier:
             self.counters["barriers"] += 1
@@ -71,6 +86,7 @@ class LocalPipeline:
             self.mirror.write(file, offset, data)
             self.written.add(file)
         self._done(answer)
+        return False
 
     def change(
         self,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hyperha.errors import ReplicationError
+from hyperha.replication.buffers import Buffers
 from hyperha.replication.fuse import change_record, local, protocol
 from hyperha.replication.fuse.nodes import HandleTable, Node, NodeTable
 from hyperha.replication.fuse.succession import Progress, SharedTable, Slot
@@ -79,7 +80,11 @@ class Connection:
         self.table = table
         self.zone = zone
         self.buffer = bytearray(protocol.BUFFER_SIZE)
+        """A request, but for the data of a write, which is in `payload`."""
         self.view = memoryview(self.buffer)
+        self.buffers = Buffers()
+        self._head = self.view[: protocol.DATA_OFFSET]
+        self.next_payload()
         self.nodes = NodeTable(store, table)
         self.handles = HandleTable(table, self.nodes)
         self.primary = table.primary
@@ -97,6 +102,12 @@ class Connection:
         self.handles.clear()
         self.nodes.clear()
         self.table.close()
+
+    def next_payload(self) -> None:
+        """Receive the data of writes elsewhere: the pipeline keeps where the last one is."""
+        self.payload = memoryview(self.buffers.take(protocol.PAYLOAD_SIZE))
+        self.targets = (self._head, self.payload)
+        """Where a request is read into."""
 
     # --- answers --------------------------------------------------------------------------
 

@@ -164,6 +164,8 @@ LSEEK_IN: Final = Struct("<QQII")
 FORGET_ONE: Final = Struct("<QQ")
 BATCH_FORGET_IN: Final = Struct("<II")
 DATA_OFFSET: Final = IN_SIZE + WRITE_IN.size
+PAYLOAD_SIZE: Final = BUFFER_SIZE - DATA_OFFSET
+"""Received apart, so that the data of a write begins where a buffer begins."""
 
 # Answers.
 WRITE_ANSWER: Final = Struct("<IiQII")

@@ -34,7 +34,8 @@ from hyperha.replication.store import Descriptor
 O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 _BARRIER: Final[int] = getattr(os, "O_DSYNC", 0) | getattr(os, "O_SYNC", 0)
 _NO_WAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
-_DATA: Final = protocol.DATA_OFFSET
+_COPIED: Final = 64 << 10
+"""Data up to this size is copied where it must be kept; the buffer of larger data is lent."""
 _OUT: Final = protocol.OUT_SIZE
 
 
@@ -226,20 +227,22 @@ class FileRequests:
         if not c.primary or not c.pipeline.writable():
             raise OSError(errno.EROFS, "")
         node = c.nodes.by_number.get(number) or c.node(number)
-        data = self._view[_DATA : _DATA + size]
+        data = c.payload[:size]
         if node.orphan:
             self._write_locally(unique, fh, number, data, offset)
             return
         if not node.clean:
             c.ensure_id(node)
             self._clear_privileges(node, bool(write_flags & protocol.WRITE_KILL_SUIDGID))
-        c.pipeline.write(
+        if c.pipeline.write(
             node.file,
             offset,
             data,
             barrier=flags & _BARRIER != 0,
             answer=partial(c.settle_write, unique, size),
-        )
+            give_back=c.buffers.give_back_view if size > _COPIED else None,
+        ):
+            c.next_payload()
 
     def _write_locally(
         self, unique: int, fh: int, number: int, data: memoryview, offset: int

@@ -142,12 +142,12 @@ class Session:
 
     def _serve(self) -> None:
         device, connection, handlers = self.device, self._connection, self._handlers
-        buffers = (connection.buffer,)
         unpack, buffer = protocol.IN_HEADER.unpack_from, connection.buffer
         readv, limit = os.readv, protocol.OP_LIMIT
+        view, split, write = connection.view, protocol.DATA_OFFSET, int(Op.WRITE)
         while True:
             try:
-                readv(device, buffers)
+                readv(device, connection.targets)
             except OSError as error:
                 if error.errno in _ENDED:
                     return
@@ -155,6 +155,8 @@ class Session:
                     continue
                 raise
             length, code, unique, number, _, _, _, _, _ = unpack(buffer)
+            if length > split and code != write:
+                view[split:length] = connection.payload[: length - split]
             handler = handlers[code] if code < limit else None
             if handler is None:
                 # INTERRUPT too: the kernel then stops sending interrupts, which nobody obeys.
