@@ -22,16 +22,19 @@ import xxhash
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
 from hyperha.replication.clock import now_ms
+from hyperha.replication.comparison import inode_of, is_gone, ordered
 from hyperha.replication.operations import NO_ID, FileId, Target
 from hyperha.replication.primary import Primary
 from hyperha.replication.store import Entry
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
-from hyperha.replication.wire_changes import Inode, ListedEntry, Listing
+from hyperha.replication.wire_changes import ListedEntry, Listing
 
 TRIES: Final = 2
 _REQUESTS: Final = 32
 """Digests and listings under way."""
+_REQUESTS_BUSY: Final = 4
+"""The same while the guest writes: its writes queue behind them on the other node."""
 _WINDOW_QUIET: Final = 8 << 20
 _WINDOW_BUSY: Final = 1 << 18
 """Unacknowledged bytes of blocks while the guest writes: what a live write may queue behind."""
@@ -100,11 +103,19 @@ class Inquiry:
 
     def _room(self) -> None:
         """Wait until a request more may be under way (T7)."""
-        while len(self._waiting) >= _REQUESTS:
+        while len(self._waiting) >= (_REQUESTS_BUSY if self._guest_writes() else _REQUESTS):
             self._replies(1.0)
         if not self._session.replies.empty():
             self._replies(0)
         self.progress()
+
+    def _guest_writes(self) -> bool:
+        """Whether there was a write within the last moments."""
+        now = now_ms()
+        if self._primary.writes != self._writes_seen:
+            self._writes_seen = self._primary.writes
+            self._busy_until_ms = now + 200
+        return now < self._busy_until_ms
 
     def _settle_replies(self) -> None:
         while self._waiting:
@@ -114,15 +125,11 @@ class Inquiry:
         """Bound what is unacknowledged, tightly while the guest writes, and keep the rate (T7)."""
         primary = self._primary
         while True:
-            now = now_ms()
-            if primary.writes != self._writes_seen:
-                self._writes_seen = primary.writes
-                self._busy_until_ms = now + 200
             while self._in_flight and self._in_flight[0][0] <= primary.acknowledged_number:
                 self._in_flight_bytes -= self._in_flight.popleft()[1]
-            window = _WINDOW_BUSY if now < self._busy_until_ms else _WINDOW_QUIET
+            window = _WINDOW_BUSY if self._guest_writes() else _WINDOW_QUIET
             rate = primary.config.resync_rate_mib_s << 20
-            allowed = rate * (now - self._started_ms + 100) // 1000
+            allowed = rate * (now_ms() - self._started_ms + 100) // 1000
             if self._in_flight_bytes < window and (not rate or self._sent_bytes < allowed):
                 return
             if primary.session is not self._session:
@@ -190,9 +197,9 @@ class Inquiry:
             raise
 
     def _read_listing(self, directory: FileId, *, quiet: bool) -> Listing | None:
-        store, target = self._store, Target(directory)
+        store = self._store
         try:
-            inode = Inode(target, store.attributes(target), ordered(store.xattrs(target)))
+            inode = inode_of(store, Target(directory))
             if not stat.S_ISDIR(inode.attributes.mode) or not self._has_name(directory):
                 return None
             entries = []
@@ -234,16 +241,6 @@ class Inquiry:
             if error.errno == errno.ENXIO:
                 return None
             raise
-
-
-def is_gone(error: OSError) -> bool:
-    """Whether it says that the guest has removed what was looked at."""
-    return error.errno in (errno.ENOENT, errno.ESTALE)
-
-
-def ordered(found: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
-    """Extended attributes in the order in which they are compared and sent."""
-    return tuple(sorted(found.items()))
 
 
 def runs(blocks: list[int]) -> list[tuple[int, int]]:

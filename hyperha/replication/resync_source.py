@@ -21,15 +21,15 @@ from hyperha.errors import ReplicationError
 from hyperha.replication import wire
 from hyperha.replication.candidates import Candidates
 from hyperha.replication.clock import now_ms
+from hyperha.replication.comparison import inode_of, is_gone
 from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Welcome
-from hyperha.replication.inquiry import TRIES, Ended, Inquiry, is_gone, ordered, runs
+from hyperha.replication.inquiry import TRIES, Ended, Inquiry, runs
 from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind, Target
 from hyperha.replication.primary import Primary
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import (
-    Inode,
     encode_inode,
     encode_listing,
 )
@@ -221,12 +221,12 @@ class ResyncSource(Inquiry):
 
         No operation may be under way meanwhile: a write that extends the file would be undone.
         """
-        primary, store, target = self._primary, self._store, Target(file)
+        primary = self._primary
         with primary.operation:
             try:
                 if not self._has_name(file):
                     return None
-                inode = Inode(target, store.attributes(target), ordered(store.xattrs(target)))
+                inode = inode_of(self._store, Target(file))
             except OSError as error:
                 if is_gone(error):
                     return None

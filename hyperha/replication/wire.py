@@ -79,6 +79,10 @@ class Kind(IntEnum):
     HOLE = 14
     ALIVE = 15
     """Nothing to say; the stream counts as a LAN while frames arrive (P8)."""
+    COMPARE = 16
+    """Digests of a zone, of an inode, of a directory: what differs is told, nothing is changed."""
+    COMPARE_INODE = 17
+    COMPARE_LISTING = 18
     WELCOME = 32
     REFUSED = 33
     CANDIDATES = 34
@@ -395,6 +399,18 @@ def decode_different(payload: bytes | memoryview) -> list[int]:
         raise ReplicationError(f"an answer to digests of {len(payload)} bytes")
     bits = int.from_bytes(payload, "little")
     return [i for i in range(BLOCKS_PER_ZONE) if bits >> i & 1]
+
+
+def encode_digest(file: FileId, digest: bytes) -> bytes:
+    """Payload of a comparison that is one digest."""
+    return file + digest
+
+
+def decode_digest(payload: bytes | memoryview) -> tuple[FileId, bytes]:
+    """File id and digest."""
+    if len(payload) != 32:
+        raise ReplicationError(f"a comparison of {len(payload)} bytes")
+    return FileId(bytes(payload[:16])), bytes(payload[16:])
 
 
 def encode_block_head(file: FileId, offset: int) -> bytes:

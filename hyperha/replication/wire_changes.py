@@ -269,7 +269,8 @@ def decode_inode(payload: bytes | memoryview) -> Inode:
     return inode
 
 
-def _put_entry(entry: ListedEntry) -> bytes:
+def put_entry(entry: ListedEntry) -> bytes:
+    """The bytes of one entry, equal for equal ones."""
     return b"".join(
         (
             _put_name(entry.name),
@@ -294,7 +295,7 @@ def encode_listing(listing: Listing) -> list[bytes]:
     head = encode_inode(listing.directory)
     payloads, parts, size = [], [head], len(head)
     for entry in listing.entries:
-        raw = _put_entry(entry)
+        raw = put_entry(entry)
         if size + len(raw) > FRAME_LIMIT:
             payloads.append(b"".join(parts))
             parts, size = [head], len(head)

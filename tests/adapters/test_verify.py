@@ -1,0 +1,209 @@
+"""Verification of two copies under load: no false alarm, what differs is found and mended (R17)."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperha.core.actions import SessionStart
+from hyperha.core.events import SessionLost
+from hyperha.replication.control import AskCandidates, CandidatesTold, StartVerify, VerifyTold
+from hyperha.replication.operations import ROOT_ID, FileId
+from hyperha.replication.questions import Questions
+from hyperha.replication.verify import Verify
+from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES
+from tests.support.engine_pair import Guest, Monkey, Pair, pair_at, wait_for
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with pair_at(tmp_path) as made:
+        made.in_sync()
+        yield made
+
+
+def verified(pair: Pair, *, repair: bool = False) -> VerifyTold:
+    """One verification from begin to end."""
+    ended: list[VerifyTold] = []
+    told = threading.Event()
+
+    def hear(message: VerifyTold) -> None:
+        if message.finished:
+            ended.append(message)
+            told.set()
+
+    session = pair.a.primary.session
+    assert session is not None
+    Verify(pair.a.primary, session, hear, StartVerify(1, repair)).start()
+    assert told.wait(60)
+    return ended[0]
+
+
+def filled(pair: Pair, sizes: tuple[int, ...] = (3 << 20, 100_000, 5)) -> list[FileId]:
+    guest, chance = Guest(pair.a), random.Random(5)
+    made = []
+    for number, size in enumerate(sizes):
+        file = guest.create(ROOT_ID, b"f%d" % number)
+        for offset in range(0, size, ZONE_BYTES):
+            guest.write(file, offset, chance.randbytes(min(ZONE_BYTES, size - offset)))
+        made.append(file)
+    pair.barrier(pair.a)
+    return made
+
+
+def spoil(path: Path, offset: int) -> None:
+    """One bit turns on a node's disk, beside the engine."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes((byte[0] ^ 1,)))
+        file.flush()
+        os.fsync(file.fileno())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_equal_copies_are_found_equal(pair: Pair) -> None:
+    filled(pair)
+    found = verified(pair)
+    assert (found.text, found.blocks, found.others) == ("", 0, 0)
+    assert found.done_bytes == found.total_bytes == (3 << 20) + 100_005
+    assert found.objects == 4
+
+
+def test_one_turned_bit_is_located_and_mended(pair: Pair) -> None:
+    filled(pair)
+    place = 2 * ZONE_BYTES + 3 * BLOCK_BYTES + 17
+    spoil(pair.b.folder / "f0", place)
+    found = verified(pair)
+    assert (found.blocks, found.others, found.repaired) == (1, 0, 0)
+    (example,) = found.examples
+    assert example.path == "f0"
+    assert example.offset <= place < example.offset + example.length
+    assert example.length == BLOCK_BYTES
+    assert (pair.a.folder / "f0").read_bytes() != (pair.b.folder / "f0").read_bytes()
+    before = (pair.a.folder / "f0").stat()
+    found = verified(pair, repair=True)
+    assert (found.blocks, found.repaired) == (1, 1)
+    pair.check_equal()
+    after = (pair.a.folder / "f0").stat()
+    assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+    assert verified(pair).blocks == 0
+
+
+def test_a_block_that_is_being_mended_is_a_candidate(pair: Pair) -> None:
+    """A cut in the middle of a repair must not forget where it was (Z2)."""
+    filled(pair)
+    assert not pair.a.intent.candidates()
+    spoil(pair.b.folder / "f0", 5)
+    verified(pair, repair=True)
+    zones = {(one.file, one.zone) for one in pair.a.intent.candidates() or ()}
+    assert (pair.a.store.find(ROOT_ID, b"f0").file, 0) in zones
+    pair.barrier(pair.a)
+    assert not pair.a.intent.candidates()
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_no_false_alarm_while_a_guest_does_anything(pair: Pair, seed: int) -> None:
+    monkey = Monkey(Guest(pair.a), seed)
+    for _ in range(300):
+        monkey.step()
+    stop = threading.Event()
+
+    def load() -> None:
+        # Fast enough to meet every question, slow enough that the folder does not outgrow the test.
+        while not stop.wait(0.001):
+            monkey.step()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        for _ in range(3):
+            found = verified(pair)
+            assert (found.text, found.blocks, found.others) == ("", 0, 0), found
+            assert found.objects > 5
+    finally:
+        stop.set()
+        thread.join()
+    pair.check_equal()
+
+
+def test_a_turned_bit_is_found_and_mended_under_load(pair: Pair) -> None:
+    filled(pair, (8 << 20,))
+    monkey, stop = Monkey(Guest(pair.a), 9), threading.Event()
+
+    def load() -> None:
+        # Fast enough to meet every question, slow enough that the folder does not outgrow the test.
+        while not stop.wait(0.001):
+            monkey.step()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        spoil(pair.b.folder / "f0", 5 * ZONE_BYTES + 1)
+        found = verified(pair, repair=True)
+    finally:
+        stop.set()
+        thread.join()
+    assert (found.blocks, found.repaired, found.others) == (1, 1, 0), found
+    assert found.examples[0].path == "f0"
+    pair.check_equal()
+
+
+def test_other_attributes_and_names_are_found_and_left_to_a_resync(pair: Pair) -> None:
+    filled(pair)
+    (pair.b.folder / "f1").chmod(0o600)
+    (pair.b.folder / "more").touch()
+    found = verified(pair)
+    assert (found.blocks, found.others) == (0, 2)
+    assert {one.path for one in found.examples} == {".", "f1"}
+    verified(pair, repair=True)
+    lost = pair.a.wait(SessionLost)
+    assert isinstance(lost, SessionLost)
+    assert "resynced" in lost.text
+    pair.b.acceptor.close()
+    pair.resync(SessionStart.CANDIDATES)
+    assert pair.differences() == ""
+    assert not (pair.b.folder / "more").exists()
+
+
+def test_a_verification_ends_with_its_session(pair: Pair) -> None:
+    filled(pair, (64 << 20,))
+    told: list[VerifyTold] = []
+    session = pair.a.primary.session
+    assert session is not None
+    run = Verify(pair.a.primary, session, told.append, StartVerify(7, False))
+    run.start()
+    wait_for(lambda: run.findings.done_bytes)
+    pair.a.primary.close_session(clean=True)
+    wait_for(lambda: told and told[-1].finished)
+    assert told[-1].text == "the session ended"
+    assert told[-1].done_bytes < 64 << 20
+
+
+def test_questions_are_answered_or_refused_with_the_reason(pair: Pair) -> None:
+    filled(pair)
+    told: list[object] = []
+    a = pair.a
+    questions = Questions(lambda: (a.store, a.intent, a.primary), told.append)
+    Guest(a).write(a.store.find(ROOT_ID, b"f0").file, 0, b"x")
+    questions.ask(AskCandidates(3))
+    wait_for(lambda: told)
+    (answer,) = told
+    assert isinstance(answer, CandidatesTold)
+    assert (answer.everything, answer.files, answer.bytes) == (False, 1, ZONE_BYTES)
+    assert answer.candidates[0].path == "f0"
+    a.primary.close_session(clean=True)
+    questions.ask(StartVerify(4, False))
+    refused = told[-1]
+    assert isinstance(refused, VerifyTold)
+    assert refused.finished
+    assert "not in sync" in refused.text
