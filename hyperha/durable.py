@@ -154,7 +154,7 @@ class DurableRecord:
         first = encode_slot(self._owner, 0, payload, self.size)
         unnamed = self.path.with_name(self.path.name + ".new")
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(self.path.parent)
             descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
                 _write_all(descriptor, first + first)
@@ -199,6 +199,17 @@ class DurableRecord:
     def store_json(self, value: dict[str, Any]) -> None:
         """`store` for a JSON object; keys are sorted so that equal records are equal bytes."""
         self.store(json.dumps(value, separators=(",", ":"), sort_keys=True).encode())
+
+
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Make a directory, and those above it that are missing with usual rights, durably (S2, F12).
+
+    A record is no safer than the name of the directory that it lies in. Raises OSError.
+    """
+    missing = [one for one in (path, *path.parents) if not one.is_dir()]
+    for one in reversed(missing):
+        one.mkdir(mode=mode if one == path else 0o777, exist_ok=True)
+        _sync_directory(one.parent)
 
 
 def _write_all(descriptor: int, raw: bytes) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyperha.durable import make_directory
 from hyperha.errors import FailedError, UsageError
 
 _DEFAULT = ("/etc/hyperha", "/var/lib/hyperha", "/var/log/hyperha", "/run/hyperha")
@@ -155,7 +156,7 @@ class Home:
         public = (self.modules_directory, self.log, self.journal, self.audit, self.run)
         for directory, mode in [(d, 0o750) for d in private] + [(d, 0o755) for d in public]:
             try:
-                directory.mkdir(mode=mode, parents=True, exist_ok=True)
+                make_directory(directory, mode)
             except OSError as problem:
                 raise FailedError(
                     f"directory {directory} cannot be made: {problem.strerror}",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyperha.core.records import Lineage, Settings
-from hyperha.durable import DurableRecord
+from hyperha.durable import DurableRecord, make_directory
 from hyperha.encoding import EncodingError, from_plain, to_plain
 from hyperha.errors import HyperhaError, RecordDamagedError
 
@@ -29,7 +29,7 @@ class ModuleRecords:
     """Loads and stores both records. Methods block on the disk: call them in a worker thread."""
 
     def __init__(self, directory: Path, node: str, module: str) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(directory)
         owner = f"{node} {module}"
         self._lineage = DurableRecord(directory / "lineage", size=8192, owner=f"{owner} lineage")
         self._settings = DurableRecord(directory / "settings", size=8192, owner=f"{owner} settings")
