@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 Report = Callable[[Event | LogLine], None]
 QUEUE_BYTES: Final = 64 << 20
 """Received and not yet applied; beyond it nothing is received (T7, T8)."""
+_EXPECTED_BYTES: Final = 256 << 10
+"""Woken at most so often for the rest of a large frame: a wake-up costs as much as 64 KiB."""
 _PROGRESS_MS: Final = 250
 _HELLO_TIMEOUT_S: Final = 10.0
 INSTANCE: Final = secrets.token_hex(8)
@@ -292,6 +294,8 @@ class SecondarySession:
             if frames:
                 self._take(frames)
             if self._goodbye or not forward.pending():
+                rest = parser.room()
+                forward.expect(1 if rest is None else min(len(rest), _EXPECTED_BYTES))
                 return True
 
     def _take_warm(self, applier: Applier, writes: list[PlainWrite], size: int) -> None:

@@ -7,15 +7,19 @@ expected node; the time of validity alone never refuses a peer (S4: they are mad
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Sequence
 from typing import Final
 
 from hyperha.errors import ReplicationError
+from hyperha.replication.buffers import Buffers
 from hyperha.replication.control import TlsFiles
+from hyperha.replication.tls import Cipher
 
 RECEIVE_BYTES: Final = 1 << 19
+_SEALED_BYTES: Final = 1 << 18
 _VECTOR_LIMIT: Final = 512
 
 Piece = bytes | memoryview
@@ -26,28 +30,48 @@ class Connection:
     """One connected socket. `abort` ends blocked calls from any thread; `close` is the owner's."""
 
     def __init__(self, plain: socket.socket) -> None:
-        self._socket: socket.socket = plain
-        # A second object for the same connection: shutting it down never touches the SSL object.
+        self._socket = plain
+        # A second object for the same connection, for `abort` by other threads.
         self._control = plain.dup()
-        self._tls: ssl.SSLSocket | None = None
+        self._cipher: Cipher | None = None
+        self._sealed = memoryview(b"")
+        """Room for what is received and not yet decrypted."""
+        self._more = False
+        """The last call filled all the room that it was given."""
+        self._expected = 1
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def secure(self, files: TlsFiles, peer: str, *, server: bool, timeout_s: float) -> None:
         """Do the TLS handshake and check that the other side is `peer`."""
-        context = _context(files, server=server)
+        cipher = Cipher(_context(files, server=server), server=server)
         self._socket.settimeout(timeout_s)
+        self._sealed = memoryview(Buffers().take(_SEALED_BYTES))
         try:
-            secured = context.wrap_socket(self._socket, server_side=server)
+            self._shake(cipher)
         except (OSError, ValueError) as problem:
             raise ReplicationError(
                 f"no TLS with {peer}: {problem}",
                 "Both nodes need certificates of this cluster's authority.",
             ) from None
-        self._socket = self._tls = secured
-        secured.settimeout(None)
-        name = _common_name(secured.getpeercert())
+        self._cipher = cipher
+        self._socket.settimeout(None)
+        name = _common_name(cipher.certificate())
         if name != peer:
             raise ReplicationError(f"the certificate on the replication LAN is {name}'s")
+
+    def _shake(self, cipher: Cipher) -> None:
+        done = False
+        while not done:
+            try:
+                done = cipher.shake()
+            finally:
+                # Also the alert that tells the other side what is wrong.
+                self._socket.sendall(cipher.produced())
+            if not done:
+                size = self._socket.recv_into(self._sealed)
+                if not size:
+                    raise ConnectionResetError(errno.ECONNRESET, "the other side hung up")
+                cipher.feed(self._sealed[:size])
 
     def set_timeout(self, timeout_s: float | None) -> None:
         """Bound the next calls; None: wait for ever."""
@@ -59,8 +83,9 @@ class Connection:
 
     def send(self, buffers: Sequence[Piece]) -> None:
         """Send all buffers in order, as few calls as possible. Raises OSError."""
-        if self._tls is not None:
-            self._tls.sendall(b"".join(buffers))
+        if self._cipher is not None:
+            for part in self._cipher.encrypt(buffers):
+                self._socket.sendall(part)
             return
         send = self._socket.sendmsg
         rest = list(buffers)
@@ -74,7 +99,7 @@ class Connection:
     @property
     def encrypted(self) -> bool:
         """Whether TLS is on."""
-        return self._tls is not None
+        return self._cipher is not None
 
     def send_some(self, buffers: list[Piece], total: int) -> list[Piece]:
         """Send as much of `total` bytes as goes without waiting; what is left. Not with TLS.
@@ -95,21 +120,40 @@ class Connection:
 
     def receive_into(self, buffer: memoryview) -> int:
         """Receive what there is, at least one byte; 0 at the end. Raises OSError."""
-        return self._socket.recv_into(buffer)
+        cipher = self._cipher
+        if cipher is None:
+            return self._socket.recv_into(buffer)
+        while not (count := cipher.decrypt(buffer)):
+            size = self._socket.recv_into(self._sealed)
+            if not size:
+                return 0
+            cipher.feed(self._sealed[:size])
+            answer = cipher.produced()
+            if answer:
+                self._socket.sendall(answer)
+        self._more = count == len(buffer)
+        return count
+
+    def expect(self, size: int) -> None:
+        """Have poll(2) wait for `size` bytes, or as many as there is room for; not with TLS."""
+        if self._cipher is None and size != self._expected:
+            self._expected = size
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     def receive_exactly(self, size: int) -> bytes:
         """Receive `size` bytes. Raises ReplicationError when the stream ends before."""
-        data = b""
-        while len(data) < size:
-            piece = self._socket.recv(size - len(data))
-            if not piece:
+        data = memoryview(bytearray(size))
+        filled = 0
+        while filled < size:
+            count = self.receive_into(data[filled:])
+            if not count:
                 raise ReplicationError("the peer closed the connection")
-            data += piece
-        return data
+            filled += count
+        return bytes(data)
 
     def pending(self) -> bool:
         """Whether received bytes wait inside the TLS layer, where poll(2) does not see them."""
-        return self._tls is not None and self._tls.pending() > 0
+        return self._more and self._cipher is not None and self._cipher.pending
 
     def abort(self) -> None:
         """End the connection from any thread; the owner's calls return or raise."""
