@@ -58,8 +58,10 @@ def judge(found: FolderFacts, accept: tuple[Marker, ...]) -> tuple[MarkerState, 
     if marker is None:
         return MarkerState.ABSENT, None
     if isinstance(marker, DamagedMarker):
-        # A crash between the two writes leaves two values, both of which the record knows.
-        if marker.attribute in accept and marker.file in accept:
+        # A crash between the two writes leaves two values, both of which the record knows; the
+        # first ever has nothing to be in the other place.
+        first = marker.attribute is None and any(one.counter == 1 for one in accept)
+        if marker.file in accept and (first or marker.attribute in accept):
             return MarkerState.MATCHES, marker.file
         return MarkerState.DAMAGED, marker.attribute or marker.file
     return (MarkerState.MATCHES if marker in accept else MarkerState.DIFFERS), marker

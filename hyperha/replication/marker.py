@@ -16,7 +16,7 @@ from typing import Final
 
 from hyperha.domain import Marker
 from hyperha.replication import syscalls
-from hyperha.replication.store import PRIVATE_NAME
+from hyperha.replication.store import PRIVATE_NAME, private_directory
 
 _FILE: Final = b"marker"
 _NEW_FILE: Final = b"marker.new"
@@ -29,8 +29,9 @@ _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 class DamagedMarker:
     """A marker that is there and proves nothing: unreadable, copied, or its two places disagree.
 
-    `attribute` and `file` are what each place says, None where it is absent or unreadable. When
-    the node died between the two writes, `file` is one step ahead of `attribute`.
+    `attribute` and `file` are what each place says, None where it is absent or unreadable, or was
+    written for another folder (N6). When the node died between the two writes, `file` is one step
+    ahead of `attribute`.
     """
 
     reason: str
@@ -141,7 +142,7 @@ def read_marker(folder_fd: int) -> Marker | DamagedMarker | None:
             os.close(private_fd)
     left = None if attribute is None else _decode(attribute)
     right = None if file is None else _decode(file)
-    said = (left and left[0], right and right[0])
+    said = tuple(one[0] if one is not None and one[1] == place else None for one in (left, right))
     if left is None:
         where = "is missing" if attribute is None else "is unreadable"
         return DamagedMarker(f"the marker attribute of the folder {where}", *said)
@@ -157,13 +158,7 @@ def read_marker(folder_fd: int) -> Marker | DamagedMarker | None:
 
 def write_marker(folder_fd: int, marker: Marker) -> None:
     """Make the marker durable in both places, `.hyperha/marker` first; creates `.hyperha`."""
-    try:
-        os.mkdir(PRIVATE_NAME, 0o700, dir_fd=folder_fd)
-    except FileExistsError:
-        pass
-    private_fd = os.open(
-        PRIVATE_NAME, os.O_RDONLY | syscalls.O_DIRECTORY | _NO_FOLLOW, dir_fd=folder_fd
-    )
+    private_fd = private_directory(folder_fd)
     try:
         data = _encode(marker, syscalls.file_handle(private_fd)[0].hex())
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW

@@ -51,6 +51,17 @@ _BENEATH: Final = syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _PATH: Final = syscalls.O_PATH | _BENEATH
 
 
+def private_directory(folder_fd: int) -> int:
+    """A new descriptor of a folder's `.hyperha`, created (0700) where missing, durably: what is
+    said about it elsewhere must never be older than it (R12). The caller closes it."""
+    try:
+        os.mkdir(PRIVATE_NAME, 0o700, dir_fd=folder_fd)
+        os.fsync(folder_fd)
+    except FileExistsError:
+        pass
+    return os.open(PRIVATE_NAME, os.O_RDONLY | syscalls.O_DIRECTORY | _BENEATH, dir_fd=folder_fd)
+
+
 def _stale(file: FileId) -> OSError:
     return OSError(errno.ESTALE, f"no file carries the id {file.hex()}")
 
@@ -283,13 +294,8 @@ class Store:
         return self.open_inode(self.handle(file))
 
     def private_directory(self) -> int:
-        """A new descriptor of `.hyperha`, created (0700) where missing; the caller closes it."""
-        try:
-            os.mkdir(PRIVATE_NAME, 0o700, dir_fd=self._root.fd)
-        except FileExistsError:
-            pass
-        flags = os.O_RDONLY | syscalls.O_DIRECTORY | _BENEATH
-        return os.open(PRIVATE_NAME, flags, dir_fd=self._root.fd)
+        """A new descriptor of `.hyperha`, created where missing; the caller closes it."""
+        return private_directory(self._root.fd)
 
     # --- names ----------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""Every state that a power cut may leave of what is written durably, and what recovery makes of it."""
+"""Every state that a power cut may leave of durable writes, and what recovery makes of it."""

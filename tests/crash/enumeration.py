@@ -1,4 +1,4 @@
-"""Tries the states that power cuts leave: each is put on a disk, recovered by the real code, judged.
+"""Tries the states that power cuts leave: each is put on a disk, recovered for real, and judged.
 
 At every event of a tape the whole disks are tried (all of it written back, nothing, one disk of
 two); before every barrier and behind every promise all subsets, or, where these are too many, each
