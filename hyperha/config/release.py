@@ -1,8 +1,8 @@
 """Which keys of the contract this release only knows, and refuses to be given.
 
-A key that is accepted and not obeyed is a promise that nobody keeps: whoever relies on a witness or
-on a safety copy must hear when the files are loaded that there is none. The rules between such keys
-(`checking`) hold all the same: what is wrong by the contract is never only "not in this release".
+A key that is accepted and not obeyed is a promise that nobody keeps: whoever relies on a witness
+must hear when the files are loaded that there is none. The rules between such keys (`checking`)
+hold all the same: what is wrong by the contract is never only "not in this release".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from hyperha.config.checking import Key, Problem
 from hyperha.config.cluster import Cluster
-from hyperha.config.module import ModuleConfig, SafetyCopy
+from hyperha.config.module import ModuleConfig
 
 
 def _missing(key: Key, value: object, fix: str) -> Problem:
@@ -35,18 +35,9 @@ def cluster_gaps(cluster: Cluster) -> Iterator[Problem]:
 
 
 def module_gaps(module: ModuleConfig) -> Iterator[Problem]:
-    """Drivers, safety copies, orders and preferences of starting, suspended VMs."""
+    """Drivers, orders and preferences of starting, suspended VMs."""
     if module.driver != "process":
         yield _missing(("driver",), module.driver, 'Use driver = "process".')
-    default = SafetyCopy()
-    for key in SafetyCopy.model_fields:
-        value = getattr(module.safety_copy, key)
-        if value != getattr(default, key):
-            yield _missing(
-                ("safety_copy", key),
-                value,
-                "Remove it: nothing is kept of what a resync overwrites.",
-            )
     if module.start_after:
         yield _missing(
             ("start_after",),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hyperha.core.messages import PeerMessage
-from hyperha.core.records import Lineage, Settings
+from hyperha.core.records import Generation, Lineage, Settings
 from hyperha.domain import Epoch, Marker, SessionKey
 
 
@@ -102,6 +102,45 @@ class OpenSession(EngineAction):
 class CloseSession(EngineAction):
     """Fence the stream: nothing more is acknowledged or applied from it; on a secondary what was
     acknowledged is applied and synced first (P8). Harmless without a session."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSafety(EngineAction):
+    """Secondary, before the first byte (R15, F8): from here on whatever a resync destroys is saved
+    first. Done when that is durable; fails when there is no room for it.
+
+    `resume`: the resync that the open copy belongs to goes on. Otherwise the copy is a new one, and
+    one left open by a resync that came to nothing is not continued. `required`: rather no resync
+    than none (N3). `rule` and `generation` (of the copy that is about to go) are for people.
+    """
+
+    resume: bool
+    required: bool
+    rule: str
+    generation: Generation
+
+
+class SafetyEnd(StrEnum):
+    """Why nothing more needs to be saved for an undo."""
+
+    COPIED = "copied"
+    """The resync has ended: a required copy is kept, another one has no use any more."""
+    UNDONE = "undone"
+    """The folder holds again what the copy had saved."""
+    FORCED = "forced"
+    """An operator started the half made copy: what it was before is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSafety(EngineAction):
+    """The copy opened for a resync is kept or deleted; harmless without one."""
+
+    end: SafetyEnd
+
+
+@dataclass(frozen=True, slots=True)
+class UndoResync(EngineAction):
+    """R15: the folder becomes what it was before the resync that the open copy belongs to."""
 
 
 class Acknowledge(StrEnum):
@@ -253,6 +292,8 @@ class Timer(StrEnum):
     """pause_after: a longer freeze pauses the guest (M7)."""
     SUSPENSION = "suspension"
     """The next end of a checker suspension."""
+    QUARANTINE = "quarantine"
+    """The end of the peer's quarantine (D8)."""
     PATIENCE = "patience"
     """How long a step waits for the peer before the other way is taken."""
     GRACE = "grace"

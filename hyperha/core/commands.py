@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hyperha.core import covering, farewell, killing, leaving
+from hyperha.core import covering, farewell, killing, leaving, quarantine
 from hyperha.core.actions import Level, Timer
 from hyperha.core.events import CommandGiven, Verb
 from hyperha.core.messages import HandoverKind
@@ -97,7 +97,8 @@ def _prim_refusal(state: ModuleState, verb: Verb) -> str:
         return f"{peer} runs the VM: stop it there, or use swap"
     if state.phase not in _BEFORE_RUNNING:
         return f"{node} is busy: {state.phase}"
-    if verb is Verb.PRIM and state.lineage.label is DataLabel.INCONSISTENT:
+    half = state.lineage.label is DataLabel.INCONSISTENT
+    if verb is Verb.PRIM and half and not state.lineage.way_back:
         return f"the copy on {node} is half made: only primforce could start it"
     if state.unknown_data:
         return state.unknown_data
@@ -112,6 +113,8 @@ def _swap_refusal(state: ModuleState) -> str:
         return f"{peer} has no equal copy"
     if state.phase is not Phase.RUNNING:
         return f"{node} is busy: {state.phase}"
+    if quarantine.active(state):
+        return f"{quarantine.why(state)}; stop moves the VM there all the same"
     return ""
 
 
@@ -119,8 +122,11 @@ def stated_loss(state: ModuleState, verb: Verb) -> str:
     """What a `prim` would give up, in one sentence; empty when nothing can be lost."""
     lineage = state.lineage
     peer = state.config.peer
-    if verb is Verb.PRIMFORCE and lineage.label is DataLabel.INCONSISTENT:
-        return f"the copy is half made (from {lineage.sync_from}): the VM may find damaged files"
+    if lineage.label is DataLabel.INCONSISTENT:
+        half = f"the copy is half made (from {lineage.sync_from})"
+        if verb is Verb.PRIMFORCE:
+            return f"{half}: the VM may find damaged files"
+        return f"{half}: it is put back to what it was before, and what {peer} has since is lost"
     if lineage.label is DataLabel.OUTDATED:
         if state.peer_heard:
             return f"{peer} holds newer data: what it has since this copy was left is given up"

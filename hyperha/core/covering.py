@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hyperha.core import quarantine
 from hyperha.core.actions import Attach, Detach, Level, Timer
 from hyperha.core.events import AttachFacts, EngineDone, MarkerState, Verb
 from hyperha.core.records import DataLabel
@@ -35,6 +36,18 @@ def attach(turn: Turn, goal: Goal) -> None:
     fresh = _fresh(turn)
     turn.order(Attach, Step.ATTACH, accept=accept, write=marker, adopt=adopt, fresh=fresh)
     turn.arm(Timer.LISTEN, turn.state.config.timing.takeover_wait_ms)
+    # A stop forgets all deadlines; these outlive it.
+    arm_suspension(turn)
+    quarantine.arm(turn)
+
+
+def arm_suspension(turn: Turn) -> None:
+    """When the next suspension of a checker ends, if one of them does."""
+    ends = [s.until_wall_ms for s in turn.state.settings.suspensions if s.until_wall_ms is not None]
+    if ends:
+        turn.arm(Timer.SUSPENSION, min(ends) - turn.stimulus.wall_ms)
+    else:
+        turn.cancel(Timer.SUSPENSION)
 
 
 def _fresh(turn: Turn) -> bool:
@@ -64,7 +77,7 @@ def attached(turn: Turn, event: EngineDone) -> None:
             # An adopted folder is nobody's copy until a full compare has made it one.
             lineage = replace(lineage, full_compare_owed=True)
             if lineage.label is not DataLabel.FRESH:
-                lineage = replace(lineage, label=DataLabel.OUTDATED)
+                lineage = replace(lineage, label=DataLabel.OUTDATED, way_back=False)
         turn.persist(lineage=lineage)
     turn.enter(Role.WAIT, Phase.WAITING, Why("P2", "looking for the other node"))
 

@@ -228,6 +228,13 @@ class ResyncCopied(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SafetyLost(Event):
+    """The safety copy of the resync under way was given up: there is no way back from it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class LocalDiskFailed(Event):
     """The folder's disk failed here: fsync error, write error, ENOSPC on apply (D10, D11)."""
 

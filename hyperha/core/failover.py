@@ -197,6 +197,7 @@ def _primary_engine_replaced(turn: Turn) -> None:
     if state.link in (Link.IN_SYNC, Link.ENDING, Link.LOST):
         turn.set(paused=False)
         source.freeze(turn, "the replication process was replaced")
+        turn.set(departed=False)
     else:
         turn.set(link=Link.NONE, session=None, resync=None)
         if state.acknowledge is Acknowledge.LOCAL:

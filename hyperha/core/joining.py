@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hyperha.core import safety
 from hyperha.core.actions import (
     ClearMap,
+    CloseSafety,
     CloseSession,
     ExpectSession,
     Level,
+    SafetyEnd,
     SessionStart,
     Timer,
 )
@@ -51,6 +54,8 @@ def offered(turn: Turn, message: JoinOffer) -> None:
     state = turn.state
     if state.phase is not Phase.JOINING or message.attempt != state.attempt:
         return
+    if state.awaits(Step.OPEN_SAFETY):
+        return
     if state.session == message.session:
         if state.link is Link.OFFERED and not state.awaits(Step.EXPECT):
             turn.send(JoinAccept(message.session))
@@ -62,14 +67,34 @@ def offered(turn: Turn, message: JoinOffer) -> None:
         turn.send(JoinRefusal(message.attempt, reason))
         turn.block("R0", f"the nodes do not agree on the copies: {verdict.text}")
         return
-    _accept(turn, message, verdict)
+    if safety.wanted(turn.state, verdict):
+        safety.open_copy(turn, message, verdict)
+    else:
+        _accept(turn, message, verdict, way_back=False)
+
+
+def safety_opened(turn: Turn, event: EngineDone) -> None:
+    """What the resync is about to destroy will be saved first, or cannot be (R15, N3)."""
+    offer = turn.state.offer
+    turn.set(offer=None)
+    if turn.state.phase is not Phase.JOINING or offer is None:
+        return
+    verdict = decide(turn.summary(), offer.summary, running=turn.state.config.peer)
+    if event.ok:
+        _accept(turn, offer, verdict, way_back=True)
+    elif safety.required(turn.state, verdict):
+        turn.send(JoinRefusal(offer.attempt, f"no safety copy can be made: {event.text}"))
+        turn.block("N3", f"nothing is overwritten without a safety copy: {event.text}")
+    else:
+        turn.tell(Level.WARNING, "R15", f"no way back during this resync: {event.text}")
+        _accept(turn, offer, verdict, way_back=False)
 
 
 def _mirror(rule: str) -> str:
     return {"R6": "R7", "R7": "R6"}.get(rule, rule)
 
 
-def _accept(turn: Turn, message: JoinOffer, verdict: Verdict) -> None:
+def _accept(turn: Turn, message: JoinOffer, verdict: Verdict, *, way_back: bool) -> None:
     lineage = replace(
         turn.state.lineage,
         epoch=max(turn.state.lineage.epoch, message.session.epoch),
@@ -79,7 +104,7 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict) -> None:
         peer_out=None,
     )
     if verdict.direction is not Direction.EQUAL:
-        lineage = _inconsistent(lineage, message)
+        lineage = replace(_inconsistent(lineage, message), way_back=way_back)
         # A full compare that is interrupted must go on as one, not with the log's zones (R3).
         owed = lineage.full_compare_owed or verdict.start is SessionStart.FULL
         lineage = replace(lineage, full_compare_owed=owed)
@@ -192,6 +217,7 @@ def resync_done(turn: Turn, message: ResyncDone) -> None:
         label=DataLabel.UPTODATE,
         sync_from="",
         target_generation="",
+        way_back=False,
         intent_primary=False,
         peer_out=None,
         released_to=None,
@@ -201,6 +227,8 @@ def resync_done(turn: Turn, message: ResyncDone) -> None:
     turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0)
     turn.persist_with_marker(lineage)
     turn.order(ClearMap, Step.CLEAR)
+    if state.lineage.way_back:
+        turn.order(CloseSafety, Step.CLOSE_SAFETY, end=SafetyEnd.COPIED)
     turn.send(ResyncConfirmed(message.session))
     peer = state.config.peer
     turn.enter(Role.SECOND, Phase.FOLLOWING, Why("R11", f"follows {peer}, equal copy"))

@@ -79,6 +79,8 @@ class Lineage:
     target_generation: str = ""
     former_label: DataLabel = DataLabel.FRESH
     """The label before INCONSISTENT: restored when a resync is undone (R4', R15)."""
+    way_back: bool = False
+    """While INCONSISTENT: whether a safety copy can undo the resync that is under way (R15)."""
     intent_primary: bool = False
     """Durable before the VM can write (P4); found at start-up it means a crashed primary (P2)."""
     peer_out: Proof | None = None
@@ -165,5 +167,9 @@ class Settings:
     """Automatic recoveries in the sliding window (restart budget)."""
     start_failed: str = ""
     """Why the last start_prim here failed; keeps the other node from handing over to us."""
+    departures_wall_ms: tuple[int, ...] = ()
+    """When the peer was last lost without a command (D8)."""
+    quarantine_until_wall_ms: int | None = None
+    """Until when the peer is not preferred, since it was lost too often."""
     certified_epoch: Epoch | None = None
     """A certificate was sent for this epoch: no start under it before the peer answered (L8)."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hyperha.core import quarantine
 from hyperha.core.actions import (
     Acknowledge,
     AllowCertificate,
+    CloseSafety,
     EnterAlone,
     Level,
     Promote,
     Release,
+    SafetyEnd,
     StartVm,
     Timer,
 )
@@ -56,12 +59,14 @@ def entered(turn: Turn, event: EngineDone) -> None:
     proof = state.proof
     assert proof is not None, "a node continues alone only with a proof (D2)"
     turn.set(proof=None)
+    quarantine.note(turn)
     reason = proof.kind.value
     lineage = replace(
         state.lineage.minted(turn.stimulus.entropy, reason, turn.stimulus.wall_ms),
         label=DataLabel.UPTODATE,
         sync_from="",
         target_generation="",
+        way_back=False,
         intent_primary=True,
         was_primary=True,
         held=state.lineage.held if state.role.runs_vm else state.lineage.epoch,
@@ -70,6 +75,8 @@ def entered(turn: Turn, event: EngineDone) -> None:
         alone_since_wall_ms=turn.stimulus.wall_ms,
     )
     turn.persist_with_marker(lineage)
+    if state.lineage.way_back:
+        turn.order(CloseSafety, Step.CLOSE_SAFETY, end=SafetyEnd.FORCED)
     level = Level.INFO if proof.kind.durable else Level.WARNING
     turn.tell(
         level,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import failover
-from hyperha.core.actions import Finish, Level, Timer
+from hyperha.core import covering, failover
+from hyperha.core.actions import Finish, Level
 from hyperha.core.events import SettingsChanged
 from hyperha.core.records import Suspension
 from hyperha.core.turn import Turn
@@ -32,7 +32,7 @@ def changed(turn: Turn, event: SettingsChanged) -> None:
         what = event.resume or "all checkers"
         turn.tell(Level.INFO, "command", f"{what} resumed by {event.by}")
     turn.persist(settings=settings)
-    _arm_suspension(turn)
+    covering.arm_suspension(turn)
     if event.suspend is not None or event.resume is not None:
         failover.suspension_over(turn)
     turn.do(Finish(event.operation_id, True, "done"))
@@ -40,14 +40,6 @@ def changed(turn: Turn, event: SettingsChanged) -> None:
 
 def _on(value: bool) -> str:
     return "on" if value else "off"
-
-
-def _arm_suspension(turn: Turn) -> None:
-    ends = [s.until_wall_ms for s in turn.state.settings.suspensions if s.until_wall_ms is not None]
-    if ends:
-        turn.arm(Timer.SUSPENSION, min(ends) - turn.stimulus.wall_ms)
-    else:
-        turn.cancel(Timer.SUSPENSION)
 
 
 def suspension_ended(turn: Turn) -> None:
@@ -62,4 +54,4 @@ def suspension_ended(turn: Turn) -> None:
     if kept != settings.suspensions:
         turn.persist(settings=replace(settings, suspensions=kept))
         failover.suspension_over(turn)
-    _arm_suspension(turn)
+    covering.arm_suspension(turn)

@@ -197,6 +197,7 @@ def freeze(turn: Turn, text: str) -> None:
         resync=None,
         acknowledge=Acknowledge.NONE,
         frozen_since_ms=turn.now_ms,
+        departed=True,
     )
     turn.enter(state.role, state.phase, Why("D1", f"writes are held: {text}"))
     turn.tell(Level.WARNING, "D1", f"writes are held: {text}")
@@ -263,6 +264,7 @@ def goodbye(turn: Turn, message: Goodbye) -> None:
         return
     if state.link in (Link.IN_SYNC, Link.ENDING):
         freeze(turn, f"{state.config.peer} has left")
+    turn.set(departed=False)
     if message.outdated:
         turn.tell(Level.INFO, "D7", f"{state.config.peer} has left cleanly")
         _found_proof(turn, ProofKind.PEER_SAID_SO)

@@ -10,9 +10,18 @@ from enum import StrEnum
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import AttachFacts, CheckerAction, PeerStatus, ProbeDone, Verb
-from hyperha.core.messages import HandoverKind
+from hyperha.core.messages import HandoverKind, JoinOffer
 from hyperha.core.records import Lineage, Proof, Settings
 from hyperha.domain import Epoch, Role, SessionKey
+
+
+class SafetyMode(StrEnum):
+    """What is kept before a resync overwrites a copy (R15). A line of data of its own is never
+    overwritten without one, whatever is configured (N3)."""
+
+    REQUIRED = "required"
+    BEST_EFFORT = "best_effort"
+    OFF = "off"
 
 
 class Isolation(StrEnum):
@@ -56,6 +65,7 @@ class Config:
     vm_checker: str = ""
     grace_ms: int = 120_000
     """How long a VM found down at the end of a suspension has to come back by itself."""
+    safety: SafetyMode = SafetyMode.BEST_EFFORT
     first_node: str = ""
     """Settles claims when nothing else does (P7)."""
 
@@ -71,6 +81,8 @@ class Phase(StrEnum):
     OPENING = "opening"
     JOINING = "joining"
     RESYNCING = "resyncing"
+    UNDOING = "undoing"
+    """The folder is put back to what it was before a resync that was broken off (R15)."""
     FOLLOWING = "following"
     LEAVING = "leaving"
     DRAINING = "draining"
@@ -116,6 +128,9 @@ class Step(StrEnum):
     UNCOVER = "uncover"
     """Like DETACH, but the folder keeps the marker that it has."""
     MARK = "mark"
+    OPEN_SAFETY = "open-safety"
+    CLOSE_SAFETY = "close-safety"
+    UNDO = "undo"
     EXPECT = "expect"
     OPEN = "open"
     CLOSE = "close"
@@ -238,10 +253,14 @@ class ModuleState:
     session_start: SessionStart = SessionStart.IN_SYNC
     session_number: int = 0
     attempt: int = 0
+    offer: JoinOffer | None = None
+    """What the source offered, while a safety copy is being opened for it."""
     resync: Resync | None = None
     nonce: str = ""
     hold_until_ms: int = 0
     """Not before this time is the peer asked again after a refusal."""
+    departed: bool = False
+    """The peer, or the link to it, was lost without a command (D8)."""
     frozen_since_ms: int | None = None
     paused: bool = False
     """The freeze was ended towards the hypervisor (M7)."""

@@ -92,6 +92,7 @@ def certificate(turn: Turn, event: CertificateReceived) -> None:
     if state.phase is not Phase.FOLLOWING or event.epoch != _followed(turn):
         return
     turn.tell(Level.WARNING, "L8", f"{state.config.peer} certifies that its VM is stopped")
+    turn.set(departed=True)
     begin(turn, ProofKind.CERTIFICATE)
 
 
@@ -128,6 +129,7 @@ def takeover_due(turn: Turn) -> None:
             f"(isolation = {state.config.isolation}): start it, or command prim here",
         )
         return
+    turn.set(departed=True)
     begin(turn, None)
 
 

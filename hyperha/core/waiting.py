@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import covering, joining, running
+from hyperha.core import covering, joining, running, safety
 from hyperha.core.actions import Level, Timer
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Claim, Grant, Refusal, Summary
@@ -16,6 +16,14 @@ from hyperha.core.records import DataLabel, ProofKind
 from hyperha.core.state import Goal, Isolation, Phase, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
+
+_BUSY = (
+    Phase.HANDING_OVER,
+    Phase.KILLING,
+    Phase.DETACHING,
+    Phase.ATTACHING,
+    Phase.UNDOING,
+)
 
 
 def settle(turn: Turn) -> None:
@@ -42,11 +50,13 @@ def settle(turn: Turn) -> None:
     reason = _cannot_be_source(turn)
     if reason is not None:
         _wait(turn, *reason)
+    elif state.listening and not state.peer_heard:
+        _wait(turn, "L7", f"listening for {state.config.peer}")
+    elif safety.can_undo(state):
+        safety.undo(turn)
     elif state.peer_heard:
         if turn.now_ms >= state.hold_until_ms:
             claim(turn)
-    elif state.listening:
-        _wait(turn, "L7", f"listening for {state.config.peer}")
     else:
         _settle_alone(turn)
 
@@ -72,7 +82,7 @@ def _cannot_be_source(turn: Turn) -> tuple[str, str] | None:
     if state.goal is Goal.FORCE:
         return None
     label = state.lineage.label
-    if label is DataLabel.INCONSISTENT:
+    if label is DataLabel.INCONSISTENT and not safety.can_undo(state):
         return "P3", f"this copy is half made: waits for {peer} to run the VM"
     if state.goal is Goal.PRIMARY:
         return None
@@ -194,7 +204,7 @@ def _refusal(turn: Turn, message: Claim) -> str:
     node = state.config.node
     if state.role.runs_vm or state.phase in (Phase.DRAINING, Phase.ENTERING, Phase.OPENING):
         return f"{node} runs the VM or is about to"
-    if state.phase in (Phase.HANDING_OVER, Phase.KILLING, Phase.DETACHING, Phase.ATTACHING):
+    if state.phase in _BUSY:
         return f"{node} is busy: {state.phase}"
     if message.epoch == state.granted and state.phase in (Phase.IDLE, Phase.WAITING, Phase.JOINING):
         return ""

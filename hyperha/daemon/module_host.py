@@ -21,7 +21,7 @@ from hyperha.core import actions as a
 from hyperha.core.events import CheckerAction, EngineDone, Event
 from hyperha.core.explain import data_state, readiness
 from hyperha.core.records import Lineage, Settings
-from hyperha.core.state import Config, Isolation, ModuleState, Phase, Timing
+from hyperha.core.state import Config, Isolation, ModuleState, Phase, SafetyMode, Timing
 from hyperha.daemon.checks import ModuleChecks
 from hyperha.daemon.engine_host import Callbacks, EngineHost, Kept
 from hyperha.daemon.guardian_client import GuardianClient
@@ -173,6 +173,7 @@ class ModuleHost:
             exit_action=CheckerAction(vm_checker.action if vm_checker else "restart"),
             vm_checker=vm_checker.name if vm_checker else self.name,
             grace_ms=round(1000 * vm_checker.grace_s) if vm_checker else 0,
+            safety=SafetyMode(config.safety_copy.mode),
             first_node=cluster.nodes[0],
         )
 
@@ -236,6 +237,8 @@ class ModuleHost:
             stall_limit_ms=cluster.timing.stall_limit_ms,
             strict=self.config.replication.durability == "strict",
             resync_rate_mib_s=self.config.replication.resync_rate_mib_s,
+            safety_keep_days=self.config.safety_copy.keep_days,
+            safety_max_gib=self.config.safety_copy.max_gib,
             kernel_features_off=tuple(os.environ.get(KERNEL_FEATURES_OFF, "").split()),
         )
         callbacks = Callbacks(

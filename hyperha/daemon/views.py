@@ -74,6 +74,7 @@ def side(
             total_bytes=r.total_bytes,
             bytes_per_s=r.bytes_per_s,
             seconds_left=r.seconds_left,
+            safety_copy=state.lineage.way_back,
         )
     return ModuleNodeView(
         role=told.role,
@@ -118,10 +119,11 @@ def _with_progress(sides: dict[str, ModuleNodeView]) -> dict[str, ModuleNodeView
     for source, target in itertools.permutations(sides, 2):
         giving, taking = sides[source], sides[target]
         if giving.role.runs_vm and giving.resync is not None and taking.resync is not None:
+            shown = giving.resync.model_copy(update={"safety_copy": taking.resync.safety_copy})
             return {
                 **sides,
                 source: giving.model_copy(update={"resync": None}),
-                target: taking.model_copy(update={"resync": giving.resync}),
+                target: taking.model_copy(update={"resync": shown}),
             }
     return sides
 

@@ -64,6 +64,10 @@ class EngineConfig:
     """durability = "strict": every write is a barrier."""
     resync_rate_mib_s: int = 0
     """0: bounded by the guest's latency only."""
+    safety_keep_days: int = 7
+    """How long a kept safety copy is kept."""
+    safety_max_gib: int = 0
+    """How large kept safety copies may grow together; 0: as far as the file system has room."""
     kernel_features_off: tuple[str, ...] = ()
 
 
@@ -129,6 +133,93 @@ class Statistics(ProcessMessage):
     """Since the last frame of the peer in a session that is up; -1 without one."""
 
 
+class Question(ProcessMessage):
+    """Root of what the daemon asks beside the core's orders; answers name the `request`."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StartVerify(Question):
+    """Compare both copies (R17), which are in sync; `repair`: mend what differs on the secondary.
+    Answered by `VerifyTold` twice a second and at the end."""
+
+    request: int
+    repair: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StopVerify(Question):
+    """End a verification; its last `VerifyTold` follows."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something that the secondary's copy has otherwise: `length` bytes at `offset` of a file, or
+    with a length of 0 its names or attributes."""
+
+    path: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyTold(ProcessMessage):
+    """What a verification has come to, so far or, when `finished`, at its end."""
+
+    request: int
+    done_bytes: int = 0
+    total_bytes: int = 0
+    objects: int = 0
+    """Files and directories compared."""
+    blocks: int = 0
+    """Blocks of 64 KiB that differ."""
+    others: int = 0
+    """Inodes and directories that differ in names or attributes."""
+    repaired: int = 0
+    """Blocks written again on the secondary."""
+    examples: tuple[Difference, ...] = ()
+    """The first differences."""
+    finished: bool = False
+    text: str = ""
+    """Why it did not come to its end; empty when it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskCandidates(Question):
+    """What would a resync look at, by this copy's log? Answered by `CandidatesTold`."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file or directory in the log. `bytes`: what is compared of its data at most."""
+
+    path: str
+    bytes: int
+    whole: bool
+    """All of it, not single zones."""
+    names: bool
+    """Also, or only, its names or attributes."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidatesTold(ProcessMessage):
+    """The log's candidates, those with most bytes first, at most some hundred of them."""
+
+    request: int
+    everything: bool
+    """Nothing can be excluded (Z6)."""
+    base: str
+    """The generation that the map is relative to; empty when there is none."""
+    files: int
+    bytes: int
+    candidates: tuple[Candidate, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class LogLine(ProcessMessage):
     """One line for the module's log. `level`: I, W or E; `rule`: the rule it follows, or empty."""
@@ -147,6 +238,7 @@ _EVENTS: Final = (
     events.SessionStalled,
     events.ResyncProgressed,
     events.ResyncCopied,
+    events.SafetyLost,
     events.LocalDiskFailed,
     events.MountLost,
 )

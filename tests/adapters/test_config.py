@@ -158,9 +158,6 @@ def test_mistakes_in_cluster_toml(old: str, new: str, says: str) -> None:
             )
             for driver in ("qemu", "libvirt", "hyperv")
         ),
-        ('mode = "best_effort"', 'mode = "required"', "safety_copy.mode: 'required': not in this"),
-        ("keep_days = 7", "keep_days = 30", "safety_copy.keep_days: 30: not in this release"),
-        ("max_gib = 0", "max_gib = 9", "safety_copy.max_gib: 9: not in this release"),
         ('primary = "none"', 'primary = "last"', "default_primary: 'last': not in this release"),
         ("priority = 100", "priority = 1", "priority: 1: not in this release"),
         ('normal = "stop"', 'normal = "save"', "stop.normal: 'save': not in this release"),

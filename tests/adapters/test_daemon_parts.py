@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperha.api.wire import ModuleReport, NodeReport, NodeView, ResyncView
 from hyperha.core import messages as m
 from hyperha.core.events import PeerHeard, PeerSilent, ProbeDone
 from hyperha.core.records import (
@@ -32,7 +31,6 @@ from hyperha.daemon.peer_link import PeerLink
 from hyperha.daemon.probe import Prober, ProbeTargets, ping
 from hyperha.daemon.records import ModuleRecords
 from hyperha.daemon.steps import StepArchive
-from hyperha.daemon.views import merged
 from hyperha.daemon.vm_host import _missing_folder
 from hyperha.domain import DataState, Epoch, Marker, Readiness, Role, SessionKey
 from hyperha.encoding import EncodingError, from_plain, to_plain
@@ -43,7 +41,6 @@ from hyperha.logbook.outputs import OutputArchive
 from hyperha.replication import preamble
 from hyperha.replication.fuse.mount import MNT_DETACH, raw_mount, raw_unmount
 from hyperha.vm.port import VmSpec
-from tests.support.fake_service import side
 from tests.support.machine import lacking
 
 ID = "0123456789abcdef0123456789abcdef"
@@ -332,41 +329,6 @@ async def test_a_taken_replication_port_is_named():
         with pytest.raises(FailedError, match=f"port {port}"):
             listener.listen("lan1", "127.0.0.1")
         await listener.close()
-
-
-def _side(role, resync=None):
-    return side(role).model_copy(update={"resync": resync})
-
-
-def test_a_resync_is_shown_on_the_node_that_is_being_made_equal():
-    def report(role, resync):
-        return ModuleReport(
-            number=1,
-            driver="process",
-            folder="/f",
-            generation="g",
-            failover=True,
-            side=_side(role, resync),
-        )
-
-    known = ResyncView(rule="R7", done_bytes=5, total_bytes=9, bytes_per_s=1, seconds_left=4)
-    begun = ResyncView(rule="R6", done_bytes=0, total_bytes=0, bytes_per_s=0, seconds_left=None)
-    source, target = report(Role.ALONE, known), report(Role.SECOND, begun)
-
-    def other(name, module):
-        view = NodeView(reachable=True, seen_ms_ago=0)
-        return NodeReport(node=name, view=view, modules={"VM1": module})
-
-    for view in (
-        merged("node1", source, "node2", other("node2", target), why_unseen=""),
-        merged("node2", target, "node1", other("node1", source), why_unseen=""),
-    ):
-        assert view.nodes["node1"].resync is None
-        assert view.nodes["node2"].resync.done_bytes == 5
-    why = "refused: another key"
-    alone = merged("node1", report(Role.PRIM, None), "node2", None, why_unseen=why)
-    assert alone.nodes["node2"].resync is None
-    assert alone.nodes["node2"].why.text == why
 
 
 def test_a_module_that_the_peer_says_nothing_of_is_silent():

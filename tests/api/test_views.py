@@ -10,7 +10,9 @@ from hyperha.domain import Role
 from tests.support.fake_service import side
 
 KNOWN = ResyncView(rule="R7", done_bytes=5, total_bytes=9, bytes_per_s=1, seconds_left=4)
-BEGUN = ResyncView(rule="R6", done_bytes=0, total_bytes=0, bytes_per_s=0, seconds_left=None)
+BEGUN = ResyncView(
+    rule="R6", done_bytes=0, total_bytes=0, bytes_per_s=0, seconds_left=None, safety_copy=True
+)
 
 
 def _report(role: Role, resync: ResyncView | None) -> ModuleReport:
@@ -43,4 +45,12 @@ def test_a_resync_is_shown_on_the_node_that_takes_part_in_it(
     if shown is None:
         assert (source, taking) == (KNOWN, None)
     else:
-        assert (source, taking) == (None, KNOWN)
+        # Only the target knows whether there is a way back.
+        assert (source, taking) == (None, KNOWN.model_copy(update={"safety_copy": True}))
+
+
+def test_a_node_that_was_never_seen_says_why() -> None:
+    why = "refused: another key"
+    view = merged("node1", _report(Role.PRIM, None), "node2", None, why_unseen=why)
+    assert view.nodes["node2"].resync is None
+    assert view.nodes["node2"].why.text == why

@@ -209,6 +209,7 @@ def test_half_copied_node_never_starts():
     world = pair()
     world.command(world.b, "stop")
     world.until(R.ALONE, R.STOP)
+    world.b.safety_fails = True
     world.command(world.b, "start")
     while world.b.state.phase.value != "resyncing":
         world.run(10)

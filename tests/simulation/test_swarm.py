@@ -7,13 +7,14 @@ makes a run longer.
 
 import os
 import random
+from dataclasses import replace
 
 import pytest
 
 from hyperha.core import commands
 from hyperha.core import events as e
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Goal, Isolation
+from hyperha.core.state import Goal, Isolation, SafetyMode
 from hyperha.domain import Role
 from tests.support.world import Node, Violation, World, pair
 
@@ -87,6 +88,7 @@ def _heal(world: World) -> None:
     for node in (world.a, world.b):
         node.start_fails = False
         node.failing_persists = 0
+        node.safety_fails = False
         if not node.alive:
             world.boot_node(node)
     world.run(20_000)
@@ -127,6 +129,11 @@ def run_seed(seed: int, isolation: Isolation) -> None:
     world.late = dice.choice((0, 0, 0.1, 0.4))
     world.slow_disks = dice.random() < 0.6
     world.allow_force = dice.random() < 0.2
+    for node in (world.a, world.b):
+        mode = dice.choice(list(SafetyMode))
+        node.safety_fails = dice.random() < 0.2 and mode is not SafetyMode.REQUIRED
+        node.config = replace(node.config, safety=mode)
+        node.state = replace(node.state, config=node.config)
     try:
         for _ in range(dice.randrange(1, 9)):
             _fault(world, dice)

@@ -15,7 +15,7 @@ from hyperha.core import actions as a
 from hyperha.core import events as e
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.machine import step
-from hyperha.core.records import Lineage, Settings
+from hyperha.core.records import DataLabel, Lineage, Settings
 from hyperha.core.state import Config, Isolation, ModuleState, Phase, Timing
 from hyperha.domain import Epoch, Marker, Role, SessionKey
 
@@ -35,6 +35,11 @@ class Folder:
     log: bool = False
     """Unresolved intent-log records."""
     dirty: bool = False
+    safety: set[int] | None = None
+    """What the copy held before the resync that is under way (R15)."""
+    kept: list[set[int]] = field(default_factory=list)
+    half: bool = False
+    """A resync has begun to overwrite it and has not ended."""
 
 
 class Node:
@@ -53,6 +58,9 @@ class Node:
         self.log: list[str] = []
         self.finished: dict[str, tuple[bool, str]] = {}
         self.start_fails = False
+        self.safety_fails = False
+        self.half_allowed = False
+        """An operator may start a half made copy (`primforce`)."""
         self.demote_fails = False
         self.start()
 
@@ -209,6 +217,31 @@ class Node:
         self.folder.marker = action.write
         self.done(action.operation)
 
+    def do_OpenSafety(self, action: a.OpenSafety) -> None:
+        if self.safety_fails:
+            self.done(action.operation, False, "no room")
+            return
+        if action.resume != (self.lineage.label is DataLabel.INCONSISTENT):
+            raise Violation("R15: a safety copy is opened for the wrong state")
+        if not action.resume:
+            self.folder.safety = set(self.folder.data)
+        elif self.folder.safety is None:
+            raise Violation("R15: the record names a way back that is not there")
+        self.done(action.operation)
+
+    def do_CloseSafety(self, action: a.CloseSafety) -> None:
+        former, self.folder.safety = self.folder.safety, None
+        if former is not None and action.end is a.SafetyEnd.FORCED:
+            self.folder.kept.append(former)
+        self.done(action.operation)
+
+    def do_UndoResync(self, action: a.UndoResync) -> None:
+        if self.folder.safety is None:
+            raise Violation("R15: a resync is undone without a safety copy")
+        self.folder.data = set(self.folder.safety)
+        self.folder.half = False
+        self.done(action.operation)
+
     def do_ExpectSession(self, action: a.ExpectSession) -> None:
         self.drop_session("replaced")
         self.session, self.session_role, self.session_up = action.session, "target", False
@@ -245,12 +278,16 @@ class Node:
         self.later(e.SessionUp(session, int(left)))
         other.later(e.SessionUp(session, int(left)))
         if self.session_start is not SessionStart.IN_SYNC:
+            mixed = sorted(self.folder.data | other.folder.data)
+            other.folder.data = {one for one in mixed if self.world.random.random() < 0.5}
+            other.folder.half = True
             self.world.at(self.world.random.randrange(50, 800), self, ("copied", session))
 
     def copied(self, session: SessionKey) -> None:
         if self.session == session and self.session_up:
             other = self.peer
             other.folder.data = set(self.folder.data)
+            other.folder.half = False
             self.later(e.ResyncCopied(session))
 
     def drop_session(self, text: str) -> None:
@@ -441,6 +478,10 @@ class World:
 
     def vm_starts(self, node: Node) -> None:
         other = node.peer
+        if node.half_allowed:
+            node.folder.half = False
+        if node.folder.half:
+            raise Violation(f"I9: {node.name} starts a half made copy")
         if self.forced:
             return
         if other.vm_run and other.alive and self.isolation is not Isolation.RUN:

@@ -1,0 +1,224 @@
+"""Safety copies in the decisions: opened before the first byte, undone, never lacking (R15, N3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hyperha.core import actions as a
+from hyperha.core import events as e
+from hyperha.core.explain import explain
+from hyperha.core.records import DataLabel, Lineage
+from hyperha.core.state import Link, Phase, SafetyMode
+from hyperha.domain import Role
+from tests.support.world import Node, World, pair
+
+R = Role
+
+
+def _configured(node: Node, mode: SafetyMode) -> None:
+    node.config = replace(node.config, safety=mode)
+    node.state = replace(node.state, config=node.config)
+
+
+def _resyncing(mode: SafetyMode = SafetyMode.BEST_EFFORT, *, fails: bool = False) -> World:
+    """node2 was away; node1 is making it equal and has overwritten a part of it."""
+    world = pair()
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.run(1000)
+    world.boot_node(world.b)
+    _configured(world.b, mode)
+    world.b.safety_fails = fails
+    world.command(world.b, "start")
+    while not (world.b.folder.half and world.b.state.phase is Phase.RESYNCING):
+        world.run(1)
+    return world
+
+
+def test_the_copy_is_durable_before_the_label_and_the_label_before_the_session():
+    world = pair()
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.boot_node(world.b)
+    done: list[str] = []
+    perform, stored = world.b.perform, world.b.stored
+
+    def watch(action: a.Action) -> None:
+        done.append(type(action).__name__)
+        perform(action)
+
+    def store() -> None:
+        assert isinstance(world.b.storing, a.Persist)
+        done.append(world.b.storing.lineage.label)
+        stored()
+
+    world.b.perform, world.b.stored = watch, store
+    world.command(world.b, "start")
+    world.until(R.PRIM, R.SECOND)
+    order = [done.index(one) for one in ("OpenSafety", "inconsistent", "ExpectSession")]
+    assert order == sorted(order), done
+    assert done.index("CloseSafety") > done.index("uptodate", order[-1])
+    assert world.b.folder.safety is None
+    assert not world.b.lineage.way_back
+
+
+def test_a_half_made_copy_is_put_back_by_a_confirmed_prim():
+    world = _resyncing()
+    former = set(world.b.folder.safety or ())
+    world.crash(world.a)
+    world.run(8000)
+    assert world.roles() == (None, R.WAIT)
+    assert world.b.lineage.label is DataLabel.INCONSISTENT
+    losses = dict(explain(world.b.state).losses)
+    assert "put back to what it was" in losses["prim"]
+    operation = world.command(world.b, "prim")
+    assert not world.b.finished[operation][0]
+    world.command(world.b, "prim", confirmed=True)
+    world.until(None, R.ALONE)
+    assert former <= world.b.folder.data
+    assert world.b.folder.safety is None
+    assert not world.b.lineage.way_back
+    # The other node's line is not thrown away either: it is a split brain now, said by both.
+    world.boot_node(world.a)
+    world.run(8000)
+    assert world.a.state.role is R.WAIT
+
+
+@pytest.mark.parametrize(
+    ("mode", "fails"), [(SafetyMode.OFF, False), (SafetyMode.BEST_EFFORT, True)]
+)
+def test_without_a_safety_copy_the_resync_goes_on_and_there_is_no_way_back(mode, fails):
+    world = _resyncing(mode, fails=fails)
+    assert world.b.folder.safety is None
+    said = any("no way back" in line for line in world.b.log)
+    assert said is fails
+    world.crash(world.a)
+    world.run(8000)
+    refused = dict(explain(world.b.state).refused)
+    assert "only primforce" in refused["prim"]
+
+
+def test_a_required_copy_that_cannot_be_made_stops_the_resync_before_its_first_byte():
+    world = pair()
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.boot_node(world.b)
+    _configured(world.b, SafetyMode.REQUIRED)
+    world.b.safety_fails = True
+    world.command(world.b, "start")
+    world.run(5000)
+    assert world.roles() == (R.ALONE, R.WAIT)
+    assert not world.b.folder.half
+    assert world.b.state.why.rule == "N3"
+    assert "no room" in world.b.state.why.text
+    assert world.b.lineage.label is not DataLabel.INCONSISTENT
+    world.b.safety_fails = False
+    world.command(world.b, "start")
+    world.until(R.PRIM, R.SECOND)
+
+
+def test_the_loser_of_a_split_brain_is_kept_whatever_is_configured():
+    world = pair()
+    world.cut_network()
+    world.until(R.ALONE, R.ALONE)
+    world.run(500)
+    world.heal_network()
+    world.run(3000)
+    _configured(world.b, SafetyMode.OFF)
+    opened: list[a.OpenSafety] = []
+    perform = world.b.perform
+
+    def watch(action: a.Action) -> None:
+        if isinstance(action, a.OpenSafety):
+            opened.append(action)
+        perform(action)
+
+    world.b.perform = watch
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    own = world.b.lineage.current
+    world.command(world.b, "second", confirmed=True)
+    world.until(R.PRIM, R.SECOND)
+    (action,) = opened
+    assert action.required
+    assert not action.resume
+    assert action.generation == own
+
+
+def test_a_resync_that_goes_on_keeps_its_first_copy():
+    world = _resyncing()
+    former = set(world.b.folder.safety or ())
+    session = world.b.session
+    assert session is not None
+    world.b.drop_session("reset")
+    world.b.later(e.SessionLost(session, "reset"))
+    while not world.b.folder.half or world.b.state.phase is not Phase.JOINING:
+        world.run(1)
+    assert world.b.folder.safety == former
+    world.until(R.PRIM, R.SECOND)
+
+
+def test_a_copy_that_was_given_up_is_no_way_back():
+    world = _resyncing()
+    world.b.folder.safety = None
+    world.b.event(e.SafetyLost("no space left"))
+    assert not world.b.lineage.way_back
+    assert "only primforce" in dict(explain(world.b.state).refused)["prim"] or (
+        world.b.state.role is R.SECOND
+    )
+    world.until(R.PRIM, R.SECOND)
+
+
+def test_primforce_keeps_what_the_copy_was_before():
+    world = _resyncing()
+    former = set(world.b.folder.safety or ())
+    world.crash(world.a)
+    world.run(8000)
+    world.b.half_allowed = True
+    world.command(world.b, "primforce", confirmed=True)
+    world.until(None, R.ALONE)
+    assert world.b.folder.kept == [former]
+    assert not world.b.lineage.way_back
+
+
+def test_a_stop_in_the_middle_of_an_undo_leaves_the_way_back():
+    world = _resyncing()
+    world.crash(world.a)
+    world.run(8000)
+    world.command(world.b, "prim", confirmed=True)
+    while world.b.state.phase is not Phase.UNDOING:
+        world.run(1)
+    world.command(world.b, "forcestop")
+    world.until(None, R.STOP)
+    assert world.b.lineage.way_back
+    world.command(world.b, "prim", confirmed=True)
+    world.until(None, R.ALONE)
+
+
+def test_the_undo_that_fails_is_told_and_nothing_starts():
+    world = _resyncing()
+    world.crash(world.a)
+    world.run(8000)
+    world.b.do_UndoResync = lambda action: world.b.done(action.operation, False, "EIO")
+    operation = world.command(world.b, "prim", confirmed=True)
+    world.run(5000)
+    assert world.roles() == (None, R.WAIT)
+    assert "EIO" in world.b.state.why.text
+    assert not world.b.finished[operation][0]
+
+
+def test_a_copy_undone_from_r4_is_up_to_date_again():
+    """R4': all barriers are on it, so it is not outdated by having been a target."""
+    lineage = Lineage("r1", "node1", "node2", former_label=DataLabel.UPTODATE)
+    world = _resyncing()
+    world.b.lineage = replace(world.b.lineage, former_label=lineage.former_label)
+    world.b.state = replace(world.b.state, lineage=world.b.lineage)
+    world.crash(world.a)
+    world.run(8000)
+    world.command(world.b, "prim", confirmed=True)
+    while world.b.lineage.label is DataLabel.INCONSISTENT:
+        world.run(1)
+    assert world.b.lineage.label is DataLabel.UPTODATE
+    assert world.b.state.link is Link.NONE
