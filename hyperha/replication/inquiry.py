@@ -21,8 +21,10 @@ import xxhash
 
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
+from hyperha.replication.buffers import Buffers
 from hyperha.replication.clock import now_ms
 from hyperha.replication.comparison import inode_of, is_gone, ordered
+from hyperha.replication.fuse.protocol import PAYLOAD_SIZE
 from hyperha.replication.operations import NO_ID, FileId, Target
 from hyperha.replication.primary import Primary
 from hyperha.replication.store import Entry
@@ -51,6 +53,9 @@ class Inquiry:
         self._primary = primary
         self._store = primary.store
         self._session = session
+        self._buffers = Buffers()
+        self._reading = memoryview(self._buffers.take(ZONE_BYTES))
+        """For what is only looked at."""
         self._waiting: dict[int, Callable[[Frame], None]] = {}
         self._in_flight: deque[tuple[int, int]] = deque()
         self._in_flight_bytes = 0
@@ -147,7 +152,20 @@ class Inquiry:
         kind: Kind,
         then: Callable[[Frame], None] | None,
     ) -> int:
-        """Put what `read` gives into the stream at a position where it is the zone's content.
+        """`_steadily`, for the payloads of one question."""
+        payloads: list[bytes] = []
+
+        def look() -> None:
+            payloads[:] = read()
+
+        return self._steadily(
+            file, zone, look, lambda: self._put(kind, payloads, then) if payloads else 0
+        )
+
+    def _steadily(
+        self, file: FileId, zone: int, read: Callable[[], None], put: Callable[[], int]
+    ) -> int:
+        """Put what `read` has read into the stream where it is the zone's content.
 
         A write enters the stream before its local call: none may have been under way when reading
         began, and none may have begun since. Without a quiet moment the data path waits once.
@@ -159,25 +177,54 @@ class Inquiry:
                     with primary.lock:
                         primary.watched[key] = 0
                         begun, version = primary.begun, primary.version
-                    payloads = read()
+                    read()
                     with primary.lock:
                         # Missing: the last steps of a former resync have let go of the zone.
                         steady = primary.watched.get(key) == 0 and version == primary.version
                         steady = steady and not version & 1
                         if steady and primary.completed >= begun:
-                            return self._put(kind, payloads, then) if payloads else 0
+                            return put()
         finally:
             with primary.lock:
                 primary.watched.pop(key, None)
         raise ReplicationError("an operation went on beside the lock of operations")
 
+    def _send_data(self, file: FileId, zone: int, offset: int, length: int) -> int:
+        """Send what a part of a zone holds now, live writes keep their place before or behind it;
+        how many bytes it had. The data goes from the file to the connection without a copy."""
+        buffer = self._buffers.take(PAYLOAD_SIZE)
+        room = memoryview(buffer)[:length]
+        filled = 0
+        primary, session = self._primary, self._session
+
+        def read() -> None:
+            nonlocal filled
+            filled = self._store.read_into(file, offset, room)
+
+        def put() -> int:
+            if primary.session is not session:
+                raise Ended
+            if not filled:
+                self._buffers.give_back(buffer)
+                return 0
+            number = primary.number = session.last_number = primary.number + 1
+            head = wire.block_head(filled, session.tag, number, file, offset)
+            session.put_lent(head, room[:filled], self._buffers.give_back_view)
+            return number
+
+        number = self._steadily(file, zone, read, put)
+        self._in_flight.append((number, filled))
+        self._in_flight_bytes += filled
+        self._sent_bytes += filled
+        return filled
+
     def _digests(self, file: FileId, offset: int) -> tuple[bytes | None, ...]:
         store = self._store
-        data = store.read(file, offset, ZONE_BYTES)
+        size = store.read_into(file, offset, self._reading)
         ranges = store.data_ranges(file, offset, offset + ZONE_BYTES)
         digests: list[bytes | None] = []
-        view = memoryview(data)
-        for start in range(0, len(data), BLOCK_BYTES):
+        view = self._reading[:size]
+        for start in range(0, size, BLOCK_BYTES):
             low, high = offset + start, offset + start + BLOCK_BYTES
             if any(at < high and at + length > low for at, length in ranges):
                 block = view[start : start + BLOCK_BYTES]

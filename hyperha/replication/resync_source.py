@@ -28,7 +28,7 @@ from hyperha.replication.inquiry import TRIES, Ended, Inquiry, runs
 from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind, Target
 from hyperha.replication.primary import Primary
 from hyperha.replication.stream import PrimarySession
-from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
+from hyperha.replication.wire import BLOCK_BYTES, BLOCKS_PER_ZONE, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import (
     encode_inode,
     encode_listing,
@@ -37,6 +37,10 @@ from hyperha.replication.wire_changes import (
 log = logging.getLogger(__name__)
 
 _PROGRESS_MS: Final = 500
+_SURELY: Final = 8
+"""After so many wholly different zones on end the next one is taken to be different, too."""
+_SAMPLED: Final = 16
+"""Every such zone is asked about all the same."""
 
 
 class ResyncSource(Inquiry):
@@ -53,6 +57,8 @@ class ResyncSource(Inquiry):
         self._handles = primary.intent.handles()
         self._foreign = {one.file for one in theirs} - {one.file for one in mine or ()}
         self._done_bytes = 0
+        self._unlike = 0
+        """Answers on end by which a whole zone differed."""
         self._total_bytes = 0
         self._last_report_ms = 0
         self._last_tenth = 0
@@ -285,7 +291,11 @@ class ResyncSource(Inquiry):
         return start
 
     def _zone(self, file: FileId, zone: int) -> None:
-        """Send the digests of a zone; what differs on the target is sent when it answers."""
+        """Send the digests of a zone; what differs on the target is sent when it answers.
+
+        Where zone after zone was wholly different the next ones are sent without asking, but for
+        samples: one that has a block in common ends that.
+        """
         self._room()
         offset = zone * ZONE_BYTES
 
@@ -295,32 +305,31 @@ class ResyncSource(Inquiry):
 
         def answered(frame: Frame) -> None:
             different = wire.decode_different(frame.payload)
+            whole = len(different) == BLOCKS_PER_ZONE
+            self._unlike = self._unlike + 1 if whole else 0
             self._done_bytes += ZONE_BYTES
             for first, count in runs(different):
                 self._blocks(file, zone, offset + first * BLOCK_BYTES, count * BLOCK_BYTES)
 
+        if self._unlike >= _SURELY and zone % _SAMPLED and self._is_full(file, offset):
+            self._done_bytes += ZONE_BYTES
+            self._blocks(file, zone, offset, ZONE_BYTES)
+            return
         self._steady(file, zone, read, Kind.DIGESTS, answered)
 
+    def _is_full(self, file: FileId, offset: int) -> bool:
+        """Whether a zone has neither holes nor the end of the file."""
+        ranges = self._store.data_ranges(file, offset, offset + ZONE_BYTES)
+        return ranges == [(offset, ZONE_BYTES)]
+
     def _blocks(self, file: FileId, zone: int, offset: int, length: int) -> None:
-        """Send what the file holds now; live writes keep their place before or behind it."""
         self._throttle()
-        head = wire.encode_block_head(file, offset)
-        sizes: list[int] = []
-
-        def read() -> list[bytes]:
-            data = self._store.read(file, offset, length)
-            sizes.append(len(data))
-            return [head + data] if data else []
-
         try:
-            number = self._steady(file, zone, read, Kind.BLOCK, None)
+            self._send_data(file, zone, offset, length)
         except OSError as error:
+            # Removed by the guest meanwhile, which the target hears in order.
             if not is_gone(error):
                 raise
-            return
-        self._in_flight.append((number, sizes[-1]))
-        self._in_flight_bytes += sizes[-1]
-        self._sent_bytes += sizes[-1]
 
     # --- reports --------------------------------------------------------------------------
 

@@ -442,6 +442,17 @@ class Store:
             data += more
         return data
 
+    def read_into(self, file: FileId, offset: int, room: memoryview) -> int:
+        """Fill `room` from the file; how far it was filled, less only at the end of the file."""
+        held = self.data(file)
+        filled = 0
+        while filled < len(room):
+            got = os.preadv(held.fd, (room[filled:],), offset + filled)
+            if not got:
+                break
+            filled += got
+        return filled
+
     def data_ranges(self, file: FileId, start: int, end: int) -> _Ranges:
         """The (offset, length) of data between holes in [start, end), below the end of the file."""
         held = self.data(file)

@@ -299,6 +299,16 @@ class PrimarySession:
             self._busy = True
             self._wake.put([])
 
+    def put_lent(self, head: bytes, data: memoryview, give_back: GiveBack) -> None:
+        """Queue a frame whose data is lent, for the sender; the caller has the pipeline's lock."""
+        self.queued_bytes += len(head) + len(data)
+        self._give_back = give_back
+        self._pending.append(head)
+        self._pending.append(data)
+        if not self._busy:
+            self._busy = True
+            self._wake.put([])
+
     def put_now(self, head: bytes, data: Piece = b"", give_back: GiveBack | None = None) -> bool:
         """Queue a frame; the caller has the pipeline's lock.
 

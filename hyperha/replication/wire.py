@@ -413,9 +413,11 @@ def decode_digest(payload: bytes | memoryview) -> tuple[FileId, bytes]:
     return FileId(bytes(payload[:16])), bytes(payload[16:])
 
 
-def encode_block_head(file: FileId, offset: int) -> bytes:
-    """What comes before the data of a resync block."""
-    return _BLOCK.pack(file, offset)
+def block_head(length: int, tag: int, number: int, file: FileId, offset: int) -> bytes:
+    """The head of a resync block; `length` bytes of data follow it on the wire."""
+    return HEAD.pack(length + _BLOCK.size, Kind.BLOCK, 0, 0, tag, number) + _BLOCK.pack(
+        file, offset
+    )
 
 
 def decode_block(payload: bytes | memoryview) -> tuple[FileId, int, memoryview]:
