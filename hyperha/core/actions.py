@@ -292,6 +292,8 @@ class Timer(StrEnum):
     """pause_after: a longer freeze pauses the guest (M7)."""
     SUSPENSION = "suspension"
     """The next end of a checker suspension."""
+    OFFER = "offer"
+    """How long an offered session waits to be taken."""
     QUARANTINE = "quarantine"
     """The end of the peer's quarantine (D8)."""
     PATIENCE = "patience"

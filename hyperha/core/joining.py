@@ -37,7 +37,9 @@ from hyperha.domain import Role
 
 def join(turn: Turn) -> None:
     """Ask the node that runs, or is about to, for a session."""
-    turn.set(attempt=turn.state.attempt + 1, link=Link.NONE, session=None)
+    # Larger than those of the daemon before this one, as long as the clock is not set back.
+    attempt = max(turn.state.attempt + 1, turn.stimulus.wall_ms)
+    turn.set(attempt=attempt, link=Link.NONE, session=None)
     turn.enter(Role.WAIT, Phase.JOINING, Why("R5", f"asks {turn.state.config.peer} to follow it"))
     send_join(turn)
     turn.arm(Timer.PATIENCE, turn.state.config.timing.patience_ms)

@@ -59,8 +59,10 @@ def join_requested(turn: Turn, message: JoinRequest) -> None:
     if state.phase not in SERVING or state.link in (Link.COPYING, Link.ENDING, Link.IN_SYNC):
         _session_is_over(turn, message)
         return
-    if state.link in (Link.OFFERED, Link.OPENING) and message.attempt == state.attempt:
-        if state.link is Link.OFFERED and state.session is not None:
+    if state.link in (Link.OFFERED, Link.OPENING) and message.attempt <= state.attempt:
+        # An earlier attempt is a late message: attempts grow also over a restart of the target.
+        again = state.link is Link.OFFERED and message.attempt == state.attempt
+        if again and state.session is not None:
             turn.send(_offer(turn, state.session))
         return
     verdict = decide(turn.summary(), message.summary, running=state.config.node)
@@ -87,6 +89,13 @@ def _make_offer(turn: Turn, message: JoinRequest, rule: str, start: SessionStart
         resync=Resync(rule),
     )
     turn.send(_offer(turn, session))
+    turn.arm(Timer.OFFER, state.config.timing.patience_ms)
+
+
+def offer_overdue(turn: Turn) -> None:
+    """Nobody took it: whoever asks next, under whatever attempt, gets a new one."""
+    if turn.state.link is Link.OFFERED:
+        turn.set(link=Link.NONE, session=None, resync=None, attempt=0)
 
 
 def _offer(turn: Turn, session: SessionKey) -> JoinOffer:
@@ -95,8 +104,9 @@ def _offer(turn: Turn, session: SessionKey) -> JoinOffer:
 
 
 def _session_is_over(turn: Turn, message: JoinRequest) -> None:
-    """It asks to join anew: a session that we still believe in has ended over there."""
-    if message.attempt == turn.state.attempt:
+    """It asks to join anew: a session that we still believe in has ended over there. A request of
+    an earlier attempt is only late."""
+    if message.attempt <= turn.state.attempt:
         return
     if turn.state.link is Link.COPYING:
         turn.order(CloseSession, Step.CLOSE)

@@ -96,6 +96,7 @@ HANDLERS: dict[Timer, Callable[[Turn], None]] = {
     Timer.LISTEN: _listen,
     Timer.PAUSE: source.pause_due,
     Timer.SUSPENSION: settings.suspension_ended,
+    Timer.OFFER: source.offer_overdue,
     Timer.QUARANTINE: quarantine.ended,
     Timer.PATIENCE: _patience,
     Timer.LOOK: looking.look,
