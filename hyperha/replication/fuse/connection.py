@@ -156,6 +156,26 @@ class Connection:
             if error.errno not in _GONE:
                 log.error("the kernel refused an answer: %s", error)
 
+    # --- who asks ---------------------------------------------------------------------------
+
+    def owner(self) -> tuple[int, int]:
+        """User and group of who asks."""
+        uid, gid = protocol.OWNER.unpack_from(self.buffer, protocol.OWNER_OFFSET)
+        return uid, gid
+
+    def without_set_id(self, status: os.stat_result) -> int:
+        """The mode without the bits that a change by who asks must clear (VFS semantics).
+
+        Set-group-id without the group's right to execute stays for members of the group only.
+        """
+        mode = status.st_mode & ~stat.S_ISUID
+        if mode & stat.S_ISGID:
+            (process,) = protocol.PROCESS.unpack_from(self.buffer, protocol.PROCESS_OFFSET)
+            member = self.owner()[1] == status.st_gid or in_group(process, status.st_gid)
+            if mode & stat.S_IXGRP or not member:
+                mode &= ~stat.S_ISGID
+        return mode
+
     # --- inodes ---------------------------------------------------------------------------
 
     def node(self, number: int) -> Node:
@@ -389,9 +409,11 @@ class _Pending:
         self.connection.table.release(self.slot)
 
 
-def set_id_bits(status: os.stat_result) -> int:
-    """The mode without the bits that a write by another user must clear (VFS semantics)."""
-    mode = status.st_mode & ~stat.S_ISUID
-    if status.st_mode & stat.S_IXGRP:
-        mode &= ~stat.S_ISGID
-    return mode
+def in_group(process: int, gid: int) -> bool:
+    """Whether a process (or thread) has that group beside its first one; no when it is gone."""
+    try:
+        with open(f"/proc/{process}/status", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return False
+    return any(one.startswith(b"Groups:") and b"%d" % gid in one.split()[1:] for one in lines)

@@ -142,10 +142,13 @@ IN_HEADER: Final = Struct("<IIQQIIIHH")
 OUT_HEADER: Final = Struct("<IiQ")
 OWNER: Final = Struct("<II")
 OWNER_OFFSET: Final = 24
+PROCESS: Final = Struct("<I")
+PROCESS_OFFSET: Final = 32
 INIT_IN: Final = Struct("<IIII")
 INIT_FLAGS2: Final = Struct("<I")
 GETATTR_IN: Final = Struct("<IIQ")
-SETATTR_IN: Final = Struct("<IIQQQQQQ8I")
+SETATTR_IN: Final = Struct("<IIQQQqqq8I")
+"""Times may lie before 1970."""
 MKNOD_IN: Final = Struct("<IIII")
 MKDIR_IN: Final = Struct("<II")
 U64: Final = Struct("<Q")

@@ -15,7 +15,7 @@ from typing import Final
 
 from hyperha.replication import identity, syscalls
 from hyperha.replication.fuse import protocol
-from hyperha.replication.fuse.connection import Connection, set_id_bits
+from hyperha.replication.fuse.connection import Connection
 from hyperha.replication.fuse.nodes import Node
 from hyperha.replication.fuse.protocol import Feature, Op
 from hyperha.replication.fuse.requests_names import Handler
@@ -99,7 +99,7 @@ class AttributeRequests:
             steps.append(self.truncation(node, size, handle))
         if valid & (_SENT | _TIMES):
             if valid & _OWNERS and not node.clean:
-                steps += self.privilege_steps(node, False)
+                steps += self.privilege_steps(node, c.owner()[0] != 0)
             steps.append((self.inode_records(node), self._attribute_step(node, values)))
             node.clean = False
         if node.orphan:
@@ -187,8 +187,9 @@ class AttributeRequests:
         c = self._c
         held = c.descriptor(node)
         status = os.fstat(held.fd)
-        capable = _has_xattr(held, _CAPABILITY)
-        set_id = set_id_bits(status) != status.st_mode
+        capable = not stat.S_ISDIR(status.st_mode) and _has_xattr(held, _CAPABILITY)
+        set_id = bool(status.st_mode & (stat.S_ISUID | stat.S_ISGID))
+        mode = self._c.without_set_id(status) if set_id and kill_set_id else status.st_mode
         steps: list[Step] = []
         records = self.inode_records(node)
 
@@ -197,14 +198,14 @@ class AttributeRequests:
             return SetXattr(c.target(node), _CAPABILITY, None)
 
         def drop_set_id() -> Change:
-            os.chmod(f"/proc/self/fd/{held.fd}", stat.S_IMODE(set_id_bits(status)))
+            os.chmod(f"/proc/self/fd/{held.fd}", stat.S_IMODE(mode))
             return SetAttributes(c.target(node), attributes_of(os.fstat(held.fd)))
 
         if capable:
             steps.append((records, drop_capability))
-        if set_id and kill_set_id and stat.S_ISREG(status.st_mode):
+        if mode != status.st_mode and stat.S_ISREG(mode):
             steps.append((records, drop_set_id))
-        node.clean = not set_id or kill_set_id
+        node.clean = not mode & (stat.S_ISUID | stat.S_ISGID)
         return steps
 
     def _readlink(self, unique: int, number: int, length: int) -> None:

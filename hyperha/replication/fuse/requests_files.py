@@ -142,7 +142,7 @@ class FileRequests:
         flags, mode, umask, extra = protocol.CREATE_IN.unpack_from(self._buffer, protocol.IN_SIZE)
         name = bytes(self._view[protocol.IN_SIZE + protocol.CREATE_IN.size : length - 1])
         parent = self._names.parent(number, name)
-        uid, gid = self._names.owner()
+        uid, gid = c.owner()
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         wish = Wish(parent.file, name, mode, umask, uid, gid)
 
@@ -295,6 +295,9 @@ class FileRequests:
         records: tuple[Record, ...] = (Record(RecordKind.INODE, node.file),)
         if mode & (syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_ZERO_RANGE):
             records += c.data_records(node.file, offset, offset + size)
+        if not node.clean:
+            # The kernel does not say here whether who asks may keep set-id bits.
+            self._clear_privileges(node, c.owner()[0] != 0)
         c.change(unique, records, execute)
 
     def _lseek(self, unique: int, number: int, length: int) -> None:

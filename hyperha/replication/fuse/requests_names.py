@@ -67,11 +67,6 @@ class NameRequests:
     def _name(self, length: int, skip: int = 0) -> bytes:
         return bytes(self._view[protocol.IN_SIZE + skip : length - 1])
 
-    def owner(self) -> tuple[int, int]:
-        """User and group of who asks."""
-        uid, gid = protocol.OWNER.unpack_from(self._buffer, protocol.OWNER_OFFSET)
-        return uid, gid
-
     # --- looking up -----------------------------------------------------------------------
 
     def _lookup(self, unique: int, number: int, length: int) -> None:
@@ -138,7 +133,7 @@ class NameRequests:
         mode, rdev, umask, _ = protocol.MKNOD_IN.unpack_from(self._buffer, protocol.IN_SIZE)
         name = self._name(length, protocol.MKNOD_IN.size)
         parent = self.parent(number, name)
-        uid, gid = self.owner()
+        uid, gid = self._c.owner()
         device = protocol.decode_device(rdev) if rdev else 0
         self._make(unique, parent, Wish(parent.file, name, mode, umask, uid, gid, device))
 
@@ -146,14 +141,14 @@ class NameRequests:
         mode, umask = protocol.MKDIR_IN.unpack_from(self._buffer, protocol.IN_SIZE)
         name = self._name(length, protocol.MKDIR_IN.size)
         parent = self.parent(number, name)
-        uid, gid = self.owner()
+        uid, gid = self._c.owner()
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
         self._make(unique, parent, Wish(parent.file, name, mode, umask, uid, gid))
 
     def _symlink(self, unique: int, number: int, length: int) -> None:
         name, target = self._name(length).split(b"\0", 1)
         parent = self.parent(number, name)
-        uid, gid = self.owner()
+        uid, gid = self._c.owner()
         mode = stat.S_IFLNK | 0o777
         self._make(unique, parent, Wish(parent.file, name, mode, 0, uid, gid, 0, target))
 

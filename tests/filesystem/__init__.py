@@ -1,0 +1,1 @@
+"""What POSIX promises of the folder, shown on two real replication processes or two daemons."""

@@ -1,0 +1,74 @@
+"""Sequences that once ended otherwise than on a plain folder, or not equal on the other node."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.filesystem.sequences import Runner
+from tests.filesystem.steps import Step
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse]
+CREATE = os.O_RDWR | os.O_CREAT
+TOP = (0o777, 0, 0)
+
+FOUND: dict[str, list[Step]] = {
+    # Was taken for a failed disk: the folder stood still.
+    "a time before 1970": [
+        Step(0, "open", (0, "a", CREATE, 0o644)),
+        Step(0, "times", ("a", -1, -1_500_000_001, True)),
+        Step(0, "times_open", (0, None, -7)),
+        Step(0, "status", ("a", True)),
+    ],
+    # Set-group-id without the group's right to execute stays for members only.
+    "a stranger's write and set-group-id": [
+        Step(0, "open", (0, "a", CREATE, 0o2644)),
+        Step(0, "chown", ("a", 1001, 2003)),
+        Step(0, "chmod", ("a", 0o2644)),
+        Step(2, "write", (0, 0, 1, 4096)),
+        Step(2, "status_open", (0,)),
+        Step(0, "chown", ("a", 1001, 2001)),
+        Step(0, "chmod", ("a", 0o2644)),
+        Step(2, "write", (0, 0, 1, 4096)),
+        Step(2, "status_open", (0,)),
+    ],
+    "a stranger's truncation and set-group-id": [
+        Step(1, "open", (0, "a", CREATE, 0o2644)),
+        Step(2, "cut", (0, 3000)),
+        Step(2, "status_open", (0,)),
+    ],
+    "a stranger's allocation and set-id bits": [
+        Step(1, "open", (0, "a", CREATE, 0o6777)),
+        Step(2, "allocate", (0, 0x11, 10_000, 10)),
+        Step(2, "status_open", (0,)),
+        Step(0, "chmod", ("a", 0o6777)),
+        Step(0, "allocate", (0, 0, 10_000, 10)),
+        Step(0, "status_open", (0,)),
+        Step(0, "set_xattr", ("a", "security.capability", b"\1\0\0\2\4\4\0\0" + bytes(12), 0)),
+        Step(0, "allocate", (0, 3, 0, 4096)),
+        Step(0, "list_xattr", ("a",)),
+    ],
+    "a directory's new owner and its capabilities": [
+        Step(0, "mkdir", ("d", 0o755)),
+        Step(0, "set_xattr", ("d", "security.capability", b"\1\0\0\2\4\4\0\0" + bytes(12), 0)),
+        Step(0, "chown", ("d", 12, 2002)),
+        Step(0, "list_xattr", ("d",)),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    made = Runner(tmp_path_factory.mktemp("found"))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found(runner: Runner, name: str) -> None:
+    assert not runner.play(TOP, FOUND[name])

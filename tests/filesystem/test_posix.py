@@ -1,0 +1,60 @@
+"""Random sequences on a replicated folder and on a plain one: same results, three equal copies.
+
+HYPERHA_POSIX_SEED and HYPERHA_POSIX_COUNT choose the sequences; a failure prints the seed and the
+smallest sequence found that fails.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.filesystem.sequences import Runner, breaking
+from tests.filesystem.steps import Dice
+
+COUNT = int(os.environ.get("HYPERHA_POSIX_COUNT", "0"))
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.fuse,
+    # With time to make a failing sequence small.
+    pytest.mark.timeout(240 + COUNT // 2),
+]
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Iterator[Runner]:
+    made = Runner(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def seeds(usual: int) -> range:
+    """As many as are wanted, from a random one on."""
+    fixed = os.environ.get("HYPERHA_POSIX_SEED")
+    first = int(fixed) if fixed else random.SystemRandom().randrange(1 << 32)
+    print(f"HYPERHA_POSIX_SEED={first}")
+    return range(first, first + (COUNT or usual))
+
+
+def test_sequences(runner: Runner, record_property: Callable[[str, object], None]) -> None:
+    """Every user's steps give what they give on a plain folder (rights, errors, times, holes)."""
+    steps = 0
+    for seed in seeds(60):
+        dice = Dice(seed)
+        top, sequence = dice.top(), dice.sequence()
+        runner.check(seed, top, sequence)
+        steps += len(sequence)
+    record_property("steps", steps)
+
+
+@pytest.mark.parametrize("breaks", [("lose", "return_"), ("succeed",)], ids=["peer", "primary"])
+def test_broken_sequences(runner: Runner, breaks: tuple[str, ...]) -> None:
+    """The secondary is lost and comes back, or the primary's process dies, in the middle."""
+    for seed in seeds(2):
+        runner.check(seed, *breaking(seed, breaks))
