@@ -12,21 +12,23 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import hyperha
 from hyperha.core import actions as a
 from hyperha.core.events import EngineDone, EngineLost, Event
+from hyperha.daemon.asking import Asking, Make, T
 from hyperha.daemon.fencing import peel
 from hyperha.daemon.module_task import boottime_ms
-from hyperha.errors import HyperhaError
+from hyperha.errors import BusyError, HyperhaError, ReplicationError
 from hyperha.replication.control import (
     Descriptors,
     EngineConfig,
     LogLine,
     ProcessMessage,
+    Question,
     Start,
     Statistics,
     TakeSocket,
@@ -98,6 +100,9 @@ class EngineHost:
         self._watch: asyncio.Task[None] | None = None
         self._heard_ms: int | None = None
         """When the process that serves the folder last said something; None before it serves."""
+        self._asking = Asking()
+        self._plain = asyncio.Lock()
+        """Held while this daemon itself has the folder open, which nobody else may have (M6)."""
 
     @property
     def kept(self) -> Kept | None:
@@ -122,6 +127,35 @@ class EngineHost:
             return False
         connection.close()  # The process has a duplicate.
         return True
+
+    async def ask(
+        self,
+        make: Make,
+        kind: type[T],
+        *,
+        silence_s: float,
+        told: Callable[[T], None] | None = None,
+    ) -> T:
+        """Ask the process something beside the core's orders; see `Asking.ask`."""
+        return await self._asking.ask(self.tell, make, kind, silence_s=silence_s, told=told)
+
+    def tell(self, question: Question) -> None:
+        """Send a question whose answer nobody waits for. Raises ReplicationError."""
+        client = self._client
+        if client is None or self._ending or self._death is not None:
+            raise ReplicationError("the replication process is not running")
+        client.ask(question)
+
+    @contextlib.asynccontextmanager
+    async def plain_folder(self) -> AsyncIterator[str]:
+        """The folder's path while nothing covers it; to cover it waits meanwhile (M6).
+
+        Raises BusyError when the folder is covered, or about to be.
+        """
+        async with self._plain:
+            if self._client is not None or (self._run is not None and self._run.running):
+                raise BusyError(f"{self._config.folder} is in use by its replication process")
+            yield self._config.folder
 
     async def cut(self) -> None:
         """End the process and its connection at once: the last means of a fence (L5')."""
@@ -159,7 +193,8 @@ class EngineHost:
             await asyncio.wait([self._death])
         if isinstance(action, a.Attach):
             await self._end()
-            await self._begin(None)
+            async with self._plain:
+                await self._begin(None)
         elif isinstance(action, a.Detach) and self._client is None:
             self._drop_kept()
             problem = await asyncio.to_thread(peel, self._config.folder)
@@ -254,6 +289,8 @@ class EngineHost:
                 if 0 <= message.heard_ms_ago < ALIVE_MS:
                     self._callbacks.alive()
                 self._callbacks.statistics(message)
+            case _ if self._asking.answer(message):
+                pass
             case _:
                 _log.error("%s: unexpected %s", self._config.module, type(message).__name__)
 
@@ -262,6 +299,7 @@ class EngineHost:
         if client is not self._client:
             return
         self._client = None
+        self._asking.lost()
         self._heard_ms = None
         if not self._ending and self._death is None:
             loop = asyncio.get_running_loop()
@@ -302,6 +340,7 @@ class EngineHost:
     async def _bury(self) -> str:
         """End what is left of the process; how it ended."""
         client, self._client = self._client, None
+        self._asking.lost()
         if client is not None:
             client.close()
         run, self._run = self._run, None
@@ -326,6 +365,7 @@ class EngineHost:
     async def _end(self) -> None:
         await self._begin_end()
         client, self._client = self._client, None
+        self._asking.lost()
         if client is not None:
             client.close()
         run, self._run = self._run, None

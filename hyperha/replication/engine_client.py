@@ -18,7 +18,7 @@ from hyperha.core.actions import EngineAction
 from hyperha.core.events import Event
 from hyperha.errors import ReplicationError
 from hyperha.replication import control
-from hyperha.replication.control import ProcessMessage, Start, TakenOver, TakeSocket
+from hyperha.replication.control import ProcessMessage, Question, Start, TakenOver, TakeSocket
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,10 @@ class EngineClient:
     def perform(self, action: EngineAction) -> None:
         """Order an action; its `EngineDone` comes later."""
         self._send(control.encode(action), ())
+
+    def ask(self, question: Question) -> None:
+        """Ask something beside the core's orders; answers name the question's number."""
+        self._send(control.encode(question), ())
 
     def give_socket(self, descriptor: int, take: TakeSocket) -> None:
         """Hand over an accepted connection; the caller keeps and closes its own descriptor."""

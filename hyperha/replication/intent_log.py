@@ -445,31 +445,11 @@ class IntentLog:
 
     def _load(self) -> str:
         """Read the file; what is wrong with it, or nothing."""
-        raw = os.pread(self._plain_fd, HEADER_BYTES, 0)
-        headers = [one for one in (self._read_header(raw[at:]) for at in _HEADER_AT) if one]
-        if len(headers) < len(_HEADER_AT):
-            # A sector is written whole or not at all: this one was damaged, and which of the two
-            # is the newer cannot be told.
-            return "the header of the intent log is unreadable"
-        header = max(headers, key=lambda one: one.sequence)
-        if header.resource != self._resource:
-            return f"the intent log belongs to the module with id {header.resource}"
-        size = header.slots * RECORD_BYTES
-        content = bytearray()
-        while len(content) < size:
-            piece = os.pread(self._plain_fd, size - len(content), HEADER_BYTES + len(content))
-            if not piece:
-                return "the intent log is shorter than its header says"
-            content += piece
-        self._header = header
-        free = []
-        for slot in range(header.slots):
-            at = slot * RECORD_BYTES
-            image = bytes(content[at : at + RECORD_BYTES])
-            if image != _seal(image[16:], slot, self._seed):
-                return f"record {slot} of the intent log is unreadable"
-            if not self._adopt(image[16:], slot):
-                free.append(slot)
+        found = _scan(self._plain_fd, self._resource, self._seed)
+        if isinstance(found, str):
+            return found
+        self._header, bodies = found
+        free = [slot for slot, body in enumerate(bodies) if not self._adopt(body, slot)]
         self._free = free[::-1]
         return ""
 
@@ -499,16 +479,6 @@ class IntentLog:
         )
         return xxhash.xxh3_128_digest(body) + body
 
-    def _read_header(self, raw: bytes) -> _Header | None:
-        checksum, body = raw[:16], raw[16 : 16 + _HEADER.size]
-        if xxhash.xxh3_128_digest(body) != checksum:
-            return None
-        magic, sequence, slots, retained, everything, resource, base = _HEADER.unpack(body)
-        if magic != _MAGIC:
-            return None
-        texts = [one.rstrip(b"\0").decode("utf-8", "replace") for one in (resource, base)]
-        return _Header(sequence, slots, bool(retained), bool(everything), texts[0], texts[1])
-
     def _write_header(
         self,
         *,
@@ -530,3 +500,77 @@ class IntentLog:
             )
             os.pwrite(self._durable_fd, self._header_image(header), _HEADER_AT[header.sequence % 2])
             self._header = header
+
+
+def _read_header(raw: bytes) -> _Header | None:
+    checksum, body = raw[:16], raw[16 : 16 + _HEADER.size]
+    if xxhash.xxh3_128_digest(body) != checksum:
+        return None
+    magic, sequence, slots, retained, everything, resource, base = _HEADER.unpack(body)
+    if magic != _MAGIC:
+        return None
+    texts = [one.rstrip(b"\0").decode("utf-8", "replace") for one in (resource, base)]
+    return _Header(sequence, slots, bool(retained), bool(everything), texts[0], texts[1])
+
+
+def _scan(descriptor: int, resource: str, seed: int) -> tuple[_Header, list[bytes]] | str:
+    """The header and what stands in each slot; or what is wrong with the file."""
+    raw = os.pread(descriptor, HEADER_BYTES, 0)
+    headers = [one for one in (_read_header(raw[at:]) for at in _HEADER_AT) if one]
+    if len(headers) < len(_HEADER_AT):
+        # A sector is written whole or not at all: this one was damaged, and which of the two
+        # is the newer cannot be told.
+        return "the header of the intent log is unreadable"
+    header = max(headers, key=lambda one: one.sequence)
+    if header.resource != resource:
+        return f"the intent log belongs to the module with id {header.resource}"
+    size = header.slots * RECORD_BYTES
+    content = bytearray()
+    while len(content) < size:
+        piece = os.pread(descriptor, size - len(content), HEADER_BYTES + len(content))
+        if not piece:
+            return "the intent log is shorter than its header says"
+        content += piece
+    bodies = []
+    for slot in range(header.slots):
+        at = slot * RECORD_BYTES
+        image = bytes(content[at : at + RECORD_BYTES])
+        if image != _seal(image[16:], slot, seed):
+            return f"record {slot} of the intent log is unreadable"
+        bodies.append(image[16:])
+    return header, bodies
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a log holds, read by somebody who does not own it."""
+
+    records: tuple[Record, ...] | None
+    """None: everything is a candidate."""
+    base: str = ""
+    problem: str = ""
+    """What is wrong with the file; empty when nothing is."""
+
+
+def read_log(directory_fd: int, resource: str) -> Reading:
+    """Look into the log of a folder that nobody serves; nothing is written, made or repaired."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(NAME, flags, dir_fd=directory_fd)
+    except FileNotFoundError:
+        return Reading(None, problem="the intent log is missing")
+    try:
+        found = _scan(descriptor, resource, xxhash.xxh3_64_intdigest(resource.encode()))
+    finally:
+        os.close(descriptor)
+    if isinstance(found, str):
+        return Reading(None, problem=found)
+    header, bodies = found
+    if header.everything:
+        return Reading(None, header.base)
+    records: dict[Record, None] = {}
+    for body in bodies:
+        kind, _, _, file, zone, _ = _RECORD.unpack(body)
+        if kind:
+            records[Record(RecordKind(kind), FileId(file), zone)] = None
+    return Reading(tuple(records), header.base)

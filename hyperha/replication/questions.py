@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Final
 
 from hyperha.replication.comparison import path_text
 from hyperha.replication.control import (
     AskCandidates,
-    Candidate,
     CandidatesTold,
     ProcessMessage,
     Question,
@@ -22,14 +20,11 @@ from hyperha.replication.control import (
     VerifyTold,
 )
 from hyperha.replication.intent_log import IntentLog
-from hyperha.replication.operations import FileId, RecordKind, Target
+from hyperha.replication.operations import FileId, Target
 from hyperha.replication.primary import Primary
 from hyperha.replication.store import Store
+from hyperha.replication.tally import tally, told
 from hyperha.replication.verify import Verify
-from hyperha.replication.wire import ZONE_BYTES
-
-LISTED: Final = 300
-"""Candidates that are told one by one."""
 
 Parts = tuple[Store, IntentLog, Primary]
 
@@ -90,39 +85,13 @@ class Questions:
             self._answer(CandidatesTold(question.request, False, "", 0, 0, ()))
             return
         store, intent, _ = parts
-        records = intent.candidates()
-        zones: dict[FileId, set[int]] = {}
-        whole: set[FileId] = set()
-        names: set[FileId] = set()
-        for record in records or ():
-            if record.kind is RecordKind.ZONE:
-                zones.setdefault(record.file, set()).add(record.zone)
-            elif record.kind is RecordKind.WHOLE_FILE:
-                whole.add(record.file)
-            else:
-                names.add(record.file)
-        found = [
-            _candidate(store, file, zones.get(file, set()), file in whole, file in names)
-            for file in sorted({*zones, *whole, *names})
-        ]
-        found.sort(key=lambda one: (-one.bytes, one.path))
-        self._answer(
-            CandidatesTold(
-                question.request,
-                records is None,
-                intent.base,
-                len(found),
-                sum(one.bytes for one in found),
-                tuple(found[:LISTED]),
-            )
-        )
 
+        def size(file: FileId) -> int | None:
+            try:
+                return store.attributes(Target(file)).size
+            except OSError:
+                # Removed since it was recorded; its directory stands in the log, too.
+                return None
 
-def _candidate(store: Store, file: FileId, zones: set[int], whole: bool, names: bool) -> Candidate:
-    try:
-        size = store.attributes(Target(file)).size if whole or zones else 0
-    except OSError:
-        # Removed since it was recorded; its directory stands in the log, too.
-        size = 0
-    span = size if whole else sum(max(0, min(ZONE_BYTES, size - z * ZONE_BYTES)) for z in zones)
-    return Candidate(path_text(store, file), span, whole, names)
+        found = tally(intent.candidates(), size, lambda file: path_text(store, file))
+        self._answer(told(question.request, intent.base, found))
