@@ -25,6 +25,8 @@ _IN_THE_WORLD = (
 _CUTS = 4
 """Of one round: enough for nodes to change their places often, few enough to end one early."""
 _DEATHS = "tests/acceptance/test_deaths.py"
+_CRASHES = "tests/crash/test_pipeline.py"
+_CRASH_DEPTH = 4
 DRILL_PORTS = 9610
 """Not those of a demonstration that somebody may be watching."""
 
@@ -56,6 +58,10 @@ class Campaign:
 
 def _cuts(order: Order) -> dict[str, str]:
     return {"HYPERHA_POWER_ROUNDS": str(order.count), "HYPERHA_POWER_SEED": str(order.seed)}
+
+
+def _crash_states(order: Order) -> dict[str, str]:
+    return {"HYPERHA_CRASH_SEED": str(order.seed), "HYPERHA_CRASH_DEPTH": str(_CRASH_DEPTH)}
 
 
 def _power(name: str, row: str, purpose: str) -> Campaign:
@@ -117,6 +123,17 @@ def campaigns() -> dict[str, Campaign]:
             rows=tests_of(ROOT / _DEATHS),
             covers=_ON_DAEMONS,
             kind=TestRound(_DEATHS),
+        ),
+        Campaign(
+            name="crash-states",
+            purpose="every legal state of both disks after a power cut, recovered and judged",
+            unit="guests of each scenario",
+            goal=15,
+            rows=tests_of(ROOT / _CRASHES),
+            covers=(*_PRODUCT, "tests/crash", "tests/support/engine_pair.py"),
+            kind=TestRound(_CRASHES, _crash_states),
+            seeds="random",
+            step_limit_s=600.0,
         ),
     ]
     return {one.name: one for one in made}
