@@ -45,6 +45,8 @@ def apply(store: Store, change: Change, *, again: bool) -> None:
     performer = _PERFORMERS.get(type(change))
     if performer is None:
         raise OSError(errno.EINVAL, f"unknown change {type(change).__name__}")
+    if store.guard is not None:
+        store.guard.change(store, change)
     performer(store, change, again)
 
 
@@ -158,6 +160,14 @@ def _finish_create(store: Store, fd: int, change: Create) -> None:
     syscalls.set_times(fd, mtime_ns=change.attributes.mtime_ns)
 
 
+def _save_found(store: Store, held: Descriptor, found: Entry) -> None:
+    """What is found in the place of what was to be created is made equal to that (R15)."""
+    assert store.guard is not None
+    if stat.S_ISREG(found.attributes.mode):
+        held = store.data(found.file)
+    store.guard.everything(held.fd, found.handle)
+
+
 def _create(store: Store, change: Create, again: bool) -> None:
     directory = checked_name(store, change.parent, change.name)
     mode = change.attributes.mode
@@ -165,12 +175,15 @@ def _create(store: Store, change: Create, again: bool) -> None:
         there = existing(store, change.parent, change.name)
         if there is not None and there.file == change.file != NO_ID:
             held = store.inode(Target(change.file))
+            if store.guard is not None:
+                _save_found(store, held, there)
             _finish_create(store, held.fd, change)
             _settle_directory(store, change.parent, change.parent_mtime_ns)
             return
     fd = make_inode(directory.fd, change.name, mode, change.attributes.rdev, change.target)
     held = Descriptor(fd, writable=stat.S_ISREG(mode))
     try:
+        store.created(fd)
         if change.file != NO_ID and store.can_carry_id(mode):
             store.assign_id(fd, change.file)
         _finish_create(store, fd, change)

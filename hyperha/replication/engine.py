@@ -42,7 +42,9 @@ from hyperha.replication.fuse.session import Session
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.marker import DamagedMarker
 from hyperha.replication.primary import Primary
+from hyperha.replication.questions import Parts, Questions
 from hyperha.replication.resync_source import ResyncSource
+from hyperha.replication.safety.area import Keep, SafetyArea
 from hyperha.replication.store import Store
 from hyperha.replication.touched import INTERVAL_S, StampFile, record_touched
 from hyperha.text import clean
@@ -79,9 +81,11 @@ class Engine:
         self._primary: Primary | None = None
         self._acceptor: Acceptor | None = None
         self._session: Session | None = None
+        self._safety: SafetyArea | None = None
         self._stamp: StampFile | None = None
         self._stamping: threading.Thread | None = None
         self._stop_stamping = threading.Event()
+        self.questions = Questions(self._asked, self._answer)
         self._lan_tls = {link.lan: link.tls for link in config.links}
         self._orders: SimpleQueue[actions.EngineAction] = SimpleQueue()
         self._disabled = 0
@@ -128,6 +132,16 @@ class Engine:
 
     def report(self, message: Event | LogLine) -> None:
         """What pipeline, sessions and resync have to say."""
+        self._send(message, ())
+
+    def _asked(self) -> Parts | None:
+        """What questions are answered from, while a folder that is ours is covered."""
+        store, intent, primary = self._store, self._intent, self._primary
+        if store is None or intent is None or primary is None:
+            return None
+        return store, intent, primary
+
+    def _answer(self, message: ProcessMessage) -> None:
         self._send(message, ())
 
     def _tell(self, level: str, rule: str, text: str) -> None:
@@ -194,6 +208,10 @@ class Engine:
             ).start()
             primary.barriers.run()
             self._primary = primary
+            keep = Keep(self.config.safety_keep_days, self.config.safety_max_gib)
+            self._safety = SafetyArea(
+                folder, self.config.folder, store, keep, primary.writable, self.report
+            )
             self._acceptor = Acceptor(store, self._intent, self.config, self.report)
 
     def _look_for_touched(self) -> None:
@@ -220,6 +238,8 @@ class Engine:
                 stamp.write(clean=False)
             except OSError as error:
                 self._tell("E", "R14", f"the stamp of life cannot be written: {error.strerror}")
+            if self._safety is not None:
+                self._safety.tick()
             if stop.wait(INTERVAL_S):
                 return
 
@@ -287,6 +307,9 @@ class Engine:
         intent, self._intent = self._intent, None
         if intent is not None:
             intent.close()
+        safety, self._safety = self._safety, None
+        if safety is not None:
+            safety.close()
         store, self._store = self._store, None
         if store is not None:
             store.close()
@@ -395,6 +418,16 @@ class Engine:
             )
             return
         acceptor.drain(_DRAIN_S)
+        self._done(action.operation, True)
+
+    # --- safety copies --------------------------------------------------------------------
+
+    def _safety_order(self, action: actions.EngineAction) -> None:
+        _, acceptor, _, _ = self._parts()
+        if isinstance(action, actions.UndoResync):
+            acceptor.close()
+        assert self._safety is not None
+        self._safety.perform(action)
         self._done(action.operation, True)
 
     # --- sessions -------------------------------------------------------------------------
@@ -540,6 +573,9 @@ class Engine:
         actions.Attach: _attach,
         actions.Detach: _detach,
         actions.SetMarker: _set_marker,
+        actions.OpenSafety: _safety_order,
+        actions.CloseSafety: _safety_order,
+        actions.UndoResync: _safety_order,
         actions.ExpectSession: _expect,
         actions.OpenSession: _open_session,
         actions.CloseSession: _close_session,

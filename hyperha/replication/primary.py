@@ -182,6 +182,9 @@ class Primary(Ledger):
         if self._refusing:
             raise OSError(errno.EIO, self._refusing)
         self._activate(records)
+        guard = self.store.guard
+        if guard is not None:
+            guard.records(self.store, records)
         with self.lock:
             self.version += 1
         try:
@@ -237,6 +240,28 @@ class Primary(Ledger):
         """The last writing handle is gone: its mtime may be sent (Z9)."""
         if file in self._written:
             self.send_times(file)
+
+    def write_again(self, session: PrimarySession, file: FileId, offset: int, length: int) -> bool:
+        """The peer gets what the file holds here in a range (R17): a write that no guest waits for.
+
+        Recorded first, so that the range stays a candidate until both have it (Z2). False when the
+        session is not this one any more. Not for the thread that reads /dev/fuse.
+        """
+        records = self._zones(file, offset, length)
+        with self.operation:
+            self._activate(records)
+            data = self.store.read(file, offset, length)
+            with self.lock:
+                if session is not self.session:
+                    return False
+                number = self.number = self.begun = self.number + 1
+                self.intent.touch(records, number)
+                if data:
+                    size = len(data)
+                    session.put(self._write_head(session, number, file, offset, size, False) + data)
+                self.completed = number
+        self._written.add(file)
+        return True
 
     # --- steps of an operation ------------------------------------------------------------
 

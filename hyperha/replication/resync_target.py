@@ -8,6 +8,7 @@ trees may differ, so that live changes may fail here; they are reported and sett
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -21,6 +22,7 @@ import xxhash
 from hyperha.core.actions import SessionStart
 from hyperha.errors import ReplicationError
 from hyperha.replication import syscalls, wire
+from hyperha.replication.comparison import COMPARISONS, CompareSide
 from hyperha.replication.handshake import Hello
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import (
@@ -36,7 +38,7 @@ from hyperha.replication.operations import (
     Target,
     Truncate,
 )
-from hyperha.replication.store import Entry, Store
+from hyperha.replication.store import PRIVATE_NAME, Entry, Store
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import (
     Inode,
@@ -49,7 +51,10 @@ from hyperha.replication.wire_changes import (
 log = logging.getLogger(__name__)
 
 LOST: Final = "lost"
-"""Below the private directory: what a resync has moved aside."""
+"""Below the private directory: what a resync has moved aside, in a directory for each session."""
+_LOST_PREFIX: Final = PRIVATE_NAME + b"/" + LOST.encode() + b"/"
+_LOST_DEPTH: Final = 3
+"""Slashes in the path of what was moved aside itself: it is in no directory of the copy's."""
 _PUNCH: Final = syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE
 _UNSETTLED: Final = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EINVAL, errno.EEXIST)
 
@@ -63,6 +68,7 @@ class TargetSide:
         self._intent = intent
         self._tag = tag
         self._seed = hello.seed
+        self._compare = CompareSide(store, tag, hello.seed)
         self._full = hello.start is SessionStart.FULL
         self._dirty = False
         self._reported: set[Record] = set()
@@ -75,6 +81,8 @@ class TargetSide:
 
     def handle(self, frame: Frame) -> bytes | None:
         """Perform one frame; the answer that the source waits for, if it waits for one."""
+        if frame.kind in COMPARISONS:
+            return self._compare.answer(frame)
         if not self.lenient:
             raise ReplicationError(f"a {frame.kind.name} frame outside a resync")
         # Every id, before anything is moved aside: what stands in a directory that was away while
@@ -207,6 +215,9 @@ class TargetSide:
 
     def _move_aside(self, directory: FileId, name: bytes) -> None:
         held = self._store.directory(directory)
+        if self._store.guard is not None:
+            self._store.guard.directory(held.fd)
+            self._store.guard.moved(held.fd, name)
         self._lost_count += 1
         aside = b"%d" % self._lost_count
         syscalls.rename(held.fd, name, self._lost(), aside, 0)
@@ -264,6 +275,11 @@ class TargetSide:
         old_parent = self._open_parent(path)
         try:
             held = store.directory(directory)
+            if store.guard is not None:
+                if path.count(b"/") != _LOST_DEPTH or not path.startswith(_LOST_PREFIX):
+                    store.guard.directory(old_parent)
+                store.guard.directory(held.fd)
+                store.guard.moved(old_parent, path.rsplit(b"/", 1)[-1])
             syscalls.rename(old_parent, path.rsplit(b"/", 1)[-1], held.fd, one.name, 0)
         finally:
             os.close(old_parent)
@@ -361,6 +377,12 @@ class TargetSide:
                     data[start : start + BLOCK_BYTES], self._seed
                 ):
                     different.append(i)
+            if self._store.guard is not None:
+                # The source sends these next: saved together, with one wait for the disk.
+                self._store.guard.prepare(
+                    self._store,
+                    [(file, zone.offset + i * BLOCK_BYTES, BLOCK_BYTES) for i in different],
+                )
         except OSError as error:
             if error.errno not in _UNSETTLED:
                 raise
@@ -375,7 +397,11 @@ class TargetSide:
             if start < end and start + size > offset:
                 held = self._store.data(file)
                 first = max(start, offset)
-                syscalls.allocate(held.fd, _PUNCH, first, min(start + size, end) - first)
+                last = min(start + size, end)
+                if self._store.guard is not None:
+                    handle = self._store.handle(file)
+                    self._store.guard.data(held.fd, handle, first, last - first)
+                syscalls.allocate(held.fd, _PUNCH, first, last - first)
 
     def _hole(self, frame: Frame) -> bytes | None:
         file, offset, length = wire.decode_hole(frame.payload)
@@ -442,22 +468,33 @@ def lost_names(store: Store) -> list[str]:
 
 def purge(store: Store, names: list[str]) -> None:
     """Delete what resyncs have moved aside and nobody wanted back."""
+    guard = store.guard
+    try:
+        with contextlib.nullcontext() if guard is None else guard.tidying:
+            tidy(store, names)
+    except (OSError, ReplicationError) as error:
+        # Space only; the next resync tries again.
+        log.warning("what a resync moved aside cannot be deleted: %s", error)
+
+
+def tidy(store: Store, names: list[str]) -> None:
+    """`purge`, by who holds the guard's `tidying`. OSError: some of it is left."""
     private = store.private_directory()
     try:
         lost = os.open(LOST, os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=private)
         try:
             for name in names:
-                _remove_tree(lost, name.encode())
+                _remove_tree(store, lost, name.encode(), save=False)
         finally:
             os.close(lost)
-    except OSError as error:
-        # Space only; the next resync tries again.
-        log.warning("what a resync moved aside cannot be deleted: %s", error)
     finally:
         os.close(private)
 
 
-def _remove_tree(parent: int, name: bytes) -> None:
+def _remove_tree(store: Store, parent: int, name: bytes, *, save: bool = True) -> None:
+    if save and store.guard is not None:
+        # What was there before the resync is kept by the safety copy (R15).
+        store.guard.last_name(parent, name)
     status = os.stat(name, dir_fd=parent, follow_symlinks=False)
     if not stat.S_ISDIR(status.st_mode):
         os.unlink(name, dir_fd=parent)
@@ -466,7 +503,7 @@ def _remove_tree(parent: int, name: bytes) -> None:
     descriptor = os.open(name, flags, dir_fd=parent)
     try:
         for below in os.listdir(descriptor):
-            _remove_tree(descriptor, os.fsencode(below))
+            _remove_tree(store, descriptor, os.fsencode(below))
     finally:
         os.close(descriptor)
     os.rmdir(name, dir_fd=parent)

@@ -17,7 +17,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hyperha.replication import identity, syscalls
 from hyperha.replication.entries import (
@@ -37,6 +37,9 @@ from hyperha.replication.operations import (
     FileId,
     Target,
 )
+
+if TYPE_CHECKING:
+    from hyperha.replication.safety.guard import Guard
 
 __all__ = ["PRIVATE_NAME", "Descriptor", "Entry", "Found", "Store", "attributes_of", "check_name"]
 
@@ -90,6 +93,8 @@ class Store:
         self._walking = False
         self._walk_lock = threading.RLock()
         self._noatime = syscalls.O_NOATIME
+        self.guard: Guard | None = None
+        """Asked before anything is changed, while there are safety copies (R15)."""
         _raise_descriptor_limit(self.privileged)
 
     # --- identity -------------------------------------------------------------------------
@@ -102,6 +107,8 @@ class Store:
         """Give an inode (descriptor or handle) the id; any id it had is replaced (Z3)."""
         held = Descriptor(os.dup(inode)) if isinstance(inode, int) else self.open_inode(inode)
         handle, _ = syscalls.file_handle(held.fd)
+        if self.guard is not None:
+            self.guard.inode(held.fd, handle)
         identity.write_id(held.fd, handle, file, self.privileged)
         former = self._ids.get(handle)
         if former is not None and former != file:
@@ -354,7 +361,12 @@ class Store:
 
     def _entry(self, directory: Descriptor, name: bytes) -> Entry:
         handle, file, status = self.look(directory, name)
-        return Entry(name, file, attributes_of(status), status.st_nlink, handle)
+        return Entry(name, file, attributes_of(status), self.names_of(status, handle), handle)
+
+    def names_of(self, status: os.stat_result, handle: bytes) -> int:
+        """How many names an inode has for callers: not those that safety copies keep it by."""
+        guard = self.guard
+        return status.st_nlink if guard is None else status.st_nlink - guard.kept_names(handle)
 
     def cached(self, file: FileId) -> Descriptor | None:
         """The descriptor of a file if one is open already."""
@@ -511,6 +523,8 @@ class Store:
         held = self.data(file)
         if not held.writable:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if self.guard is not None:
+            self.guard.data(held.fd, self.handle(file), offset, len(data))
         return os.pwrite(held.fd, data, offset)
 
     def sync(self, file: FileId, data_only: bool) -> None:
@@ -540,6 +554,19 @@ class Store:
         from hyperha.replication import changes
 
         changes.apply(self, change, again=again)
+
+    def created(self, descriptor: int) -> None:
+        """An inode was just made: safety copies need nothing of it."""
+        if self.guard is not None:
+            self.guard.created(descriptor)
+
+    def reset(self) -> None:
+        """Forget what is known of inodes: they were moved or made again beside this object."""
+        self._open.clear()
+        self._anchors.clear()
+        self._handles = {ROOT_ID: self._root_handle}
+        self._ids = {self._root_handle: ROOT_ID}
+        self._walked = False
 
     def close(self) -> None:
         """Let go of every cached descriptor; the store is not to be used afterwards."""

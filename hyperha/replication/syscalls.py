@@ -26,6 +26,7 @@ FUSE_SUPER_MAGIC: Final = 0x65735546
 _AT_EMPTY_PATH: Final = 0x1000
 _UTIME_OMIT: Final = (1 << 30) - 2
 _SYNC_FILE_RANGE_WRITE: Final = 2
+_FICLONE: Final = 0x40049409
 _HANDLE_BYTES: Final = 128
 _HANDLE_HEAD = struct.Struct("=Ii")
 _TYPE = struct.Struct("=i")
@@ -57,6 +58,8 @@ class _Library:
         self.fstatfs.argtypes = (integer, text)
         self.setxattr = library.setxattr
         self.setxattr.argtypes = (text, text, memory, ctypes.c_size_t, integer)
+        self.ioctl = library.ioctl
+        self.ioctl.argtypes = (integer, ctypes.c_ulong, integer)
 
 
 @functools.cache
@@ -144,6 +147,13 @@ def set_xattr(descriptor: int, name: bytes, value: bytes, flags: int = 0) -> Non
     """
     path = b"/proc/self/fd/%d" % descriptor
     if _library().setxattr(path, name, value, len(value), flags) < 0:
+        _raise()
+
+
+def clone_file(descriptor: int, source: int) -> None:
+    """Give a file the content of another one by sharing its blocks (FICLONE); EOPNOTSUPP where the
+    file system cannot."""
+    if _library().ioctl(descriptor, _FICLONE, source) < 0:
         _raise()
 
 

@@ -262,13 +262,22 @@ class Connection:
         """After such an operation: an inode without names is not replicated any more (Z7)."""
         if node is None or node.held is None:
             return
-        if os.fstat(node.held.fd).st_nlink == 0:
+        if self.store.names_of(os.fstat(node.held.fd), node.handle) == 0:
             node.orphan = True
             self.store.forget(node.file)
         else:
             node.held = None
 
     # --- mutations ------------------------------------------------------------------------
+
+    def save_orphan(self, node: Node) -> None:
+        """Before an inode without names is changed: a safety copy may keep it (R15)."""
+        guard = self.store.guard
+        if guard is not None:
+            held = self.descriptor(node)
+            if stat.S_ISREG(os.fstat(held.fd).st_mode):
+                held = Descriptor(self.store.reopen(held, os.O_RDONLY))
+            guard.everything(held.fd, node.handle)
 
     def check_writable(self) -> None:
         """EROFS outside PRIM and ALONE (M2, M3)."""

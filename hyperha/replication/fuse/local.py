@@ -112,6 +112,7 @@ def _finish(
     inherits: bool,
 ) -> Made:
     fd = held.fd
+    store.created(fd)
     if store.can_carry_id(mode):
         store.assign_id(fd, file)
     else:

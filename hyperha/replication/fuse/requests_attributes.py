@@ -103,6 +103,7 @@ class AttributeRequests:
             steps.append((self.inode_records(node), self._attribute_step(node, values)))
             node.clean = False
         if node.orphan:
+            c.save_orphan(node)
             for _, execute in steps:
                 execute()
             steps = []
@@ -323,6 +324,7 @@ class AttributeRequests:
         execute: Callable[[FileId, bool], tuple[Change, bytes]],
     ) -> None:
         if node.orphan:
+            self._c.save_orphan(node)
             _, payload = execute(NO_ID, False)
             self._c.answer(unique, payload)
             return

@@ -124,6 +124,7 @@ class FileRequests:
         c, node = self._c, handle.node
         records, execute = self._attributes.truncation(node, 0, handle.number)
         if node.orphan:
+            c.save_orphan(node)
             execute()
             c.answer(unique, answer)
             return
@@ -248,6 +249,9 @@ class FileRequests:
         self, unique: int, fh: int, number: int, data: memoryview, offset: int
     ) -> None:
         held = self._descriptor(fh, number)
+        guard = self._c.store.guard
+        if guard is not None:
+            guard.data(held.fd, self._c.node(number).handle, offset, len(data))
         written = os.pwrite(held.fd, data, offset)
         self._c.settle_write(unique, written, 0, b"")
 
@@ -289,6 +293,7 @@ class FileRequests:
             return Allocate(node.file, mode, offset, size, status.st_size, status.st_mtime_ns)
 
         if node.orphan:
+            c.save_orphan(node)
             execute()
             c.answer(unique, b"")
             return

@@ -177,6 +177,9 @@ class NameRequests:
 
     def _victim(self, parent: Node, name: bytes) -> Node | None:
         """The node that may lose its last name, made safe for who has it open (Z7)."""
+        guard = self._c.store.guard
+        if guard is not None:
+            guard.last_name(self._c.directory_descriptor(parent).fd, name)
         try:
             handle, _, _ = self._c.look(parent, name)
         except FileNotFoundError:
@@ -232,6 +235,10 @@ class NameRequests:
         def execute(_: FileId, again: bool) -> tuple[Change, bytes]:
             old_held, new_held = c.store.directory(old.file), c.store.directory(new.file)
             victim = None if flags & RENAME_EXCHANGE else self._victim(new, new_name)
+            guard = c.store.guard
+            if guard is not None:
+                guard.moved(old_held.fd, old_name)
+                guard.moved(new_held.fd, new_name)
             try:
                 syscalls.rename(old_held.fd, old_name, new_held.fd, new_name, flags)
             except FileNotFoundError:

@@ -1,0 +1,389 @@
+"""All safety copies of one folder: opening, ending, listing, restoring, deleting, retention.
+
+Used by the engine of a covered folder, whose changes it guards, and by the daemon for a folder that
+is not covered (`of_folder`), where nothing changes. It decides nothing about roles; the core says
+when a copy is opened and how it ends (R15, N3).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from hyperha.core.actions import (
+    CloseSafety,
+    EngineAction,
+    OpenSafety,
+    SafetyEnd,
+    UndoResync,
+)
+from hyperha.core.events import SafetyLost
+from hyperha.errors import FailedError, HyperhaError, NotFoundError, RefusedError
+from hyperha.replication import syscalls
+from hyperha.replication.clock import now_ms
+from hyperha.replication.control import LogLine
+from hyperha.replication.resync_target import lost_names, tidy
+from hyperha.replication.safety.copy import (
+    LEAVING,
+    Facts,
+    SafetyCopy,
+    State,
+    delete,
+    new_id,
+    open_area,
+    remove_tree,
+)
+from hyperha.replication.safety.guard import Guard
+from hyperha.replication.safety.restore import Progress, Restore
+from hyperha.replication.safety.saver import Saver, check_room
+from hyperha.replication.safety.undo import Undo
+
+if TYPE_CHECKING:
+    from hyperha.replication.store import Store
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[SafetyLost | LogLine], None]
+_DAY_MS: Final = 86_400_000
+_GIB: Final = 1 << 30
+_LOOK_MS: Final = 60_000
+_TEXT: Final = 1000
+"""Characters of a reason in a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How long, and how large together (0: as the disk has room), ended copies are kept."""
+
+    days: int
+    gib: int
+
+
+def _never() -> bool:
+    return False
+
+
+def _no_report(_: SafetyLost | LogLine) -> None:
+    """A folder that is not covered: what goes wrong is an error of the caller's."""
+
+
+class SafetyArea:
+    """The copies below `.hyperha/safety`. Owns a duplicate of the folder's descriptor.
+
+    With a `store` its changes are guarded as long as there is a copy to guard. `serving`: whether
+    the folder is a primary's, whose guest never waits for room for a copy. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        root: int,
+        folder: str,
+        store: Store | None = None,
+        keep: Keep | None = None,
+        serving: Callable[[], bool] = _never,
+        report: Report = _no_report,
+    ) -> None:
+        self._root = os.open(
+            ".", os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_CLOEXEC, dir_fd=root
+        )
+        self._root_handle, _ = syscalls.file_handle(self._root)
+        self._folder = folder
+        self._store = store
+        self._report = report
+        self._keep = keep
+        self._next_ms = 0
+        self._serving = serving
+        self._lock = threading.RLock()
+        self._busy: set[str] = set()
+        """Copies that are being restored."""
+        self._copies: dict[str, SafetyCopy] = {}
+        self._savers: dict[str, Saver] = {}
+        self._guard = Guard(self._failed)
+        self._load()
+
+    @classmethod
+    def of_folder(cls, folder: str) -> SafetyArea:
+        """For a folder that no module covers. OSError when it cannot be opened."""
+        flags = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
+        root = os.open(folder, flags)
+        try:
+            if syscalls.file_system_type(root) == syscalls.FUSE_SUPER_MAGIC:
+                raise RefusedError(f"{folder} is covered by a mount", "Ask the module instead.")
+            return cls(root, folder)
+        finally:
+            os.close(root)
+
+    @contextmanager
+    def _area(self) -> Iterator[int]:
+        area = open_area(self._root)
+        try:
+            yield area
+        finally:
+            os.close(area)
+
+    def _load(self) -> None:
+        with self._area() as area:
+            for name in sorted(os.listdir(area)):
+                if name.startswith(LEAVING):
+                    remove_tree(area, name)
+                    continue
+                try:
+                    copy = SafetyCopy(area, None, name)
+                except (HyperhaError, OSError) as problem:
+                    self._report(LogLine("E", "R15", f"safety copy {name}: {problem}"))
+                    continue
+                self._copies[name] = copy
+                if self._store is not None and copy.facts.state is not State.LOST:
+                    self._guard_copy(copy)
+        self._attach_guard()
+
+    def _guard_copy(self, copy: SafetyCopy) -> None:
+        try:
+            self._savers[copy.id] = Saver(copy, self._root_handle)
+        except (HyperhaError, OSError) as problem:
+            self._give_up(copy, f"it cannot be read: {problem}")
+
+    def _attach_guard(self) -> None:
+        if self._store is None:
+            return
+        self._guard.set_savers(self._savers.values())
+        self._store.guard = self._guard if self._savers else None
+
+    # --- the core's orders ----------------------------------------------------------------
+
+    def perform(self, order: EngineAction) -> None:
+        """Do what the core orders; when it is durable this returns. HyperhaError or OSError."""
+        if isinstance(order, OpenSafety):
+            self._open(order)
+        elif isinstance(order, CloseSafety):
+            self._close_copy(order.end)
+        elif isinstance(order, UndoResync):
+            self._undo()
+        else:
+            raise RefusedError(f"{type(order).__name__} does not concern safety copies")
+
+    def _open_copy(self) -> SafetyCopy | None:
+        for copy in self._copies.values():
+            if copy.facts.state is State.OPEN:
+                return copy
+        return None
+
+    def _open(self, order: OpenSafety) -> None:
+        assert self._store is not None
+        if not self._store.privileged:
+            raise RefusedError("safety copies need the rights of root")
+        with self._lock, self._guard.lock:
+            copy = self._open_copy()
+            if order.resume:
+                if copy is None or copy.id not in self._savers:
+                    raise RefusedError("the safety copy of this resync was given up")
+                if order.required and not copy.facts.required:
+                    copy.change(required=True)
+                return
+            if copy is not None:
+                self._end(copy, keep=not self._savers[copy.id].empty)
+            check_room(self._root, 0)
+            # What the copy holds without saving it is the disk's from here on.
+            self._store.sync_all()
+            facts = Facts(
+                id=new_id(),
+                opened_wall_ms=time.time_ns() // 1_000_000,
+                state=State.OPEN,
+                required=order.required,
+                rule=order.rule,
+                generation=order.generation.id,
+                ordinal=order.generation.ordinal,
+            )
+            with self._area() as area:
+                made = SafetyCopy.create(area, facts)
+            self._copies[made.id] = made
+            self._savers[made.id] = Saver(made, self._root_handle)
+            self._attach_guard()
+
+    def _close_copy(self, end: SafetyEnd) -> None:
+        with self._lock, self._guard.lock:
+            copy = self._open_copy()
+            if copy is not None:
+                keep = end is SafetyEnd.FORCED or (end is SafetyEnd.COPIED and copy.facts.required)
+                self._end(copy, keep=keep)
+
+    def _end(self, copy: SafetyCopy, *, keep: bool) -> None:
+        if keep:
+            saver = self._savers[copy.id]
+            copy.change(state=State.KEPT, saved_bytes=copy.size(), files=saver.files)
+            what = f"safety copy {copy.id} keeps the former state"
+            self._report(LogLine("I", "R15", f"{what}: {saver.files} files touched so far"))
+        else:
+            self._delete(copy)
+
+    def _undo(self) -> None:
+        assert self._store is not None
+        with self._lock, self._guard.tidying, self._guard.lock:
+            copy = self._open_copy()
+            if copy is None:
+                raise RefusedError("there is no safety copy to go back to")
+            Undo(self._root, copy).run()
+            self._tidy(copy)
+            for saver in self._savers.values():
+                saver.release(self._guard.kept_names)
+            self._store.reset()
+
+    def _tidy(self, undone: SafetyCopy) -> None:
+        """What the resync had moved aside has names of its own again, or came with the resync;
+        other copies may still keep it."""
+        assert self._store is not None
+        others = [saver for name, saver in self._savers.items() if name != undone.id]
+        names = lost_names(self._store)
+        if names:
+            self._guard.set_savers(others)
+            try:
+                tidy(self._store, names)
+            finally:
+                self._attach_guard()
+
+    # --- losing one -----------------------------------------------------------------------
+
+    def _failed(self, saver: Saver, text: str) -> bool:
+        """Nothing more can be saved: False when the change must not be made then (N3)."""
+        facts = saver.copy.facts
+        if facts.state is State.OPEN and facts.required and not self._serving():
+            return False
+        # Without the area's lock: the guard's is held, and who opens takes them in order.
+        self._give_up(saver.copy, text)
+        self._attach_guard()
+        return True
+
+    def _give_up(self, copy: SafetyCopy, text: str) -> None:
+        """Durable before anything is changed that is not saved."""
+        saver = self._savers.pop(copy.id, None)
+        if saver is not None:
+            saver.close()
+        was_open = copy.facts.state is State.OPEN
+        copy.give_up(text[:_TEXT])
+        if was_open:
+            self._report(SafetyLost(text))
+        else:
+            self._report(LogLine("E", "R15", f"safety copy {copy.id} was given up: {text}"))
+
+    def _delete(self, copy: SafetyCopy) -> None:
+        with self._guard.lock:
+            saver = self._savers.pop(copy.id, None)
+            self._copies.pop(copy.id, None)
+            self._attach_guard()
+            if saver is not None:
+                saver.close()
+        copy.close()
+        with self._area() as area:
+            delete(area, copy.id)
+
+    # --- people ---------------------------------------------------------------------------
+
+    def facts(self) -> tuple[Facts, ...]:
+        """Every copy, oldest first."""
+        with self._lock:
+            found = []
+            for name, copy in sorted(self._copies.items()):
+                saver = self._savers.get(name)
+                facts = copy.facts
+                if facts.state is not State.LOST:
+                    files = facts.files if saver is None else saver.files
+                    facts = replace(facts, saved_bytes=copy.size(), files=files)
+                found.append(facts)
+            return tuple(found)
+
+    def _named(self, name: str) -> SafetyCopy:
+        copy = self._copies.get(name)
+        if copy is None:
+            known = ", ".join(sorted(self._copies)) or "none"
+            raise NotFoundError(f"there is no safety copy {name!r}", f"There are: {known}")
+        return copy
+
+    def delete(self, name: str) -> None:
+        """Delete a copy that nothing depends on."""
+        with self._lock:
+            copy = self._named(name)
+            if copy.facts.state is State.OPEN:
+                raise RefusedError(
+                    f"the safety copy {name} belongs to a resync that has not ended",
+                    "It can be deleted when this node's copy is equal again.",
+                )
+            if name in self._busy:
+                raise RefusedError(f"the safety copy {name} is being restored")
+            self._delete(copy)
+
+    def restore(self, name: str, to: str, progress: Progress) -> None:
+        """Make the state that a copy holds anew in `to`; takes as long as it takes."""
+        with self._lock:
+            copy = self._named(name)
+            if copy.facts.state is State.LOST:
+                raise RefusedError(f"the safety copy {name} was given up: {copy.facts.text}")
+            if name in self._busy:
+                raise RefusedError(f"the safety copy {name} is being restored already")
+            self._busy.add(name)
+        try:
+            Restore(self._root, copy, progress).run(self._folder, to)
+        except OSError as error:
+            raise FailedError(
+                f"the safety copy {name} cannot be restored: {error.strerror or error}"
+            ) from error
+        finally:
+            with self._lock:
+                self._busy.discard(name)
+
+    def tick(self) -> None:
+        """Look after the retention of kept copies, now and then, in a thread of its own."""
+        if now_ms() < self._next_ms:
+            return
+        self._next_ms = now_ms() + _LOOK_MS
+        if any(one.facts.state is not State.OPEN for one in list(self._copies.values())):
+            threading.Thread(target=self.expire, name="retention", daemon=True).start()
+
+    def expire(self) -> None:
+        """Delete ended copies that are too old, and give up the oldest of those that are too large
+        together."""
+        keep = self._keep
+        if keep is None:
+            return
+        oldest_ms = time.time_ns() // 1_000_000 - keep.days * _DAY_MS
+        try:
+            with self._lock:
+                idle = [one for one in self._copies.values() if one.id not in self._busy]
+                ended = [one for one in idle if one.facts.state is not State.OPEN]
+                for copy in ended:
+                    if copy.facts.opened_wall_ms < oldest_ms:
+                        self._delete(copy)
+                        what = f"safety copy {copy.id} was deleted after its time"
+                        self._report(LogLine("I", "R15", what))
+                if keep.gib:
+                    self._bound([one for one in ended if one.id in self._savers], keep.gib)
+        except (OSError, HyperhaError) as problem:
+            self._report(LogLine("E", "R15", f"old safety copies cannot be deleted: {problem}"))
+
+    def _bound(self, kept: list[SafetyCopy], limit_gib: int) -> None:
+        sizes = {one.id: one.size() for one in kept}
+        for copy in sorted(kept, key=lambda one: one.id):
+            if sum(sizes.values()) <= limit_gib * _GIB:
+                return
+            del sizes[copy.id]
+            with self._guard.lock:
+                self._give_up(copy, f"kept safety copies are larger than max_gib = {limit_gib}")
+                self._attach_guard()
+
+    def close(self) -> None:
+        """Let go of everything; open and kept copies go on at the next start."""
+        with self._lock, self._guard.lock:
+            if self._store is not None:
+                self._store.guard = None
+            for saver in self._savers.values():
+                saver.close()
+            self._savers.clear()
+            for copy in self._copies.values():
+                copy.close()
+            self._copies.clear()
+            os.close(self._root)

@@ -1,0 +1,401 @@
+"""Makes the state that a safety copy holds anew in a folder of its own, while the module runs.
+
+What the log has is taken from it, everything else from the live folder; then the log is looked at
+once more. Since a thing is saved before it is changed, the second look proves that what was read
+was still the former state. Nothing in the folder is changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hyperha.errors import FailedError, RefusedError
+from hyperha.replication import syscalls
+from hyperha.replication.safety.copy import (
+    SafetyCopy,
+    open_below,
+    saved_inode,
+    scan_listing,
+)
+from hyperha.replication.safety.undo import restore_attributes
+from hyperha.replication.safety.undo_log import (
+    BATCH_BYTES,
+    BLOCK_BYTES,
+    BLOCK_SHIFT,
+    Entry,
+    Listing,
+    Saved,
+    SavedInode,
+    decode_blocks,
+)
+
+Progress = Callable[[int, int], None]
+"""Bytes done and in all."""
+_PATH: Final = syscalls.O_PATH | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
+_TRIES: Final = 100
+_BATCH_BLOCKS: Final = BATCH_BYTES >> BLOCK_SHIFT
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One name to be made in the target: its path below it, and whose."""
+
+    path: bytes
+    handle: bytes
+    inode: SavedInode
+
+
+class Restore:
+    """One run. `progress` is called from its thread."""
+
+    def __init__(self, root: int, copy: SafetyCopy, progress: Progress) -> None:
+        self._root = root
+        self._root_handle, _ = syscalls.file_handle(root)
+        self._copy = copy
+        self._progress = progress
+        self._index = copy.read()
+        self._runs: dict[bytes, _Runs] = {}
+        self._made: dict[bytes, bytes] = {}
+        self._done = 0
+        self._total = 0
+
+    def run(self, folder: str, to: str) -> None:
+        """Make the former tree in `to`, which is missing or empty and outside the folder.
+
+        Raises RefusedError for a place that will not do, FailedError for what went wrong.
+        """
+        try:
+            target = _prepare(folder, to)
+            try:
+                directories, files = self._tree()
+                self._check_room(to, target, files)
+                self._make(target, directories, files)
+                syscalls.sync_file_system(target)
+            except OSError as error:
+                raise FailedError(
+                    f"{to} cannot be filled: {error.strerror or error}",
+                    "Delete what is there and try again.",
+                ) from error
+            finally:
+                os.close(target)
+        finally:
+            self._index.log.close()
+
+    # --- the former tree ------------------------------------------------------------------
+
+    def _tree(self) -> tuple[list[_File], list[_File]]:
+        root = _File(b"", self._root_handle, self._inode(self._root_handle))
+        directories: list[_File] = [root]
+        files: list[_File] = []
+        for one in directories:
+            for name, entry in self._listing(one.handle).items():
+                path = one.path + b"/" + name if one.path else name
+                found = _File(path, entry.handle, self._inode(entry.handle))
+                (directories if entry.directory else files).append(found)
+        return directories, files
+
+    def _look(self, handle: bytes) -> Saved | None:
+        self._index.refresh()
+        return self._index.get(handle)
+
+    def _open(self, handle: bytes, flags: int) -> int:
+        if handle == self._root_handle:
+            return os.open(".", flags, dir_fd=self._root)
+        return syscalls.open_handle(self._root, handle, flags)
+
+    def _listing(self, handle: bytes) -> Listing:
+        for _ in range(_TRIES):
+            saved = self._look(handle)
+            if saved is not None and saved.listing is not None:
+                return saved.listing
+            try:
+                descriptor = self._open(handle, _DIRECTORY)
+                try:
+                    listing = scan_listing(descriptor, root=handle == self._root_handle)
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
+                # It is being changed: then it is saved by now.
+                continue
+            saved = self._look(handle)
+            if saved is None or saved.listing is None:
+                return listing
+        raise FailedError("a directory cannot be read, and the safety copy has not saved it")
+
+    def _inode(self, handle: bytes) -> SavedInode:
+        for _ in range(_TRIES):
+            saved = self._look(handle)
+            if saved is not None and saved.inode is not None:
+                return saved.inode
+            try:
+                descriptor = self._open(handle, _PATH)
+                try:
+                    inode = saved_inode(descriptor, handle)
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE, errno.ENODATA):
+                    raise
+                continue
+            saved = self._look(handle)
+            if saved is None or saved.inode is None:
+                return inode
+        raise FailedError("an inode cannot be read, and the safety copy has not saved it")
+
+    # --- the target -----------------------------------------------------------------------
+
+    def _check_room(self, to: str, target: int, files: list[_File]) -> None:
+        """Holes need no room; of saved files their former size counts."""
+        needed = 0
+        for one in {one.handle: one for one in files}.values():
+            if stat.S_ISREG(one.inode.mode):
+                self._total += one.inode.size
+                try:
+                    descriptor = self._open(one.handle, _PATH)
+                except OSError:
+                    needed += one.inode.size
+                    continue
+                used = os.fstat(descriptor).st_blocks * 512
+                os.close(descriptor)
+                saved = self._index.get(one.handle)
+                used += 0 if saved is None else saved.count << BLOCK_SHIFT
+                needed += min(used, one.inode.size)
+        room = os.fstatvfs(target)
+        free = room.f_bavail * room.f_frsize
+        if free < needed:
+            raise RefusedError(
+                f"{to} has no room for the safety copy {self._copy.id}: up to {needed} bytes are "
+                f"needed, {free} are free",
+                "Choose a place with more room.",
+            )
+
+    def _make(self, target: int, directories: list[_File], files: list[_File]) -> None:
+        for one in directories[1:]:
+            parent = _parent(target, one.path)
+            try:
+                os.mkdir(_last(one.path), 0o700, dir_fd=parent)
+            finally:
+                os.close(parent)
+        for one in files:
+            parent = _parent(target, one.path)
+            try:
+                first = self._made.get(one.handle)
+                if first is None:
+                    self._make_file(parent, one)
+                    self._made[one.handle] = one.path
+                else:
+                    _link(target, first, parent, _last(one.path))
+            finally:
+                os.close(parent)
+        for one in reversed(directories):
+            parent = _parent(target, one.path)
+            try:
+                descriptor = open_below(parent, _last(one.path) or b".")
+                _settle(descriptor, one.inode)
+                os.close(descriptor)
+            finally:
+                os.close(parent)
+
+    def _make_file(self, parent: int, one: _File) -> None:
+        name, mode = _last(one.path), one.inode.mode
+        if stat.S_ISREG(mode):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | syscalls.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o600, dir_fd=parent)
+        else:
+            if stat.S_ISLNK(mode):
+                link = self._open(one.handle, _PATH)
+                text = os.readlink(b"", dir_fd=link)
+                os.close(link)
+                os.symlink(text, name, dir_fd=parent)
+            else:
+                os.mknod(name, stat.S_IFMT(mode) | 0o600, one.inode.rdev, dir_fd=parent)
+            descriptor = os.open(name, _PATH, dir_fd=parent)
+        try:
+            if stat.S_ISREG(mode):
+                self._content(descriptor, one)
+            _settle(descriptor, one.inode)
+        finally:
+            os.close(descriptor)
+
+    # --- content --------------------------------------------------------------------------
+
+    def _content(self, made: int, one: _File) -> None:
+        size = one.inode.size
+        os.ftruncate(made, size)
+        source = self._source(one.handle)
+        try:
+            for start in range(0, size, BATCH_BYTES):
+                end = min(start + BATCH_BYTES, size)
+                runs = _data_runs(source, start, end)
+                # After reading: what was not saved then had not been changed.
+                self._index.refresh()
+                for offset, data in runs:
+                    _put(made, offset, data)
+                self._overlay(made, one.handle, start, end)
+                self._done += end - start
+                self._progress(self._done, self._total)
+        finally:
+            os.close(source)
+
+    def _source(self, handle: bytes) -> int:
+        """Where what the log has not is: the clone, or the live file. When a clone is made while
+        the live file is being read, `_overlay` takes it instead."""
+        saved = self._look(handle)
+        if saved is not None and saved.cloned:
+            return self._copy.open_clone(handle)
+        return self._open(handle, os.O_RDONLY | syscalls.O_NOATIME)
+
+    def _overlay(self, made: int, handle: bytes, start: int, end: int) -> None:
+        saved = self._index.get(handle)
+        if saved is None:
+            return
+        # The last page of a file becomes a hole only as a whole.
+        end_block = (end + BLOCK_BYTES - 1) & -BLOCK_BYTES
+        if saved.cloned:
+            clone = self._copy.open_clone(handle)
+            try:
+                _clear(made, start, end_block)
+                for offset, data in _data_runs(clone, start, end):
+                    _put(made, offset, data)
+            finally:
+                os.close(clone)
+        for run in self._runs_of(handle, saved, start >> BLOCK_SHIFT, end - 1 >> BLOCK_SHIFT):
+            first = max(run.first << BLOCK_SHIFT, start)
+            last = min((run.first + run.second) << BLOCK_SHIFT, end)
+            _clear(made, first, last if last < end else end_block)
+            for offset, data in decode_blocks(self._index.log.payload(run)):
+                low, high = max(offset, first), min(offset + len(data), last)
+                if low < high:
+                    _put(made, low, data[low - offset : high - offset])
+
+    def _runs_of(self, handle: bytes, saved: Saved, first: int, last: int) -> list[Entry]:
+        """The entries that hold blocks of one batch of the file."""
+        runs = self._runs.setdefault(handle, _Runs())
+        runs.take(saved.runs)
+        found = runs.wide + runs.batches.get(first // _BATCH_BLOCKS, [])
+        return [run for run in found if run.first <= last and run.first + run.second > first]
+
+
+class _Runs:
+    """A file's entries by the batch that they lie in; longer ones (holes) apart."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, list[Entry]] = {}
+        self.wide: list[Entry] = []
+        self._taken = 0
+
+    def take(self, runs: list[Entry]) -> None:
+        """Take in what is new in the list."""
+        for run in runs[self._taken :]:
+            first, last = run.first, run.first + run.second - 1
+            if last - first >= _BATCH_BLOCKS:
+                self.wide.append(run)
+            else:
+                for batch in range(first // _BATCH_BLOCKS, last // _BATCH_BLOCKS + 1):
+                    self.batches.setdefault(batch, []).append(run)
+        self._taken = len(runs)
+
+
+def _prepare(folder: str, to: str) -> int:
+    """Check the place, and make it where it is missing; a descriptor of it."""
+    path = Path(to)
+    if not path.is_absolute():
+        raise RefusedError(f"{to} is not an absolute path")
+    resolved, inside = Path(os.path.realpath(to)), Path(os.path.realpath(folder))
+    if resolved == inside or inside in resolved.parents:
+        raise RefusedError(f"{to} lies inside the folder {folder}", "Choose a place outside of it.")
+    try:
+        os.mkdir(resolved, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RefusedError(f"{to} cannot be made: {error.strerror}") from error
+    try:
+        target = os.open(resolved, _DIRECTORY)
+    except OSError as error:
+        raise RefusedError(f"{to} cannot be used: {error.strerror}") from error
+    if os.listdir(target):
+        os.close(target)
+        raise RefusedError(f"{to} is not empty", "Choose an empty or missing directory.")
+    return target
+
+
+def _parent(target: int, path: bytes) -> int:
+    """The directory that a path ends in, one component at a time (M13)."""
+    current = open_below(target, ".")
+    for part in path.split(b"/")[:-1]:
+        try:
+            below = open_below(current, part)
+        finally:
+            os.close(current)
+        current = below
+    return current
+
+
+def _link(target: int, first: bytes, parent: int, name: bytes) -> None:
+    from_parent = _parent(target, first)
+    try:
+        os.link(
+            _last(first), name, src_dir_fd=from_parent, dst_dir_fd=parent, follow_symlinks=False
+        )
+    finally:
+        os.close(from_parent)
+
+
+def _last(path: bytes) -> bytes:
+    return path.rsplit(b"/", 1)[-1]
+
+
+def _settle(descriptor: int, inode: SavedInode) -> None:
+    restore_attributes(descriptor, inode)
+    syscalls.set_times(descriptor, mtime_ns=inode.mtime_ns)
+
+
+def _data_runs(source: int, start: int, end: int) -> list[tuple[int, bytes]]:
+    """Data in a range of a file that may become shorter meanwhile."""
+    runs: list[tuple[int, bytes]] = []
+    at = start
+    while at < end:
+        try:
+            data = os.lseek(source, at, os.SEEK_DATA)
+            hole = os.lseek(source, data, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        at = data
+        while at < min(hole, end):
+            piece = os.pread(source, min(hole, end) - at, at)
+            if not piece:
+                return runs
+            runs.append((at, piece))
+            at += len(piece)
+        at = max(at, hole)
+    return runs
+
+
+def _put(made: int, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(made, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _clear(made: int, start: int, end: int) -> None:
+    """Back to a hole, where the file system has any."""
+    flags = syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE
+    try:
+        syscalls.allocate(made, flags, start, end - start)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        _put(made, start, bytes(min(end, os.fstat(made).st_size) - start))

@@ -1,0 +1,179 @@
+"""Safety copies under real resyncs: two engines joined over loopback (R15)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperha.core.actions import CloseSafety, OpenSafety, SafetyEnd, SessionStart, UndoResync
+from hyperha.core.events import LocalDiskFailed, SafetyLost, SessionUp
+from hyperha.core.records import Generation
+from hyperha.replication.safety.area import SafetyArea
+from hyperha.replication.safety.copy import State
+from hyperha.replication.safety.saver import Saver
+from tests.support.engine_pair import Guest, Monkey, Pair, Side, pair_at, wait_for
+from tests.support.safety import state_of
+
+pytestmark = pytest.mark.root
+_GENERATION = Generation("cd" * 16, 2, "test", 0)
+
+
+class Guarded:
+    """A side's safety area, opened again when the side is."""
+
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.told: list[object] = []
+        self.open()
+
+    def open(self) -> None:
+        folder = os.open(self.side.folder, os.O_RDONLY)
+        self.area = SafetyArea(
+            folder, str(self.side.folder), self.side.store, report=self.told.append
+        )
+        os.close(folder)
+
+    def begin(self, *, resume: bool = False, required: bool = False) -> None:
+        self.area.perform(OpenSafety(1, resume, required, "R7", _GENERATION))
+
+    def undo(self) -> None:
+        self.side.acceptor.close()
+        self.area.perform(UndoResync(2))
+
+    def end(self, end: SafetyEnd) -> None:
+        self.area.perform(CloseSafety(3, end))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with pair_at(tmp_path) as both:
+        yield both
+
+
+def _diverged(pair: Pair, seed: int) -> Monkey:
+    """Equal copies with a history; then only `a` goes on."""
+    pair.in_sync()
+    monkey = Monkey(Guest(pair.a), seed)
+    for _ in range(150):
+        monkey.step()
+    pair.check_equal()
+    pair.a.primary.close_session(clean=True)
+    pair.b.acceptor.close()
+    pair.a.events.clear()
+    pair.b.events.clear()
+    for _ in range(150):
+        monkey.step()
+    return monkey
+
+
+def _break_off(pair: Pair, guarded: Guarded, saved: int, start: SessionStart) -> None:
+    """The source dies when something has been saved."""
+    pair.connect(start)
+    pair.a.wait(SessionUp)
+    wait_for(lambda: sum(one.files for one in guarded.area.facts()) >= saved)
+    pair.a.primary.close_session(clean=False)
+
+
+@pytest.mark.parametrize("start", [SessionStart.CANDIDATES, SessionStart.FULL])
+@pytest.mark.parametrize("saved", [1, 6, 15])
+def test_a_broken_off_resync_is_undone(pair: Pair, saved: int, start: SessionStart) -> None:
+    monkey = _diverged(pair, saved)
+    guarded = Guarded(pair.b)
+    before = state_of(pair.b.folder)
+    guarded.begin()
+    _break_off(pair, guarded, saved, start)
+    guarded.undo()
+    assert _differences(state_of(pair.b.folder), before) == []
+    guarded.end(SafetyEnd.UNDONE)
+    assert guarded.area.facts() == ()
+    for _ in range(30):
+        monkey.step()
+    guarded.begin()
+    pair.resync(start)
+    pair.check_equal()
+    guarded.end(SafetyEnd.COPIED)
+    assert guarded.area.facts() == ()
+    guarded.area.close()
+
+
+def test_a_target_that_dies_goes_on_and_can_be_undone(pair: Pair) -> None:
+    _diverged(pair, 5)
+    guarded = Guarded(pair.b)
+    before = state_of(pair.b.folder)
+    guarded.begin()
+    _break_off(pair, guarded, 4, SessionStart.CANDIDATES)
+    pair.b.crash()
+    guarded.area.close()
+    guarded.open()
+    guarded.begin(resume=True)
+    _break_off(pair, guarded, 8, SessionStart.CANDIDATES)
+    guarded.undo()
+    assert _differences(state_of(pair.b.folder), before) == []
+    guarded.area.close()
+
+
+def test_a_kept_copy_holds_the_former_state_of_a_follower_that_goes_on(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """N3: long after the resync, and while the other node goes on writing."""
+    monkey = _diverged(pair, 9)
+    guarded = Guarded(pair.b)
+    before = state_of(pair.b.folder, ids=False)
+    guarded.begin(required=True)
+    pair.resync(SessionStart.CANDIDATES)
+    guarded.end(SafetyEnd.COPIED)
+    (facts,) = guarded.area.facts()
+    assert facts.state is State.KEPT
+    for round_ in range(3):
+        for _ in range(60):
+            monkey.step()
+        to = tmp_path / f"restored{round_}"
+        guarded.area.restore(facts.id, str(to), lambda done, total: None)
+        assert _differences(state_of(to), before) == []
+        shutil.rmtree(to)
+    pair.check_equal()
+    assert guarded.told[1:] == []
+    guarded.area.close()
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_without_room_a_best_effort_copy_is_given_up_and_a_required_one_stops_the_resync(
+    pair: Pair, required: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _diverged(pair, 3)
+    guarded = Guarded(pair.b)
+    before = state_of(pair.b.folder)
+    guarded.begin(required=required)
+    real = Saver.commit
+
+    def commit(saver: Saver) -> None:
+        if saver.files >= 3:
+            raise OSError(28, "no room in this test")
+        real(saver)
+
+    monkeypatch.setattr(Saver, "commit", commit)
+    if not required:
+        pair.resync(SessionStart.CANDIDATES)
+        pair.check_equal()
+        assert [one for one in guarded.told if isinstance(one, SafetyLost)]
+        assert guarded.area.facts()[0].state is State.LOST
+        assert pair.b.store.guard is None
+    else:
+        pair.connect(SessionStart.CANDIDATES)
+        failed = pair.b.wait(LocalDiskFailed)
+        assert isinstance(failed, LocalDiskFailed)
+        assert "no room in this test" in failed.text
+        monkeypatch.undo()
+        pair.a.primary.close_session(clean=False)
+        guarded.undo()
+        assert _differences(state_of(pair.b.folder), before) == []
+    guarded.area.close()
+
+
+def _differences(now: dict[str, object], then: dict[str, object]) -> list[str]:
+    names = sorted(one for one in now.keys() | then.keys() if now.get(one) != then.get(one))
+    return [f"{one}: {now.get(one)} was {then.get(one)}" for one in names]
