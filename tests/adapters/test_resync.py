@@ -55,6 +55,18 @@ def test_a_fresh_secondary_gets_everything(pair: Pair) -> None:
     pair.check_equal()
 
 
+@pytest.mark.parametrize("size", [100, 300_100, (1 << 20) + 5000, (3 << 20) + 100])
+def test_a_hole_at_the_end_of_a_file_is_one_on_the_target(pair: Pair, size: int) -> None:
+    with open(pair.a.folder / "sparse", "wb") as file:
+        file.truncate(size)
+    (pair.b.folder / "sparse").write_bytes(b"\1" * size)
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    with open(pair.b.folder / "sparse", "rb") as file, pytest.raises(OSError, match="No such dev"):
+        os.lseek(file.fileno(), 0, os.SEEK_DATA)
+
+
 def test_holes_stay_holes_and_appear(pair: Pair) -> None:
     with open(pair.a.folder / "sparse", "wb") as file:
         file.truncate(300 << 20)
