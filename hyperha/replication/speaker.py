@@ -24,7 +24,7 @@ class Speaker:
         self._pending: list[Piece] = []
         self._busy = False
         self._left = False
-        """What is pending is for the owner to send."""
+        """What is pending is for the owner to send; read without the lock by the owner."""
 
     def say(self, raw: bytes) -> None:
         """Send without waiting, or have the owner do it."""
@@ -56,17 +56,26 @@ class Speaker:
     def say_now(self, raw: bytes) -> None:
         """For the owner: send, behind what was said before; waits if it must. Raises OSError."""
         with self._lock:
-            self._pending.append(raw)
-            if self._busy:
-                # The other one sends it, or leaves it to us.
-                return
+            first = not self._busy and not self._pending
+            if first:
+                self._busy = True
+            else:
+                self._pending.append(raw)
+                if self._busy:
+                    # The other one sends it, or leaves it to us.
+                    return
+        if first:
+            self._connection.send_one(raw)
+            with self._lock:
+                if not self._pending:
+                    self._busy = False
+                    return
         self._send_pending()
 
     def send_rest(self) -> None:
         """For the owner: send what was left to it. Raises OSError."""
-        with self._lock:
-            if self._busy or not self._left:
-                return
+        if not self._left:
+            return
         self._send_pending()
 
     def _send_pending(self) -> None:

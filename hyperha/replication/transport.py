@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import struct
 from collections.abc import Sequence
 from typing import Final
 
@@ -96,6 +97,24 @@ class Connection:
             if sent:
                 rest[0] = memoryview(rest[0])[sent:]
 
+    def send_one(self, piece: bytes) -> None:
+        """`send` for one small piece, which nearly always goes at once."""
+        if self._cipher is not None:
+            self.send([piece])
+            return
+        sent = self._socket.send(piece)
+        if sent < len(piece):
+            self._socket.sendall(piece[sent:])
+
+    def wait_at_most(self, time_ms: int) -> bool:
+        """Have `receive_into` raise BlockingIOError after a time in which nothing came, so that it
+        needs no poll(2) before it. False: not with TLS, where nobody knows how much is a byte."""
+        if self._cipher is not None:
+            return False
+        limit = struct.pack("ll", time_ms // 1000, time_ms % 1000 * 1000)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        return True
+
     @property
     def encrypted(self) -> bool:
         """Whether TLS is on."""
@@ -135,7 +154,7 @@ class Connection:
         return count
 
     def expect(self, size: int) -> None:
-        """Have poll(2) wait for `size` bytes, or as many as there is room for; not with TLS."""
+        """Have receiving wait for `size` bytes, or as many as there is room for; not with TLS."""
         if self._cipher is None and size != self._expected:
             self._expected = size
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)

@@ -201,16 +201,18 @@ def test_a_peer_that_stands_still_is_noticed(pair: Pair, monkeypatch) -> None:
     guest = Guest(pair.a)
     file = guest.create(ROOT_ID, b"f")
     wait_for(lambda: guest.answers == 1)
-    go_on = threading.Event()
+    go_on, reached = threading.Event(), threading.Event()
     serving = pair.b.acceptor.session
     assert serving is not None
     real = serving._receive
 
     def stuck(*arguments):
+        reached.set()
         assert go_on.wait(10)
         return real(*arguments)
 
     monkeypatch.setattr(serving, "_receive", stuck)
+    assert reached.wait(5)
     guest.write(file, 0, b"x")
     first = pair.a.wait(SessionStalled, 5)
     assert not first.over_limit
