@@ -25,6 +25,10 @@ _IN_THE_WORLD = (
 _CUTS = 4
 """Of one round: enough for nodes to change their places often, few enough to end one early."""
 _DEATHS = "tests/acceptance/test_deaths.py"
+_ON_PROCESSES = ("hyperha/replication", "hyperha/domain.py", "tests/filesystem", "tests/support")
+_POSIX = "tests/filesystem/test_posix.py"
+_SEQUENCES = 500
+_BREAKS = 20
 _CRASHES = "tests/crash/test_pipeline.py"
 _CRASH_DEPTH = 4
 DRILL_PORTS = 9610
@@ -80,6 +84,27 @@ def _power(name: str, row: str, purpose: str) -> Campaign:
     )
 
 
+def _sequences(order: Order) -> dict[str, str]:
+    return {"HYPERHA_POSIX_COUNT": str(order.count), "HYPERHA_POSIX_SEED": str(order.seed)}
+
+
+def _posix(
+    name: str, rows: tuple[str, ...], goal: int, step: int, limit_s: float, purpose: str
+) -> Campaign:
+    return Campaign(
+        name=name,
+        purpose=purpose,
+        unit="sequences",
+        goal=goal,
+        rows=rows,
+        covers=_ON_PROCESSES,
+        kind=TestRound(_POSIX, _sequences),
+        seeds="random",
+        step=step,
+        step_limit_s=limit_s,
+    )
+
+
 def tests_of(file: Path) -> tuple[str, ...]:
     """The tests of a file, in its order."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -123,6 +148,22 @@ def campaigns() -> dict[str, Campaign]:
             rows=tests_of(ROOT / _DEATHS),
             covers=_ON_DAEMONS,
             kind=TestRound(_DEATHS),
+        ),
+        _posix(
+            "posix",
+            ("test_sequences",),
+            10_000,
+            _SEQUENCES,
+            600,
+            "random steps of several users, against a plain folder, the copies compared",
+        ),
+        _posix(
+            "posix-breaks",
+            ("test_sequences_without_the_peer", "test_sequences_with_a_successor"),
+            500,
+            _BREAKS,
+            300,
+            "the same while the secondary or the replication process of the primary dies",
         ),
         Campaign(
             name="crash-states",

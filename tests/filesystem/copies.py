@@ -129,25 +129,37 @@ def _fill(folder: int, at: bytes, found: dict[bytes, Inode], first: dict[int, by
 
 
 def difference(
-    one: dict[bytes, Inode], other: dict[bytes, Inode], *, nodes: bool, said: str
+    one: dict[bytes, Inode],
+    other: dict[bytes, Inode],
+    *,
+    said: str,
+    nodes: bool = False,
+    resynced: bool = False,
 ) -> list[str]:
-    """What differs, a line each; `nodes`: both are replicated copies, so times and room count."""
+    """What differs, a line each; `nodes`: both are replicated copies, so times and room count.
+
+    A resync keeps holes, not room that was reserved and never written.
+    """
     lines = []
     for path in sorted(one.keys() | other.keys()):
         first, second = one.get(path), other.get(path)
         if first is None or second is None:
-            lines.append(
-                f"{said}: {path!r} is only in the {'second' if first is None else 'first'}"
-            )
+            place = "second" if first is None else "first"
+            lines.append(f"{said}: {path!r} is only in the {place}")
             continue
         left, right = first.shown(times=nodes), second.shown(times=nodes)
         if left != right:
             places = [number for number in range(len(left)) if left[number] != right[number]]
             told = "; ".join(f"{_WORDS[n]} {left[n]!r}, {right[n]!r}" for n in places)
             lines.append(f"{said}: {path!r}: {told}")
-        elif nodes and abs(first.allocated - second.allocated) > ROOM_TOLERANCE:
+        elif nodes and _room_differs(first, second, resynced):
             lines.append(f"{said}: {path!r}: takes {first.allocated}, {second.allocated} bytes")
     return lines
+
+
+def _room_differs(first: Inode, second: Inode, resynced: bool) -> bool:
+    more = second.allocated - first.allocated
+    return more > ROOM_TOLERANCE or (-more > ROOM_TOLERANCE and not resynced)
 
 
 _WORDS = ("mode", "uid", "gid", "links", "device", "size", "content", "xattrs", "inode of", "mtime")

@@ -17,7 +17,6 @@ from hyperha.core.actions import SessionStart
 from hyperha.core.events import SessionLost
 from hyperha.replication.control import TakenOver
 from tests.filesystem.copies import difference, snapshot
-from tests.filesystem.world import World
 from tests.support.engine_pair import free_ports
 from tests.support.engine_process import NodeProcess, ProcessPair
 from tests.support.machine import lacking
@@ -44,6 +43,7 @@ class Trio:
         except BaseException:
             self.pair.close()
             raise
+        self._resynced = False
         self._watch: threading.Thread | None = None
         self._failed: list[BaseException] = []
 
@@ -56,17 +56,14 @@ class Trio:
 
     # --- one sequence ---------------------------------------------------------------------
 
-    def make(self, name: str, mode: int, owner: int, group: int) -> tuple[World, World]:
+    def make(self, name: str, mode: int, owner: int, group: int) -> None:
         """A directory of the same rights in both folders, ready for steps."""
-        worlds = []
+        self._resynced = False
         for folder in (self.mounted, self.plain):
             path = folder / name
             path.mkdir()
             os.chown(path, owner, group)
             path.chmod(mode)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            worlds.append(World(fd))
-        return worlds[0], worlds[1]
 
     def remove(self, name: str) -> None:
         shutil.rmtree(self.mounted / name)
@@ -83,8 +80,10 @@ class Trio:
             oracle = snapshot(fd)
         first, second = found
         return [
-            *difference(first, second, nodes=True, said="primary, secondary"),
-            *difference(first, oracle, nodes=False, said="primary, plain"),
+            *difference(
+                first, second, said="primary, secondary", nodes=True, resynced=self._resynced
+            ),
+            *difference(first, oracle, said="primary, plain"),
         ]
 
     # --- losing the session -----------------------------------------------------------------
@@ -139,6 +138,7 @@ class Trio:
 
     def _start(self, work: object) -> None:
         self.settle()
+        self._resynced = True
 
         def run() -> None:
             try:

@@ -14,15 +14,13 @@ from pathlib import Path
 from hyperha.core.events import LocalDiskFailed, MountLost, SessionLost
 from tests.filesystem.pairing import Trio
 from tests.filesystem.steps import Dice, Step
-from tests.filesystem.world import World
+from tests.filesystem.worker import BREAKS, Worker
 
 PER_PAIR = 2000
 """Sequences until a pair is replaced by a new one."""
 STUCK_S = 40.0
 """A sequence that takes longer waits for an answer that never comes."""
 SHRINK_S = 60.0
-BREAKS = ("lose", "return_", "succeed")
-"""Steps that are not a user's: methods of `Trio`."""
 Top = tuple[int, int, int]
 
 
@@ -46,10 +44,14 @@ class Runner:
         self._played = 0
         self._since = 0
         self._trio: Trio | None = None
+        self._worker: Worker | None = None
 
     def close(self) -> None:
-        """End the pair."""
+        """End the pair and the worker."""
         trio, self._trio = self._trio, None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
         if trio is not None:
             trio.close()
 
@@ -72,12 +74,15 @@ class Runner:
         self._played += 1
         self._since += 1
         name = f"s{self._played}"
+        if self._worker is None:
+            self._worker = Worker()
+        worker = self._worker
         stuck = threading.Timer(STUCK_S, _free, (trio,))
         stuck.start()
         problem, sound = "", True
         try:
-            problem = _play(trio, name, top, steps)
-        except (OSError, AssertionError) as error:
+            problem = _play(trio, worker, name, top, steps)
+        except (OSError, EOFError, AssertionError) as error:
             problem, sound = f"{type(error).__name__}: {error}", False
         finally:
             stuck.cancel()
@@ -114,13 +119,10 @@ def _free(trio: Trio) -> None:
             os.write(fd, b"1")
 
 
-def _play(trio: Trio, name: str, top: Top, steps: Sequence[Step]) -> str:
-    mounted, plain = trio.make(name, *top)
-    try:
-        problem = _compare_steps(trio, mounted, plain, steps)
-    finally:
-        mounted.close()
-        plain.close()
+def _play(trio: Trio, worker: Worker, name: str, top: Top, steps: Sequence[Step]) -> str:
+    trio.make(name, *top)
+    mounted, plain = str(trio.mounted / name), str(trio.plain / name)
+    problem = worker.play(mounted, plain, steps, lambda kind: getattr(trio, kind)())
     trio.settle()
     if problem:
         return problem
@@ -129,22 +131,6 @@ def _play(trio: Trio, name: str, top: Top, steps: Sequence[Step]) -> str:
         return "\n".join(unequal)
     trio.remove(name)
     return ""
-
-
-def _compare_steps(trio: Trio, mounted: World, plain: World, steps: Sequence[Step]) -> str:
-    for number, step in enumerate(steps):
-        if step.kind in BREAKS:
-            getattr(trio, step.kind)()
-            continue
-        left, right = mounted.do(step), plain.do(step)
-        if left != right:
-            return f"step {number}: {step!r}: mount {_short(left)}, plain {_short(right)}"
-    return ""
-
-
-def _short(value: object) -> str:
-    said = repr(value)
-    return said if len(said) < 300 else f"{said[:140]} ... {said[-140:]} ({len(said)})"
 
 
 def shrink(

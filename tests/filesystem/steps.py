@@ -1,4 +1,4 @@
-"""One step of a sequence as a value: who does what. Made from a seed, printed, left out, done again.
+"""One step of a sequence as a value: who does what. Made from a seed, printed, done again.
 
 Knows no folder; `world` performs steps.
 """
@@ -234,7 +234,9 @@ _ARGUMENTS: dict[str, _Arguments] = {
     "name_again": lambda d: (d._slot(), d._new()),
     "symlink": lambda d: (d._one(("a", "b", "d", "../b", "x" * 300, d._name())), d._new()),
     "node": lambda d: d._device(),
-    "rename": lambda d: (d._name(), d._one((d._name(), d._new())), d._one((0, 0, 0, 0, 1, 2, 2, 3))),
+    "rename": lambda d: (
+        d._name(), d._one((d._name(), d._new())), d._one((0, 0, 0, 0, 1, 2, 2, 3)),
+    ),
     "readlink": lambda d: (d._name(),),
     "list": lambda d: (d._name(),),
     "access": lambda d: (d._name(), d._one((0, 1, 2, 4, 6, 7))),

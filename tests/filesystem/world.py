@@ -96,6 +96,12 @@ class World:
             os.close(self._home)
             self._folder = -1
 
+    def close_nameless(self) -> None:
+        """Close files without a name: they end with the process that serves them."""
+        for slot, held in list(self._held.items()):
+            if os.fstat(held.fd).st_nlink == 0:
+                self._close(slot)
+
     def do(self, step: Step) -> object:
         """What the step gave: a value, or the name of its error."""
         os.fchdir(self._folder)
@@ -104,8 +110,7 @@ class World:
             with acting(step.user):
                 result = getattr(self, f"_{step.kind}")(*step.arguments)
         except OSError as problem:
-            assert problem.errno is not None
-            result = errno.errorcode[problem.errno]
+            result = errno.errorcode[problem.errno or 0]
         except ValueError as problem:
             result = str(problem)
         finally:
