@@ -33,6 +33,8 @@ def settle(turn: Turn) -> None:
         return
     if state.unknown_data:
         _wait(turn, "R12", state.unknown_data)
+        # Nothing will come of it by itself: whoever commanded it hears so at once.
+        turn.finish(False, state.unknown_data)
         return
     if turn.peer_runs:
         if state.goal in (Goal.PRIMARY, Goal.FORCE):

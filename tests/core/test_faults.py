@@ -513,3 +513,17 @@ def test_a_vm_that_an_operator_starts_in_its_grace_is_left_alone():
     assert run
     world.run(world.a.config.grace_ms + 1000)
     assert world.a.vm_run == run
+
+
+def test_a_command_that_meets_unknown_data_ends_at_once():
+    """R12: it cannot come to anything by itself; whoever waits for it must hear why."""
+    world = pair()
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.b.folder = Folder()
+    operation = world.command(world.b, "start")
+    world.run(2000)
+    done, text = world.b.finished[operation]
+    assert not done
+    assert "unknown data" in text
+    assert world.roles() == (R.ALONE, R.WAIT)
