@@ -14,6 +14,7 @@ from typing import Final
 from hyperha.core import actions, events
 from hyperha.encoding import EncodingError, from_plain, to_plain
 from hyperha.errors import ReplicationError
+from hyperha.replication.safety.copy import Facts
 
 PACKET_LIMIT: Final = 160 * 1024
 """Bytes of one packet; below the smallest socket buffer that Linux gives by itself."""
@@ -218,6 +219,54 @@ class CandidatesTold(ProcessMessage):
     files: int
     bytes: int
     candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListSafety(Question):
+    """Which safety copies are there? Answered by `SafetyCopies`."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyCopies(ProcessMessage):
+    """Every safety copy of the folder, oldest first."""
+
+    request: int
+    copies: tuple[Facts, ...]
+    text: str = ""
+    """Why they are not known; empty when they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSafety(Question):
+    """Make the state that a safety copy holds anew in `to` (absolute; missing or empty).
+    Answered by `SafetyAnswered`, twice a second and at the end."""
+
+    request: int
+    id: str
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteSafety(Question):
+    """Delete a safety copy whose resync has ended. Answered by one `SafetyAnswered`."""
+
+    request: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyAnswered(ProcessMessage):
+    """How far a restore or deletion has come, or when `finished` how it ended."""
+
+    request: int
+    ok: bool = True
+    text: str = ""
+    """What went wrong and what to do, or what was done."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    finished: bool = False
 
 
 @dataclass(frozen=True, slots=True)

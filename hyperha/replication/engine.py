@@ -85,7 +85,7 @@ class Engine:
         self._stamp: StampFile | None = None
         self._stamping: threading.Thread | None = None
         self._stop_stamping = threading.Event()
-        self.questions = Questions(self._asked, self._answer)
+        self.questions = Questions(self._asked, lambda: self._safety, self._answer)
         self._lan_tls = {link.lan: link.tls for link in config.links}
         self._orders: SimpleQueue[actions.EngineAction] = SimpleQueue()
         self._disabled = 0

@@ -22,7 +22,7 @@ from hyperha.core.actions import EngineAction
 from hyperha.core.events import Event
 from hyperha.errors import HyperhaError, ReplicationError
 from hyperha.replication import control
-from hyperha.replication.control import ProcessMessage, Start, TakenOver, TakeSocket
+from hyperha.replication.control import ProcessMessage, Question, Start, TakenOver, TakeSocket
 from hyperha.replication.engine import Engine
 
 log = logging.getLogger("hyperha.replication")
@@ -124,6 +124,8 @@ class Process:
             raise ReplicationError(f"{type(message).__name__} came before Start")
         elif isinstance(message, EngineAction):
             engine.perform(message)
+        elif isinstance(message, Question):
+            engine.questions.ask(message)
         elif isinstance(message, TakeSocket) and len(descriptors) == 1:
             engine.take_socket(message, descriptors[0])
         else:

@@ -13,8 +13,11 @@ from hyperha.replication.comparison import path_text
 from hyperha.replication.control import (
     AskCandidates,
     CandidatesTold,
+    DeleteSafety,
+    ListSafety,
     ProcessMessage,
     Question,
+    RestoreSafety,
     StartVerify,
     StopVerify,
     VerifyTold,
@@ -22,6 +25,8 @@ from hyperha.replication.control import (
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import FileId, Target
 from hyperha.replication.primary import Primary
+from hyperha.replication.safety.answers import answer_safety
+from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.store import Store
 from hyperha.replication.tally import tally, told
 from hyperha.replication.verify import Verify
@@ -30,12 +35,17 @@ Parts = tuple[Store, IntentLog, Primary]
 
 
 class Questions:
-    """Answers for one engine. `parts` gives what it has while the folder is covered, or None."""
+    """Answers for one engine. `parts` and `area` give what it has while the folder is covered, or
+    None."""
 
     def __init__(
-        self, parts: Callable[[], Parts | None], answer: Callable[[ProcessMessage], None]
+        self,
+        parts: Callable[[], Parts | None],
+        area: Callable[[], SafetyArea | None],
+        answer: Callable[[ProcessMessage], None],
     ) -> None:
         self._parts = parts
+        self._area = area
         self._answer = answer
         self._lock = threading.Lock()
         self._verify: Verify | None = None
@@ -53,6 +63,8 @@ class Questions:
             threading.Thread(
                 target=self._candidates, args=(question,), name="candidates", daemon=True
             ).start()
+        elif isinstance(question, ListSafety | RestoreSafety | DeleteSafety):
+            answer_safety(self._area(), question, self._answer)
 
     # --- verify ---------------------------------------------------------------------------
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hyperha.core.actions import SafetyEnd
+from hyperha.core.events import SafetyLost
+from hyperha.errors import HyperhaError, NotFoundError, RefusedError, ReplicationError
+from hyperha.replication import syscalls
+from hyperha.replication.control import LogLine
+from hyperha.replication.operations import ROOT_ID, FileId, Truncate
+from hyperha.replication.safety import undo_log
+from hyperha.replication.safety.area import Keep, SafetyArea
+from hyperha.replication.safety.copy import State
 from tests.support.machine import lacking
-from tests.support.safety import Breaker, Folder, file_system, folder_at, state_of
+from tests.support.safety import Breaker, Folder, file_system, fill, folder_at, state_of
 
 pytestmark = pytest.mark.root
+_EXT4 = 0xEF53
 _KINDS = ("ext4", "xfs", "btrfs")
 
 
@@ -94,3 +106,382 @@ def state_without_ids(state: dict[str, object]) -> dict[str, object]:
         values[7] = tuple(pair for pair in values[7] if pair[0] != "trusted.hyperha.id")
         without[name] = tuple(values)
     return without
+
+
+# --- cut short ----------------------------------------------------------------------------
+
+
+class Cut(BaseException):
+    """The process dies here."""
+
+
+class Scissors:
+    """Ends the program at its n-th call of one of the functions that change a folder."""
+
+    _CALLS = (
+        (os, "link"), (os, "mkdir"), (os, "unlink"), (os, "rmdir"), (os, "rename"), (os, "pwrite"),
+        (os, "ftruncate"), (os, "chown"), (os, "chmod"), (os, "removexattr"),
+        (syscalls, "rename"), (syscalls, "set_times"), (syscalls, "set_xattr"),
+        (syscalls, "allocate"), (syscalls, "clone_file"),
+    )  # fmt: skip
+
+    def __init__(self, patch: pytest.MonkeyPatch, calls: int) -> None:
+        self.left = calls
+        for module, name in self._CALLS:
+            patch.setattr(module, name, self._counted(getattr(module, name)))
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if self.left == 0:
+                raise Cut
+            self.left -= 1
+            return function(*arguments, **named)
+
+        return call
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_an_undo_that_is_killed_anywhere_is_done_again(path: Path, seed: int) -> None:
+    """Each run goes one call further than the one before, from where that one left the folder."""
+    with folder_at(path) as folder:
+        breaker, before = _grown(folder, seed)
+        folder.begin()
+        for _ in range(25):
+            breaker.step()
+        cuts, calls = 0, 0
+        while True:
+            folder.crash()
+            with pytest.MonkeyPatch.context() as patch:
+                try:
+                    Scissors(patch, calls)
+                    folder.undo()
+                    break
+                except Cut:
+                    cuts += 1
+                    calls += 1
+        assert cuts > 20
+        _equal(state_of(folder.path), before)
+        folder.end(SafetyEnd.UNDONE)
+        _equal(state_of(folder.path), before)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_process_that_is_killed_anywhere_while_it_saves_loses_nothing(
+    path: Path, seed: int
+) -> None:
+    with folder_at(path) as folder:
+        breaker, before = _grown(folder, seed)
+        folder.begin()
+        for calls in range(40):
+            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Cut):
+                Scissors(patch, calls % 9)
+                for _ in range(3):
+                    breaker.step()
+            folder.crash()
+        folder.undo()
+        folder.end(SafetyEnd.UNDONE)
+        _equal(state_of(folder.path), before)
+
+
+class Power:
+    """What of the undo log is on stable storage: what was there at its last sync.
+
+    The folder's own changes count as stable at once: the worst that a cut can leave.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, syncs: bool) -> None:
+        self.durable: dict[int, bytes] = {}
+        real = os.fdatasync
+
+        def fdatasync(descriptor: int) -> None:
+            real(descriptor)
+            if syncs:
+                status = os.fstat(descriptor)
+                self.durable[status.st_ino] = os.pread(descriptor, status.st_size, 0)
+
+        patch.setattr(undo_log.os, "fdatasync", fdatasync)
+
+    def cut(self, log: Path, torn: int) -> None:
+        """Leave what was stable, and some bytes of what was not yet."""
+        stable = self.durable.get(log.stat().st_ino, b"")
+        rest = log.read_bytes()[len(stable) :]
+        log.write_bytes(stable + rest[:torn])
+
+
+def _after_a_cut(place: Path, seed: int, steps: int, torn: int, *, syncs: bool) -> bool:
+    """Whether an undo gives back what was when the power fails behind some step."""
+    with tempfile.TemporaryDirectory(dir=place) as base, folder_at(Path(base) / "f") as folder:
+        breaker, before = _grown(folder, seed)
+        with pytest.MonkeyPatch.context() as patch:
+            power = Power(patch, syncs=syncs)
+            name = folder.begin()
+            for _ in range(steps):
+                breaker.step()
+        log = folder.path / ".hyperha" / "safety" / name / "undo"
+        power.cut(log, torn)
+        folder.crash()
+        try:
+            folder.undo()
+            folder.end(SafetyEnd.UNDONE)
+        except (HyperhaError, OSError):
+            return False
+        return state_of(folder.path) == before
+
+
+@_SLOW
+@given(seed=st.integers(0, 999), steps=st.integers(0, 25), torn=st.integers(0, 99_999))
+def test_the_power_fails_behind_any_change(place: Path, seed: int, steps: int, torn: int) -> None:
+    assert _after_a_cut(place, seed, steps, torn, syncs=True)
+
+
+def test_a_build_that_does_not_sync_the_undo_log_is_caught(tmp_path: Path) -> None:
+    results = [_after_a_cut(tmp_path, seed, 12, 0, syncs=False) for seed in range(4)]
+    assert not all(results)
+
+
+# --- keeping ------------------------------------------------------------------------------
+
+
+@_SLOW
+@given(seed=st.integers(0, 2**32))
+def test_two_copies_at_once(place: Path, seed: int) -> None:
+    """An older one that is kept, and one of a resync under way that is undone."""
+    with tempfile.TemporaryDirectory(dir=place) as base, folder_at(Path(base) / "f") as folder:
+        breaker, first = _grown(folder, seed)
+        kept = folder.begin(required=True)
+        breaker.grown = False
+        for _ in range(15):
+            breaker.step()
+        folder.end(SafetyEnd.COPIED)
+        for _ in range(15):
+            breaker.step()
+        breaker.grown = True
+        second = state_of(folder.path)
+        opened = folder.begin()
+        for number in range(30):
+            breaker.step()
+            if number == 15:
+                folder.crash()
+        for name, then in ((kept, first), (opened, second)):
+            to = Path(base) / name
+            folder.restore(name, to)
+            _equal(_unlinked(state_of(to, ids=False)), _unlinked(state_without_ids(then)))
+        folder.undo()
+        folder.end(SafetyEnd.UNDONE)
+        _equal(_unlinked(state_of(folder.path)), _unlinked(second))
+        for _ in range(15):
+            breaker.step()
+        to = Path(base) / "again"
+        folder.restore(kept, to)
+        _equal(state_of(to, ids=False), state_without_ids(first))
+        folder.area.delete(kept)
+        assert folder.store.guard is None
+
+
+def _unlinked(state: dict[str, object]) -> dict[str, object]:
+    """Without the numbers of names: a kept copy may have one."""
+    return {name: (*one[:6], *one[7:]) for name, one in state.items() if isinstance(one, tuple)}
+
+
+def test_a_restore_under_changes_gives_the_former_state(path: Path, tmp_path: Path) -> None:
+    """First touches race with the reading of every listing, inode and block."""
+    with folder_at(path) as folder:
+        for seed in range(6):
+            breaker, before = _grown(folder, seed)
+            name = folder.begin(required=True)
+            folder.end(SafetyEnd.COPIED)
+            ended = threading.Event()
+
+            def change(breaker: Breaker = breaker, ended: threading.Event = ended) -> None:
+                while not ended.is_set():
+                    breaker.step()
+
+            thread = threading.Thread(target=change)
+            thread.start()
+            to = tmp_path / f"to{seed}"
+            try:
+                folder.restore(name, to)
+            finally:
+                ended.set()
+                thread.join()
+            _equal(_unlinked(state_of(to, ids=False)), _unlinked(state_without_ids(before)))
+            folder.area.delete(name)
+
+
+def test_a_large_file_of_which_much_is_overwritten_is_cloned(path: Path) -> None:
+    size = 8 << 20
+    with folder_at(path) as folder:
+        data = os.urandom(size)
+        (path / "disk").write_bytes(data)
+        file = folder.store.identify(ROOT_ID, b"disk")
+        before = state_of(path)
+        name = folder.begin(required=True)
+        for offset in range(0, size // 2, 1 << 20):
+            folder.store.write(file, offset + 5, b"x" * 70_000)
+        (saver,) = folder.store.guard.savers
+        for offset in range(0, size, 1 << 19):
+            folder.store.write(file, offset, b"y" * (1 << 19))
+        can = syscalls.file_system_type(folder.store.directory(ROOT_ID).fd) != _EXT4
+        assert (saver.clones > 0) == can
+        if can:
+            assert folder.area.facts()[0].saved_bytes > size // 2
+            assert saver.log_bytes < size // 2
+        folder.store.apply(Truncate(file, 10, 5))
+        to = path.parent / "to"
+        folder.restore(name, to)
+        assert (to / "disk").read_bytes() == data
+        folder.crash()
+        folder.undo()
+        folder.end(SafetyEnd.UNDONE)
+        _equal(state_of(path), before)
+
+
+def test_kept_copies_end_after_their_time_and_above_their_size(path: Path) -> None:
+    with folder_at(path) as folder:
+        folder.keep = Keep(7, 0)
+        folder.crash()
+        breaker, _ = _grown(folder, 1)
+        name = folder.begin(required=True)
+        breaker.step()
+        folder.area.expire()
+        assert [one.state for one in folder.area.facts()] == [State.OPEN]
+        folder.end(SafetyEnd.COPIED)
+        folder.area.expire()
+        assert [one.state for one in folder.area.facts()] == [State.KEPT]
+        folder.keep = Keep(0, 0)
+        folder.crash()
+        folder.area.expire()
+        assert folder.area.facts() == ()
+        assert not list((path / ".hyperha" / "safety").iterdir())
+        assert any(name in line.text for line in folder.told)
+
+
+def test_a_resync_that_came_to_nothing_leaves_a_kept_copy_if_it_saved_anything(path: Path) -> None:
+    with folder_at(path) as folder:
+        breaker, _ = _grown(folder, 1)
+        untouched = folder.begin()
+        first = folder.begin()
+        assert [one.id for one in folder.area.facts()] == [first] != [untouched]
+        for _ in range(9):
+            breaker.step()
+        folder.begin()
+        assert [one.state for one in folder.area.facts()] == [State.KEPT, State.OPEN]
+        with pytest.raises(RefusedError, match="has not ended"):
+            folder.area.delete(folder.area.facts()[1].id)
+        folder.end(SafetyEnd.FORCED)
+        folder.area.delete(first)
+        assert [one.state for one in folder.area.facts()] == [State.KEPT]
+        with pytest.raises(NotFoundError, match="there is no safety copy"):
+            folder.area.delete(first)
+
+
+def test_a_resume_without_a_copy_is_refused(path: Path) -> None:
+    with folder_at(path) as folder, pytest.raises(RefusedError, match="given up"):
+        folder.begin(resume=True)
+
+
+def test_where_a_copy_may_be_restored(path: Path, tmp_path: Path) -> None:
+    with folder_at(path) as folder:
+        _grown(folder, 1)
+        name = folder.begin()
+        (path / "inside").mkdir()
+        full = tmp_path / "full"
+        full.mkdir()
+        (full / "x").touch()
+        for to, says in (
+            (path / "inside", "lies inside the folder"),
+            (full, "is not empty"),
+            (full / "x", "cannot be used"),
+            (tmp_path / "no" / "way", "cannot be made"),
+            (Path("relative"), "not an absolute path"),
+        ):
+            with pytest.raises(RefusedError, match=says):
+                folder.restore(name, to)
+
+
+def test_a_copy_of_a_folder_that_no_module_covers(path: Path, tmp_path: Path) -> None:
+    with folder_at(path) as folder:
+        breaker, before = _grown(folder, 4)
+        name = folder.begin(required=True)
+        for _ in range(20):
+            breaker.step()
+        folder.end(SafetyEnd.COPIED)
+    area = SafetyArea.of_folder(str(path))
+    try:
+        assert [one.id for one in area.facts()] == [name]
+        area.restore(name, str(tmp_path / "to"), lambda done, total: None)
+        restored = state_of(tmp_path / "to", ids=False)
+        _equal(_unlinked(restored), _unlinked(state_without_ids(before)))
+        area.delete(name)
+        assert area.facts() == ()
+    finally:
+        area.close()
+
+
+# --- no room ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_a_full_disk(tmp_path: Path, required: bool) -> None:
+    with (
+        file_system("ext4", tmp_path) as mounted,
+        folder_at(mounted / "folder") as folder,
+    ):
+        (folder.path / "disk").write_bytes(os.urandom(8 << 20))
+        file = folder.store.identify(ROOT_ID, b"disk")
+        before = state_of(folder.path)
+        name = folder.begin(required=required)
+        fill(mounted, 7 << 20)
+        if required:
+            with pytest.raises(ReplicationError, match="no room for the safety copy"):
+                _overwrite(folder, file)
+            assert folder.area.facts()[0].state is State.OPEN
+            assert not [one for one in folder.told if isinstance(one, SafetyLost)]
+            folder.undo()
+            _equal(state_of(folder.path), before)
+            (mounted / "filler").unlink()
+            _overwrite(folder, file)
+            folder.undo()
+            _equal(state_of(folder.path), before)
+        else:
+            _overwrite(folder, file)
+            (facts,) = folder.area.facts()
+            assert (facts.id, facts.state) == (name, State.LOST)
+            assert "no room" in facts.text
+            assert [type(one) for one in folder.told] == [SafetyLost]
+            assert folder.store.guard is None
+            with pytest.raises(RefusedError, match="given up"):
+                folder.restore(name, tmp_path / "to")
+            folder.crash()
+            assert folder.area.facts()[0].state is State.LOST
+            assert folder.store.guard is None
+
+
+def test_a_guest_never_waits_for_room_for_a_kept_copy(tmp_path: Path) -> None:
+    with file_system("ext4", tmp_path) as mounted, folder_at(mounted / "folder") as folder:
+        (folder.path / "disk").write_bytes(os.urandom(8 << 20))
+        file = folder.store.identify(ROOT_ID, b"disk")
+        folder.begin(required=True)
+        folder.end(SafetyEnd.COPIED)
+        fill(mounted, 7 << 20)
+        folder.told.clear()
+        _overwrite(folder, file)
+        assert folder.area.facts()[0].state is State.LOST
+        (line,) = folder.told
+        assert isinstance(line, LogLine)
+        assert line.level == "E"
+        fill_more = os.statvfs(mounted)
+        assert fill_more.f_bavail * fill_more.f_frsize > 5 << 20
+
+
+def test_without_room_to_begin_with_no_copy_is_opened(tmp_path: Path) -> None:
+    with file_system("ext4", tmp_path) as mounted, folder_at(mounted / "folder") as folder:
+        fill(mounted, 1 << 20)
+        with pytest.raises(OSError, match=r"no room for the safety copy: \d+ bytes needed"):
+            folder.begin()
+        assert folder.area.facts() == ()
+
+
+def _overwrite(folder: Folder, file: FileId) -> None:
+    for offset in range(0, 8 << 20, 1 << 18):
+        folder.store.write(file, offset, b"z" * (1 << 18))

@@ -53,6 +53,7 @@ Report = Callable[[SafetyLost | LogLine], None]
 _DAY_MS: Final = 86_400_000
 _GIB: Final = 1 << 30
 _LOOK_MS: Final = 60_000
+_CLOSE_S: Final = 10.0
 _TEXT: Final = 1000
 """Characters of a reason in a record."""
 
@@ -63,6 +64,10 @@ class Keep:
 
     days: int
     gib: int
+
+
+def _age(copy: SafetyCopy) -> tuple[int, str]:
+    return copy.facts.opened_wall_ms, copy.id
 
 
 def _never() -> bool:
@@ -100,6 +105,8 @@ class SafetyArea:
         self._next_ms = 0
         self._serving = serving
         self._lock = threading.RLock()
+        self._idle = threading.Condition(self._lock)
+        self._closing = False
         self._busy: set[str] = set()
         """Copies that are being restored."""
         self._copies: dict[str, SafetyCopy] = {}
@@ -288,8 +295,8 @@ class SafetyArea:
         """Every copy, oldest first."""
         with self._lock:
             found = []
-            for name, copy in sorted(self._copies.items()):
-                saver = self._savers.get(name)
+            for copy in sorted(self._copies.values(), key=_age):
+                saver = self._savers.get(copy.id)
                 facts = copy.facts
                 if facts.state is not State.LOST:
                     files = facts.files if saver is None else saver.files
@@ -326,15 +333,22 @@ class SafetyArea:
             if name in self._busy:
                 raise RefusedError(f"the safety copy {name} is being restored already")
             self._busy.add(name)
+
+        def go_on(done: int, total: int) -> None:
+            if self._closing:
+                raise FailedError("the restore was broken off: the folder is being let go")
+            progress(done, total)
+
         try:
-            Restore(self._root, copy, progress).run(self._folder, to)
+            Restore(self._root, copy, go_on).run(self._folder, to)
         except OSError as error:
             raise FailedError(
                 f"the safety copy {name} cannot be restored: {error.strerror or error}"
             ) from error
         finally:
-            with self._lock:
+            with self._idle:
                 self._busy.discard(name)
+                self._idle.notify_all()
 
     def tick(self) -> None:
         """Look after the retention of kept copies, now and then, in a thread of its own."""
@@ -367,7 +381,7 @@ class SafetyArea:
 
     def _bound(self, kept: list[SafetyCopy], limit_gib: int) -> None:
         sizes = {one.id: one.size() for one in kept}
-        for copy in sorted(kept, key=lambda one: one.id):
+        for copy in sorted(kept, key=_age):
             if sum(sizes.values()) <= limit_gib * _GIB:
                 return
             del sizes[copy.id]
@@ -377,6 +391,9 @@ class SafetyArea:
 
     def close(self) -> None:
         """Let go of everything; open and kept copies go on at the next start."""
+        self._closing = True
+        with self._idle:
+            self._idle.wait_for(lambda: not self._busy, _CLOSE_S)
         with self._lock, self._guard.lock:
             if self._store is not None:
                 self._store.guard = None

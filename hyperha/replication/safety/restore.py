@@ -95,6 +95,7 @@ class Restore:
         directories: list[_File] = [root]
         files: list[_File] = []
         for one in directories:
+            self._progress(0, 0)
             for name, entry in self._listing(one.handle).items():
                 path = one.path + b"/" + name if one.path else name
                 found = _File(path, entry.handle, self._inode(entry.handle))
