@@ -20,6 +20,7 @@ _ESCAPE_SEQUENCE = re.compile(
 )
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -76,3 +77,18 @@ def sentence_list(items: list[str]) -> str:
     if len(items) < 2:
         return "".join(items)
     return ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def size_text(size_bytes: int) -> str:
+    """`0 B`, `212 MiB`, `1.4 GiB`: a fixed form, so that nothing jumps."""
+    value = float(max(0, size_bytes))
+    for unit in _SIZES[:-1]:
+        if value < 1000:
+            return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} {_SIZES[-1]}"
+
+
+def count_text(count: int, one: str, many: str = "") -> str:
+    """`1 file`, `1,204 files`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

@@ -29,6 +29,7 @@ from hyperha.api.wire import (
     ScriptOutput,
     ScriptRun,
 )
+from hyperha.api.wire_copies import CopyView, DiffView, PlanView, SafetyCopies, VerifyReport
 from hyperha.errors import DeniedError, HyperhaError
 from hyperha.text import clean
 
@@ -104,6 +105,7 @@ def build_app(service: NodeService) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     _add_reading(app, service)
     _add_logs(app, service)
+    _add_copies(app, service)
     _add_commands(app, service)
     return app
 
@@ -169,6 +171,34 @@ def _add_logs(app: FastAPI, service: NodeService) -> None:
         caller: Monitor, after: Annotated[int | None, Query(ge=0)] = None
     ) -> StreamingResponse:
         return StreamingResponse(_lines(service, after), media_type="application/x-ndjson")
+
+
+def _add_copies(app: FastAPI, service: NodeService) -> None:
+    @app.get("/v1/modules/{module}/verify")
+    async def verify(module: ModuleName, caller: Monitor) -> VerifyReport:
+        return await service.verify_report(module, caller)
+
+    @app.get("/v1/modules/{module}/plan")
+    async def plan(module: ModuleName, caller: Monitor, to: NodeName | None = None) -> PlanView:
+        return await service.plan(module, to or "")
+
+    @app.get("/v1/modules/{module}/diff")
+    async def diff(module: ModuleName, caller: Monitor) -> DiffView:
+        return await service.diff(module)
+
+    @app.get("/v1/modules/{module}/safety-copies")
+    async def safety_copies(module: ModuleName, caller: Monitor) -> SafetyCopies:
+        return await service.safety_copies(module, caller)
+
+    @app.get("/v1/modules/{module}/copy")
+    async def copy(
+        module: ModuleName,
+        caller: Monitor,
+        against: Annotated[str, Query(max_length=8000)] = "",
+        to: NodeName | None = None,
+        sizes: bool = False,
+    ) -> CopyView:
+        return await service.own_copy(module, against, to or "", sizes=sizes)
 
 
 async def _lines(service: NodeService, after: int | None) -> AsyncIterator[bytes]:

@@ -20,6 +20,7 @@ from hyperha.api.wire import (
     ScriptRun,
     StreamLine,
 )
+from hyperha.api.wire_copies import CopyView, DiffView, PlanView, SafetyCopies, VerifyReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,26 @@ class NodeService(Protocol):
 
     def preflight(self, name: str) -> list[PreflightItem]:
         """Why a start or failover would not work now."""
+
+    async def verify_report(self, name: str, caller: Caller) -> VerifyReport:
+        """What the last verification found, on either node."""
+
+    async def safety_copies(self, name: str, caller: Caller) -> SafetyCopies:
+        """What is kept of former states of both copies; of one when the other node asks."""
+
+    async def own_copy(self, name: str, against: str, target: str, *, sizes: bool) -> CopyView:
+        """This node's copy; with `against`, the other node's summary as JSON, also its verdict.
+
+        `target`: as if an operator had given that node's copy up. `sizes`: also of all files.
+        Raises BusyError while the folder is being covered, UsageError for a wrong summary.
+        """
+
+    async def plan(self, name: str, target: str) -> PlanView:
+        """What a resync would move now; raises RefusedError when `target` cannot be the target,
+        and UnreachableError when the other node does not answer."""
+
+    async def diff(self, name: str) -> DiffView:
+        """What each copy's log says that it changed, as far as the nodes answer."""
 
     async def act(self, name: str, request: ActionRequest, caller: Caller) -> Accepted:
         """Begin a command here or on the node it names."""

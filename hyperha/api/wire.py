@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hyperha.api.wire_copies import SafetyCopyView, VerifyReport
 from hyperha.domain import DataState, Readiness, ResourceState, Role
 
 CONTRACT = 1
@@ -133,6 +134,9 @@ class OperationView(Response):
     text: str
     started: str
     ended: str | None = None
+    done_bytes: int | None = None
+    """How far it is, where that can be told."""
+    total_bytes: int | None = None
 
 
 class ModuleNodeView(Response):
@@ -160,6 +164,8 @@ class ModuleNodeView(Response):
     """The command that is being carried out on this node."""
     damage: str = ""
     """Why the module cannot be used on this node at all (a damaged record)."""
+    safety_copies: list[SafetyCopyView] = Field(default_factory=list)
+    """What is kept on this node of former states of its copy."""
 
 
 class PreflightItem(Response):
@@ -209,6 +215,7 @@ class ModuleReport(Response):
     failover: bool
     preflight: list[PreflightItem] = Field(default_factory=list)
     side: ModuleNodeView
+    verify: VerifyReport = VerifyReport()
 
 
 class NodeReport(Response):
@@ -228,11 +235,15 @@ class Expectation(Request):
 
 
 class ActionOptions(Request):
-    """`confirm` is the module's name and the only way past a stated loss."""
+    """`confirm` is the module's name and the only way past a stated loss. `repair` belongs to
+    verify, `id` and `to` to safety copies."""
 
     confirm: str | None = None
     full: bool = False
     adopt: bool = False
+    repair: bool = False
+    id: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    to: Annotated[str, Field(max_length=4000)] = ""
 
 
 VerbWord = Literal[
@@ -250,6 +261,10 @@ VerbWord = Literal[
     "boot-on",
     "boot-off",
     "boot-auto",
+    "verify",
+    "verify-stop",
+    "safety-restore",
+    "safety-delete",
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import hyperha
-from hyperha.cli import cluster, console, demo, module, node, state, steering
+from hyperha.cli import cluster, console, copies, demo, module, node, state, steering
 from hyperha.cli.context import options, show_json, the_home
 from hyperha.errors import HyperhaError
 
@@ -70,6 +70,7 @@ def paths() -> None:
 
 steering.register(app)
 state.register(app)
+copies.register(app)
 console.register(app)
 demo.register(app)
 app.add_typer(module.app, name="module")

@@ -13,7 +13,7 @@ from hyperha.cli.steering import Module, Node, side_of
 from hyperha.client.node_client import NodeClient
 from hyperha.domain import Role
 from hyperha.errors import NotFoundError, TimedOutError, UsageError
-from hyperha.text import clean
+from hyperha.text import clean, size_text
 
 OptionalModule = Annotated[str | None, typer.Argument(help="Name of the module.")]
 
@@ -74,7 +74,8 @@ def _show_module(name: str, view: ModuleView, verbose: bool) -> None:
             percent = 100 * r.done_bytes // max(1, r.total_bytes)
             left = f"{r.seconds_left} s left" if r.seconds_left is not None else ""
             rate = r.bytes_per_s / 1048576
-            print(f"  {'':10}resync {r.rule}: {percent} %, {rate:.1f} MiB/s {left}")
+            back = "" if r.safety_copy else " (no way back during this resync)"
+            print(f"  {'':10}resync {r.rule}: {percent} %, {rate:.1f} MiB/s {left}{back}")
         if verbose:
             budget = side.restarts
             used = f"{budget.used} of {budget.of} in {budget.window_h} h" if budget else "-"
@@ -83,6 +84,11 @@ def _show_module(name: str, view: ModuleView, verbose: bool) -> None:
             for one in side.checkers:
                 held = f" (suspended: {one.suspended.reason})" if one.suspended else ""
                 print(f"  {'':10}checker {one.kind}.{one.name} {one.state}{held}")
+            for kept in side.safety_copies:
+                end = f", until {kept.expires[:16]}" if kept.expires else ""
+                lost = f": {clean(kept.text)}" if kept.text else ""
+                size = size_text(kept.bytes)
+                print(f"  {'':10}safety copy {kept.id} {kept.state}, {size}{end}{lost}")
 
 
 def line_text(line: LogLine) -> str:

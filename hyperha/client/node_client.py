@@ -32,8 +32,12 @@ from hyperha.api.wire import (
     ScriptRun,
     StreamLine,
 )
+from hyperha.api.wire_copies import DiffView, PlanView, SafetyCopies, VerifyReport
 
 T = TypeVar("T")
+ANSWER_S = 10.0
+LONG_ANSWER_S = 40.0
+"""For what the node may have to look into both folders for."""
 STREAM_SILENCE_S = 3 * KEEPALIVE_S
 
 
@@ -84,7 +88,7 @@ class NodeClient:
         self._http = httpx.AsyncClient(
             base_url=target.url or "http://node",
             transport=transport,
-            timeout=httpx.Timeout(10.0, connect=3.0),
+            timeout=httpx.Timeout(ANSWER_S, connect=3.0),
             trust_env=False,
         )
 
@@ -114,6 +118,24 @@ class NodeClient:
     async def preflight(self, module: str) -> list[PreflightItem]:
         """Why a start or a failover would not work now."""
         return await self._get(f"/v1/modules/{module}/preflight", list[PreflightItem])
+
+    async def verify_report(self, module: str) -> VerifyReport:
+        """What the last verification found."""
+        return await self._get(f"/v1/modules/{module}/verify", VerifyReport)
+
+    async def plan(self, module: str, to: str = "") -> PlanView:
+        """What a resync would move now; `to`: as if that node's copy gave way."""
+        query = f"?to={to}" if to else ""
+        return await self._get(f"/v1/modules/{module}/plan{query}", PlanView, LONG_ANSWER_S)
+
+    async def diff(self, module: str) -> DiffView:
+        """What each copy's log says that it changed."""
+        return await self._get(f"/v1/modules/{module}/diff", DiffView, LONG_ANSWER_S)
+
+    async def safety_copies(self, module: str) -> SafetyCopies:
+        """What is kept of former states of both copies."""
+        path = f"/v1/modules/{module}/safety-copies"
+        return await self._get(path, SafetyCopies, LONG_ANSWER_S)
 
     async def act(self, module: str, request: ActionRequest) -> Accepted:
         """Begin a command; the node decides whether it may."""
@@ -159,17 +181,22 @@ class NodeClient:
         except (httpx.HTTPError, ValidationError) as problem:
             raise self._unreachable(problem) from problem
 
-    async def _get(self, path: str, kind: type[T]) -> T:
-        return TypeAdapter(kind).validate_python(await self._ask("GET", path, None))
+    async def _get(self, path: str, kind: type[T], limit_s: float = ANSWER_S) -> T:
+        return TypeAdapter(kind).validate_python(await self._ask("GET", path, None, limit_s))
 
     async def _send(self, method: str, path: str, body: BaseModel) -> Accepted:
         return Accepted.model_validate(await self._ask(method, path, body))
 
-    async def _ask(self, method: str, path: str, body: BaseModel | None) -> Any:
+    async def _ask(
+        self, method: str, path: str, body: BaseModel | None, limit_s: float = ANSWER_S
+    ) -> Any:
         content = body.model_dump_json() if body is not None else None
         headers = {"content-type": "application/json"} if body is not None else {}
         try:
-            answer = await self._http.request(method, path, content=content, headers=headers)
+            timeout = httpx.Timeout(limit_s, connect=3.0)
+            answer = await self._http.request(
+                method, path, content=content, headers=headers, timeout=timeout
+            )
         except httpx.HTTPError as problem:
             raise self._unreachable(problem) from problem
         if answer.status_code >= 400:

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,16 +20,19 @@ from hyperha.config.module import ModuleConfig
 from hyperha.core import actions as a
 from hyperha.core.events import CheckerAction, EngineDone, Event
 from hyperha.core.explain import data_state, readiness
-from hyperha.core.records import Lineage, Settings
+from hyperha.core.records import DataLabel, Lineage, Settings
 from hyperha.core.state import Config, Isolation, ModuleState, Phase, SafetyMode, Timing
 from hyperha.daemon.checks import ModuleChecks
 from hyperha.daemon.engine_host import Callbacks, EngineHost, Kept
 from hyperha.daemon.guardian_client import GuardianClient
 from hyperha.daemon.module_task import ModuleTask, Ports, boottime_ms
+from hyperha.daemon.observed import Observed, Pace
 from hyperha.daemon.peer_link import PeerChannel
 from hyperha.daemon.probe import Prober, ProbeTargets
 from hyperha.daemon.records import ModuleRecords
+from hyperha.daemon.safety_copies import SafetyKeeper
 from hyperha.daemon.steps import StepArchive
+from hyperha.daemon.verifying import Verifying
 from hyperha.daemon.views import side
 from hyperha.daemon.vm_host import Stops, VmHost
 from hyperha.domain import Epoch
@@ -64,6 +67,8 @@ class Surroundings:
     probe_targets: ProbeTargets
     client_context: Any
     finished: Callable[[str, bool, str], None]
+    progressed: Callable[[str, int, int], None]
+    """An operation has done so many of so many bytes."""
     changed: Callable[[], None]
 
 
@@ -91,7 +96,13 @@ class ModuleHost:
         self.statistics: Statistics | None = None
         self.events: deque[dict[str, object]] = deque(maxlen=2000)
         self.preflight: list[PreflightItem] = []
-        self._records = ModuleRecords(around.home.module_state(config.name), self.node, config.name)
+        state_directory = around.home.module_state(config.name)
+        self._records = ModuleRecords(state_directory, self.node, config.name)
+        self.observed = Observed(state_directory, f"{self.node} {config.name}")
+        self._pace = Pace()
+        self._copy_seen: tuple[DataLabel, bool, bool] | None = None
+        self.verifying = Verifying(self)
+        self.safety = SafetyKeeper(self)
         self._tasks: list[asyncio.Task[None]] = []
         self._released = asyncio.Event()
         self.task: ModuleTask
@@ -103,6 +114,8 @@ class ModuleHost:
         around, config = self.around, self.config
         loaded = await asyncio.to_thread(self._records.load)
         self.damage = loaded.damage
+        if forgotten := await asyncio.to_thread(self.observed.load):
+            self.log("E", "verify", "R17", forgotten)
         cluster = around.configuration.cluster
         lineage = loaded.lineage or Lineage(
             resource_id(cluster.id, self.name), self.node, self.peer
@@ -128,6 +141,11 @@ class ModuleHost:
         core.add_done_callback(self._core_ended)
         self._tasks.append(core)
 
+    def go(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the core, until it is done or the module is closed."""
+        self._tasks = [one for one in self._tasks if not one.done()]
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
     async def close(self) -> None:
         """End everything; what runs is ended, too."""
         for task in self._tasks:
@@ -135,6 +153,7 @@ class ModuleHost:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.task.cancel_timers()
         await self.checks.close()
+        await self.safety.close()
         await self.vm.close()
         await self.engine.close()
 
@@ -335,8 +354,24 @@ class ModuleHost:
             self._tasks.append(asyncio.get_running_loop().create_task(self._forget()))
         if self.task.broken:
             self._give_up()
+        copy = state.lineage.label, state.lineage.way_back, state.phase is Phase.IDLE
+        if copy != self._copy_seen:
+            self._copy_seen = copy
+            self.go(self._look_at_safety_copies())
+        rate = self._pace.note(state.resync, boottime_ms())
+        if rate is not None:
+            self.observed.resync_bytes_per_s = rate
+            self.go(self._keep_observed())
         self.checks.state_changed(state)
         self.around.changed()
+
+    async def _look_at_safety_copies(self) -> None:
+        with contextlib.suppress(HyperhaError):
+            await self.safety.look()
+
+    async def _keep_observed(self) -> None:
+        with contextlib.suppress(HyperhaError):
+            await asyncio.to_thread(self.observed.store)
 
     def _give_up(self) -> None:
         """The core cannot go on: the guardian fences, kills and certifies, as for a dead daemon.
@@ -409,8 +444,20 @@ class ModuleHost:
                 window_h=self.config.restart_budget.window_h,
                 vm_observed=True,
                 damage=self.damage or self.task.broken,
+                more=self._more_commands(),
+                safety_copies=self.safety.views,
             ),
+            verify=self.observed.verify,
         )
+
+    def _more_commands(self) -> dict[str, str]:
+        """Commands that are no business of the core's, and why they are refused now."""
+        return {
+            "verify": self.verifying.refusal(),
+            "verify-stop": self.verifying.stop_refusal(),
+            "safety-restore": "" if self.safety.views else "there is no safety copy on this node",
+            "safety-delete": "" if self.safety.views else "there is no safety copy on this node",
+        }
 
     def checker_views(self) -> list[CheckerView]:
         """The checkers with their last verdicts."""
@@ -418,6 +465,7 @@ class ModuleHost:
 
     async def look_ahead(self) -> None:
         """Refresh the preflight list."""
+        await self._look_at_safety_copies()
         reasons = list(await self.vm.driver.preflight())
         if self.state.phase is Phase.IDLE and (missing := await self.vm.missing_folder()):
             reasons.append(missing)

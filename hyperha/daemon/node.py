@@ -163,6 +163,7 @@ class NodeDaemon:
             probe_targets=ProbeTargets.of(self.configuration),
             client_context=self._client_context,
             finished=self._finished,
+            progressed=lambda *told: self.service.operations.progress(*told),
             changed=self._changed,
         )
         for name, config in self.configuration.modules.items():

@@ -48,6 +48,15 @@ class Operations:
         self._changed(view)
         return view
 
+    def progress(self, operation_id: str, done_bytes: int, total_bytes: int) -> None:
+        """How far a running one is."""
+        view = self._views.get(operation_id)
+        if view is None or view.state != "running":
+            return
+        view = view.model_copy(update={"done_bytes": done_bytes, "total_bytes": total_bytes})
+        self._views[operation_id] = view
+        self._changed(view)
+
     def finish(self, operation_id: str, done: bool, text: str) -> OperationView | None:
         """It has ended; None when it is not known (any more)."""
         view = self._views.get(operation_id)

@@ -10,6 +10,7 @@ import json
 import logging
 import ssl
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
@@ -27,6 +28,7 @@ from hyperha.api.wire import (
     ScriptOutput,
     ScriptRun,
 )
+from hyperha.api.wire_copies import CopyView, SafetyCopies, VerifyReport
 from hyperha.errors import (
     BusyError,
     DeniedError,
@@ -41,6 +43,9 @@ from hyperha.errors import (
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+ANSWER_S = 3.0
+LONG_ANSWER_S = 8.0
+"""For what may have to look into a whole folder; an operator waits for it."""
 ANSWER_LIMIT_BYTES = 16 << 20
 """More than the longest log page or script output; what is longer is not read to its end."""
 _ERRORS: dict[str, type[HyperhaError]] = {
@@ -72,7 +77,7 @@ class PeerApi:
         """Why the other node's certificate, or ours there, is not taken; empty while they fit."""
         self._bases = list(bases)
         self._client = httpx.AsyncClient(
-            verify=context, timeout=httpx.Timeout(3.0, connect=1.0), trust_env=False
+            verify=context, timeout=httpx.Timeout(ANSWER_S, connect=1.0), trust_env=False
         )
 
     async def close(self) -> None:
@@ -100,6 +105,29 @@ class PeerApi:
     async def operation(self, operation_id: str) -> OperationView:
         """How a forwarded command stands."""
         return await self._get(f"/v1/operations/{operation_id}", OperationView, None)
+
+    async def verify_report(self, module: str) -> VerifyReport:
+        """What the other node knows of verifications."""
+        return await self._get(f"/v1/modules/{module}/verify", VerifyReport, None)
+
+    async def safety_copies(self, module: str) -> SafetyCopies:
+        """The other node's safety copies."""
+        path = f"/v1/modules/{module}/safety-copies"
+        body = await self._ask("GET", path, None, None, limit_s=LONG_ANSWER_S)
+        return self._read(body, SafetyCopies)
+
+    async def copy_of(
+        self, module: str, against: dict[str, Any] | None, target: str, *, sizes: bool = False
+    ) -> CopyView:
+        """The other node's copy, and its verdict beside our summary."""
+        query: dict[str, str] = {"sizes": "1"} if sizes else {}
+        if against is not None:
+            query["against"] = json.dumps(against, separators=(",", ":"))
+        if target:
+            query["to"] = target
+        path = f"/v1/modules/{module}/copy?{urlencode(query)}"
+        body = await self._ask("GET", path, None, None, limit_s=LONG_ANSWER_S)
+        return self._read(body, CopyView)
 
     async def log_page(self, module: str, after: int, limit: int, caller: Caller) -> LogPage:
         """The newest lines of the module's log there."""
@@ -132,6 +160,7 @@ class PeerApi:
         path: str,
         request: ActionRequest | CheckerChange | None,
         caller: Caller | None,
+        limit_s: float = ANSWER_S,
     ) -> Any:
         headers = {}
         if caller is not None:
@@ -142,8 +171,9 @@ class PeerApi:
         last = "no address"
         for base in list(self._bases):
             try:
+                timeout = httpx.Timeout(limit_s, connect=1.0)
                 async with self._client.stream(
-                    method, base + path, content=content, headers=headers
+                    method, base + path, content=content, headers=headers, timeout=timeout
                 ) as answer:
                     self.distrust = ""
                     return _body(answer.status_code, await self._content(answer))

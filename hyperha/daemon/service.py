@@ -28,13 +28,16 @@ from hyperha.api.wire import (
     ScriptRun,
     StreamLine,
 )
+from hyperha.api.wire_copies import CopyView, DiffView, PlanView, SafetyCopies, VerifyReport
 from hyperha.core.commands import problem
 from hyperha.core.covering import STARTING
 from hyperha.core.events import CommandGiven, SettingsChanged, Verb
 from hyperha.core.state import Phase
 from hyperha.daemon.module_task import boottime_ms
 from hyperha.daemon.operations import Operations
+from hyperha.daemon.planning import diff, own_copy, plan, summary_of
 from hyperha.daemon.stream import Subscribers, log_line
+from hyperha.daemon.upkeep import UPKEEP, Upkeep
 from hyperha.daemon.views import merged, resource_state, rfc3339
 from hyperha.domain import Readiness
 from hyperha.errors import (
@@ -65,6 +68,7 @@ class Service:
             self.node, daemon.boot_id, daemon.logbook, lambda: self.cluster()
         )
         self.operations = Operations(self.node, self._operation_changed)
+        self.upkeep = Upkeep(daemon, self.operations)
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -126,7 +130,8 @@ class Service:
 
     def _merged(self, host: ModuleHost) -> ModuleView:
         report = self._daemon.peer_report
-        return merged(self.node, host.report(), self.peer, report, why_unseen=self._why_unseen())
+        why = self._why_unseen()
+        return merged(host.name, self.node, host.report(), self.peer, report, why_unseen=why)
 
     def _why_unseen(self) -> str:
         link = self._daemon.peer_link
@@ -140,6 +145,27 @@ class Service:
     def preflight(self, name: str) -> list[PreflightItem]:
         """Why a start or failover would not work now."""
         return self.module(name).preflight
+
+    async def verify_report(self, name: str, caller: Caller) -> VerifyReport:
+        """What the last verification found, on either node."""
+        return await self.upkeep.verify_report(self._host(name), caller)
+
+    async def safety_copies(self, name: str, caller: Caller) -> SafetyCopies:
+        """What is kept of former states of both copies."""
+        return await self.upkeep.safety_copies(self._host(name), caller)
+
+    async def own_copy(self, name: str, against: str, target: str, *, sizes: bool) -> CopyView:
+        """This node's copy, and its verdict beside the other node's summary."""
+        other = summary_of(against) if against else None
+        return await own_copy(self._host(name), other, target, sizes=sizes)
+
+    async def plan(self, name: str, target: str) -> PlanView:
+        """What a resync would move now."""
+        return await plan(self._host(name), self._daemon.peer_api, target)
+
+    async def diff(self, name: str) -> DiffView:
+        """What each copy's log says that it changed."""
+        return await diff(self._host(name), self._daemon.peer_api)
 
     async def operation(self, operation_id: str) -> OperationView:
         """A command that was accepted, here or on the other node."""
@@ -204,7 +230,8 @@ class Service:
     async def act(self, name: str, request: ActionRequest, caller: Caller) -> Accepted:
         """Begin a command here or on the node it names."""
         host = self._host(name)
-        node = request.node or self.node
+        upkeep = request.verb in UPKEEP
+        node = self.upkeep.node_for(host, request) if upkeep else request.node or self.node
         if node == self.peer and not caller.peer_node:
             return await self._daemon.peer_api.act(name, request, caller)
         if node != self.node:
@@ -212,6 +239,10 @@ class Service:
         repeated = self.operations.repeated(request.request_id)
         if repeated is not None:
             return Accepted(operation=repeated)
+        if upkeep:
+            accepted = await self.upkeep.begin(host, request, caller)
+            await self._audit(caller, f"{request.verb} {name}", request.reason)
+            return accepted
         if "-" in request.verb:
             return await self._switch(host, request, caller)
         event = self._command(host, request, caller)
@@ -252,6 +283,8 @@ class Service:
         raise kind(found.text, fix)
 
     async def _check_folder(self, host: ModuleHost, verb: Verb) -> None:
+        if verb in STARTING and host.safety.busy:
+            raise BusyError(f"{host.name}: {host.safety.busy}", "Wait for its end.")
         if verb in STARTING and host.state.phase is Phase.IDLE:
             missing = await host.vm.missing_folder()
             if missing is not None:

@@ -21,11 +21,14 @@ from hyperha.api.wire import (
     VmWord,
     Why,
 )
+from hyperha.api.wire_copies import SafetyCopyView, VerifyReport
 from hyperha.core.explain import explain
 from hyperha.core.failover import recoveries_used
 from hyperha.core.records import Settings
 from hyperha.core.state import ModuleState, Vm
+from hyperha.daemon.observed import joined
 from hyperha.domain import DataState, Readiness, ResourceState, Role
+from hyperha.text import count_text
 
 
 def rfc3339(wall_ms: int) -> str:
@@ -62,8 +65,11 @@ def side(
     window_h: int,
     vm_observed: bool,
     damage: str,
+    more: dict[str, str],
+    safety_copies: list[SafetyCopyView],
 ) -> ModuleNodeView:
-    """This node's side of a module."""
+    """This node's side of a module. `more`: other commands than the core's, each with the reason
+    why it is refused, or nothing."""
     told = explain(state)
     resync = None
     if state.resync is not None:
@@ -93,14 +99,19 @@ def side(
             used=recoveries_used(state, wall_ms), of=state.config.restarts, window_h=window_h
         ),
         resync=resync,
-        allowed=list(told.allowed),
-        refused=[RefusedVerb(verb=verb, reason=reason) for verb, reason in told.refused],
+        allowed=[*told.allowed, *(verb for verb, reason in more.items() if not reason)],
+        refused=[
+            RefusedVerb(verb=verb, reason=reason)
+            for verb, reason in (*told.refused, *more.items())
+            if reason
+        ],
         losses=dict(told.losses),
         frozen=state.frozen,
         generation=state.lineage.current.id,
         epoch=state.lineage.held.counter,
         operation=operation,
         damage=damage,
+        safety_copies=safety_copies,
     )
 
 
@@ -128,8 +139,30 @@ def _with_progress(sides: dict[str, ModuleNodeView]) -> dict[str, ModuleNodeView
     return sides
 
 
+def _differing(module: str, own: ModuleReport, other: ModuleReport | None) -> list[PreflightItem]:
+    """That the copies differ, until a verification on either node has found them equal (R17)."""
+    found = joined(own.verify, other.verify if other else VerifyReport()).standing
+    if found is None:
+        return []
+    left = count_text(found.left, "difference")
+    return [
+        PreflightItem(
+            code="copies-differ",
+            node=found.node,
+            text=f"the copies differ, {left} found at {found.ended}: {found.text}",
+            fix=f"hyperha verify {module} --repair",
+        )
+    ]
+
+
 def merged(
-    node: str, own: ModuleReport, peer: str, other: NodeReport | None, *, why_unseen: str
+    module: str,
+    node: str,
+    own: ModuleReport,
+    peer: str,
+    other: NodeReport | None,
+    *,
+    why_unseen: str,
 ) -> ModuleView:
     """A module on both nodes; the other side as it was last reported."""
     name_side = own.side
@@ -145,6 +178,7 @@ def merged(
     preflight: list[PreflightItem] = list(own.preflight)
     if for_module is not None:
         preflight += for_module.preflight
+    preflight += _differing(module, own, for_module)
     runs = theirs is not None and theirs.role in (Role.ALONE, Role.PRIM)
     generation = theirs.generation if runs and theirs is not None else own.generation
     return ModuleView(

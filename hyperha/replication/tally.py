@@ -12,17 +12,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from hyperha.domain import Marker
 from hyperha.errors import RefusedError
 from hyperha.replication import identity, syscalls
 from hyperha.replication.control import Candidate, CandidatesTold
 from hyperha.replication.entries import PRIVATE_NAME
 from hyperha.replication.intent_log import Reading, read_log
+from hyperha.replication.marker import DamagedMarker, read_marker
 from hyperha.replication.operations import NO_ID, ROOT_ID, FileId, Record, RecordKind
+from hyperha.replication.safety.saver import reserve_bytes
 from hyperha.replication.wire import ZONE_BYTES
 from hyperha.text import clean_bytes
 
 LISTED: Final = 300
 """Candidates that are told one by one."""
+_NOT_CONTENT: Final = {PRIVATE_NAME, b"lost+found"}
 _DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 
 
@@ -44,6 +48,12 @@ class PlainFolder:
 
     reading: Reading
     tally: Tally
+    empty: bool
+    """Nothing in it but what hyperha or the file system put there."""
+    marker: Marker | DamagedMarker | None
+    free_bytes: int
+    reserve_bytes: int
+    """What safety copies leave free."""
 
 
 def tally(
@@ -89,14 +99,7 @@ def read_plain_folder(folder: str, resource: str) -> PlainFolder:
     try:
         if syscalls.file_system_type(root) == syscalls.FUSE_SUPER_MAGIC:
             raise RefusedError(f"{folder} is covered by a mount", "Ask the module instead.")
-        try:
-            private = os.open(PRIVATE_NAME, _DIRECTORY, dir_fd=root)
-        except FileNotFoundError:
-            return PlainFolder(Reading(None, problem="there is no .hyperha in it"), Tally(None))
-        try:
-            reading = read_log(private, resource)
-        finally:
-            os.close(private)
+        reading = _read_log(root, resource)
         wanted = {one.file for one in reading.records or ()} - {ROOT_ID}
         known = _find(root, wanted)
         known[ROOT_ID] = (".", 0)
@@ -105,9 +108,27 @@ def read_plain_folder(folder: str, resource: str) -> PlainFolder:
             return known[file][0] if file in known else f"(removed) {file.hex()}"
 
         found = tally(reading.records, lambda file: known.get(file, ("", None))[1], path)
-        return PlainFolder(reading, found)
+        empty = not {os.fsencode(name) for name in os.listdir(root)} - _NOT_CONTENT
+        return PlainFolder(reading, found, empty, read_marker(root), *room_of(root))
     finally:
         os.close(root)
+
+
+def _read_log(root: int, resource: str) -> Reading:
+    try:
+        private = os.open(PRIVATE_NAME, _DIRECTORY, dir_fd=root)
+    except FileNotFoundError:
+        return Reading(None, problem="there is no .hyperha in it")
+    try:
+        return read_log(private, resource)
+    finally:
+        os.close(private)
+
+
+def room_of(folder: int) -> tuple[int, int]:
+    """Bytes that are free on a folder's file system, and how many safety copies leave free."""
+    room = os.fstatvfs(folder)
+    return room.f_bavail * room.f_frsize, reserve_bytes(room)
 
 
 def _find(root: int, wanted: set[FileId]) -> dict[FileId, tuple[str, int | None]]:

@@ -40,7 +40,7 @@ def test_a_resync_is_shown_on_the_node_that_takes_part_in_it(
 ) -> None:
     reports = {"node1": _report(Role.ALONE, KNOWN), "node2": _report(Role.SECOND, target)}
     peer = "node2" if asked == "node1" else "node1"
-    view = merged(asked, reports[asked], peer, _other(peer, reports[peer]), why_unseen="")
+    view = merged("VM1", asked, reports[asked], peer, _other(peer, reports[peer]), why_unseen="")
     source, taking = view.nodes["node1"].resync, view.nodes["node2"].resync
     if shown is None:
         assert (source, taking) == (KNOWN, None)
@@ -51,6 +51,6 @@ def test_a_resync_is_shown_on_the_node_that_takes_part_in_it(
 
 def test_a_node_that_was_never_seen_says_why() -> None:
     why = "refused: another key"
-    view = merged("node1", _report(Role.PRIM, None), "node2", None, why_unseen=why)
+    view = merged("VM1", "node1", _report(Role.PRIM, None), "node2", None, why_unseen=why)
     assert view.nodes["node2"].resync is None
     assert view.nodes["node2"].why.text == why

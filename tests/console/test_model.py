@@ -15,13 +15,14 @@ from hyperha.client.targets import home_targets, url_targets
 from hyperha.config.home import Home
 from hyperha.domain import DataState, Readiness, ResourceState, Role
 from hyperha.errors import UsageError
+from hyperha.text import size_text
 from tests.console.fake_node import AT, RESYNC, SUSPENDED, cluster, log, module, side
 from tests.support import ROOT
 from tui.actions import REGISTRY, Level, availability, footer_actions, key_sheet, level_of, look
 from tui.model.alerts import Severity, alerts
 from tui.model.cleaning import cleaned
 from tui.model.console import ConsoleModel, Issued
-from tui.model.formatting import age_text, clock_text, percent, size_text
+from tui.model.formatting import age_text, clock_text, percent
 from tui.model.glyphs import ASCII, UNICODE, Glyphs
 from tui.model.layout import Shape, layout, table_window
 from tui.model.log_buffer import LevelFilter, LogBuffer, LogView, find

@@ -32,6 +32,20 @@ from hyperha.api.wire import (
     Why,
     WitnessView,
 )
+from hyperha.api.wire_copies import (
+    CandidatesView,
+    CandidateView,
+    CopyView,
+    DifferenceView,
+    DiffView,
+    PlanView,
+    SafetyCopies,
+    SafetyCopyView,
+    SafetyPlan,
+    VerdictView,
+    VerifyReport,
+    VerifyView,
+)
 from hyperha.domain import DataState, Readiness, ResourceState, Role
 from hyperha.errors import (
     BusyError,
@@ -42,7 +56,86 @@ from hyperha.errors import (
     UnreachableError,
 )
 
+NOBODY = Caller("", "", "")
 AT = "2026-11-22T08:50:42.120Z"
+
+VERIFIED = VerifyView(
+    serial=3,
+    node="node1",
+    by="ann",
+    repair=False,
+    started=AT,
+    ended=AT,
+    complete=True,
+    text="compared 4 files and directories with 3.1 MiB: "
+    "1 block of 64 KiB differs in disk at 65,536",
+    objects=4,
+    done_bytes=3245733,
+    total_bytes=3245733,
+    blocks=1,
+    left=1,
+    differences=[DifferenceView(path="disk", offset=65536, length=65536)],
+)
+KEPT = SafetyCopyView(
+    id="20261122-085042-a1b2",
+    node="node2",
+    opened=AT,
+    state="kept",
+    required=True,
+    rule="R9",
+    generation="g16",
+    bytes=5 << 20,
+    files=12,
+    expires="2026-11-29T08:50:42.120Z",
+)
+_LISTED = [
+    CandidateView(path="disk", bytes=1 << 20),
+    CandidateView(path="etc", bytes=0, names=True),
+]
+AHEAD = CopyView(
+    node="node1",
+    data=DataState.UPTODATE,
+    generation="g17",
+    alone_since=AT,
+    runs=True,
+    candidates=CandidatesView(base="g16", files=2, bytes=1 << 20, listed=_LISTED),
+    resync_bytes_per_s=100 << 20,
+)
+BEHIND = CopyView(node="node2", data=DataState.OUTDATED, generation="g16", free_bytes=9 << 30)
+_VERDICT = VerdictView(
+    rule="R7",
+    source="node1",
+    target="node2",
+    start="candidates",
+    text="node1 went on without node2",
+)
+PLAN = PlanView(
+    module="VM1",
+    answered_by="node1",
+    text="node2 would be made equal to node1: node1 went on without node2; "
+    "what stands in either log is compared",
+    agree=True,
+    moves=True,
+    verdict=_VERDICT,
+    verdicts={"node1": _VERDICT, "node2": _VERDICT.model_copy(update={"rule": "R6"})},
+    files=2,
+    bytes=1 << 20,
+    bytes_per_s=100 << 20,
+    seconds=1,
+    time_text="about 1 s at 100 MiB/s, as the last resync went",
+    safety=SafetyPlan(
+        kind="best_effort", text="a safety copy keeps what node2 has now (best effort)", fits=True
+    ),
+    copies={"node1": AHEAD, "node2": BEHIND},
+)
+DIFF = DiffView(
+    module="VM1",
+    answered_by="node1",
+    text=f"node1 went on by itself since {AT}",
+    base="g16",
+    copies={"node1": AHEAD},
+    missing={"node2": "node2 does not answer: connection refused"},
+)
 
 
 def side(role: Role = Role.PRIM, readiness: Readiness = Readiness.READY) -> ModuleNodeView:
@@ -164,6 +257,29 @@ class FakeService:
         self._known(name)
         self.asked.append((checker, change, caller))
         return Accepted(operation="node1-2")
+
+    async def verify_report(self, name: str, caller: Caller) -> VerifyReport:
+        self._known(name)
+        return VerifyReport(last=VERIFIED, standing=VERIFIED)
+
+    async def safety_copies(self, name: str, caller: Caller) -> SafetyCopies:
+        self._known(name)
+        return SafetyCopies(copies=[KEPT])
+
+    async def own_copy(self, name: str, against: str, target: str, *, sizes: bool) -> CopyView:
+        self._known(name)
+        self.asked.append((name, (against, target, sizes), NOBODY))
+        return CopyView(node="node1", data=DataState.UPTODATE, summary={"node": "node1"})
+
+    async def plan(self, name: str, target: str) -> PlanView:
+        self._known(name)
+        if target not in ("", "node2"):
+            raise RefusedError(f"{target} cannot be the target (R7): node1 went on without node2")
+        return PLAN
+
+    async def diff(self, name: str) -> DiffView:
+        self._known(name)
+        return DIFF
 
     async def operation(self, operation_id: str) -> OperationView:
         if operation_id != "node1-1":

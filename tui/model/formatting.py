@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-
-
-def size_text(size_bytes: int) -> str:
-    """`0 B`, `212 MiB`, `1.4 GiB`."""
-    value = float(max(0, size_bytes))
-    for unit in _UNITS[:-1]:
-        if value < 1000:
-            return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} {_UNITS[-1]}"
+from hyperha.text import size_text
 
 
 def rate_text(bytes_per_s: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from hyperha.api.wire import ModuleNodeView
 from hyperha.domain import DataState, Role
+from hyperha.text import size_text
 from tui.model.alerts import vm_is_missing
 from tui.model.console import ConsoleModel
 from tui.model.formatting import (
@@ -15,7 +16,6 @@ from tui.model.formatting import (
     percent,
     rate_text,
     short_generation,
-    size_text,
 )
 from tui.model.glyphs import READINESS_TONE, READINESS_WORD, UNKNOWN, Glyphs
 from tui.model.layout import Layout, Shape, table_window

@@ -1,0 +1,158 @@
+"""The safety copies of a module on this node: listed, restored, deleted (R15, N3).
+
+While the folder is covered its replication process does it; of a folder that nobody serves this
+daemon does, in a thread, and nobody can cover the folder meanwhile (M6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from hyperha.api.wire_copies import SafetyCopyView
+from hyperha.core.state import Phase
+from hyperha.daemon.views import rfc3339
+from hyperha.errors import BusyError, FailedError, NotFoundError
+from hyperha.replication.control import (
+    DeleteSafety,
+    ListSafety,
+    RestoreSafety,
+    SafetyAnswered,
+    SafetyCopies,
+)
+from hyperha.replication.safety.area import SafetyArea
+from hyperha.replication.safety.copy import Facts, State
+
+if TYPE_CHECKING:
+    from hyperha.daemon.module_host import ModuleHost
+
+_ANSWER_S = 10.0
+_SILENCE_S = 120.0
+_DAY_MS = 86_400_000
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+class SafetyKeeper:
+    """One module's; belongs to the event loop."""
+
+    def __init__(self, host: ModuleHost) -> None:
+        self._host = host
+        self._area: SafetyArea | None = None
+        self.views: list[SafetyCopyView] = []
+        """As they were when last looked at."""
+
+    @property
+    def busy(self) -> str:
+        """Why the folder must not be covered now; empty when it may."""
+        return "" if self._area is None else "a safety copy in its folder is being worked on"
+
+    async def look(self) -> list[SafetyCopyView]:
+        """Every copy, oldest first. Raises HyperhaError when they cannot be read."""
+        host = self._host
+        if host.state.attached and not host.state.unknown_data:
+            told = await host.engine.ask(ListSafety, SafetyCopies, silence_s=_ANSWER_S)
+            if told.text:
+                raise FailedError(f"the safety copies of {host.name} are not known: {told.text}")
+            found = told.copies
+        elif host.state.phase is Phase.IDLE:
+            found = await self._of_the_folder()
+        else:
+            raise BusyError(f"{host.node} is busy: {host.state.phase}", "Ask again in a moment.")
+        views = [self._view(one) for one in found]
+        if views != self.views:
+            self.views = views
+            host.around.changed()
+        return views
+
+    def _view(self, facts: Facts) -> SafetyCopyView:
+        keep_ms = self._host.config.safety_copy.keep_days * _DAY_MS
+        is_open = facts.state is State.OPEN
+        return SafetyCopyView(
+            id=facts.id,
+            node=self._host.node,
+            opened=rfc3339(facts.opened_wall_ms),
+            state=facts.state.value,
+            required=facts.required,
+            rule=facts.rule,
+            generation=facts.generation,
+            bytes=facts.saved_bytes,
+            files=facts.files,
+            text=facts.text,
+            expires="" if is_open else rfc3339(facts.opened_wall_ms + keep_ms),
+        )
+
+    async def restore(self, name: str, to: str, progress: Progress) -> str:
+        """Make the state that a copy holds anew in `to`; what was done. Raises HyperhaError."""
+        if self._host.state.phase is Phase.IDLE:
+            loop = asyncio.get_running_loop()
+
+            def told(done: int, total: int) -> None:
+                loop.call_soon_threadsafe(progress, done, total)
+
+            await self._in_the_folder(lambda area: area.restore(name, to, told))
+            return f"the safety copy {name} is restored in {to}"
+        return await self._ask(lambda number: RestoreSafety(number, name, to), progress)
+
+    async def delete(self, name: str) -> str:
+        """Delete a copy whose resync has ended; what was done. Raises HyperhaError."""
+        if self._host.state.phase is Phase.IDLE:
+            await self._in_the_folder(lambda area: area.delete(name))
+            return f"the safety copy {name} is deleted"
+        return await self._ask(
+            lambda number: DeleteSafety(number, name), lambda _done, _total: None
+        )
+
+    async def _ask(
+        self, make: Callable[[int], RestoreSafety | DeleteSafety], progress: Progress
+    ) -> str:
+        answer = await self._host.engine.ask(
+            make,
+            SafetyAnswered,
+            silence_s=_SILENCE_S,
+            told=lambda message: progress(message.done_bytes, message.total_bytes),
+        )
+        if not answer.ok:
+            raise FailedError(answer.text)
+        return answer.text
+
+    # --- a folder that nobody serves ----------------------------------------------------------
+
+    async def _of_the_folder(self) -> tuple[Facts, ...]:
+        try:
+            return await self._in_the_folder(lambda area: area.facts())
+        except NotFoundError:
+            return ()
+
+    async def _in_the_folder(self, work: Callable[[SafetyArea], T]) -> T:
+        """Open what the folder keeps, in a thread. NotFoundError when it keeps nothing: a folder
+        without safety copies is not given a place for them."""
+        if self._area is not None:
+            raise BusyError("another safety copy of this module is being worked on")
+        async with self._host.engine.plain_folder() as folder:
+            try:
+                self._area = await asyncio.to_thread(_open, folder)
+                return await asyncio.to_thread(work, self._area)
+            except OSError as problem:
+                raise FailedError(
+                    f"the safety copies in {folder} cannot be read: {problem.strerror or problem}"
+                ) from problem
+            finally:
+                area, self._area = self._area, None
+                if area is not None:
+                    await asyncio.to_thread(area.close)
+
+    async def close(self) -> None:
+        """Break off what is under way."""
+        area = self._area
+        if area is not None:
+            await asyncio.to_thread(area.close)
+
+
+def _open(folder: str) -> SafetyArea:
+    place = os.path.join(folder, ".hyperha", "safety")
+    if not os.path.isdir(place) or not os.listdir(place):
+        raise NotFoundError("there is no safety copy in this folder")
+    return SafetyArea.of_folder(folder)
