@@ -1,0 +1,171 @@
+"""Folders that are not what they were, and disks that fill (C11, C18)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperha.demo.cluster import MODULE, NODES
+from tests.acceptance.pair import Pair
+
+pytestmark = pytest.mark.anyio
+
+
+async def _down(pair: Pair) -> None:
+    """Both nodes die at once: the copies are equal but for writes under way, and node1 ran last."""
+    await asyncio.gather(*(pair.kill(node) for node in NODES))
+    for node in NODES:
+        if pair.mounted(node):
+            await asyncio.to_thread(_command, "umount", "-l", str(pair.folder(node)))
+        pair.check_folder(node)
+
+
+async def _never_a_source(pair: Pair, says: str) -> None:
+    """node1's folder is not its copy: it says so and waits, node2 runs and loses nothing."""
+    await asyncio.gather(*(pair.start(node) for node in NODES))
+    await pair.roles(30, node1="WAIT", node2="ALONE")
+    side = await pair.side("node1")
+    assert says in side.why.text, side.why.text
+    assert side.data == "unknown"
+    status, text = await pair.cli("node1", "prim", MODULE)
+    assert status == 3, text
+    await pair.more_orders()
+
+
+async def _put_right(pair: Pair, former: Path, *, adopt: bool = False) -> None:
+    """The right folder comes back, or an operator gives up what is there: then it follows."""
+    await pair.act("node1", "stop")
+    folder = pair.folder("node1")
+    if not adopt:
+        await asyncio.to_thread(_replace, former, folder)
+        await pair.act("node1", "start")
+    else:
+        view = await pair.command("node1", "second", adopt=True)
+        assert view.state != "failed", view.text
+    await pair.roles(40, node2="PRIM", node1="SECOND")
+    await pair.equal_and_nothing_lost()
+
+
+async def test_c18_the_data_disk_is_not_mounted(protected: Pair, tmp_path: Path) -> None:
+    """R12: an empty folder under the last primary's record is no empty copy of the data."""
+    await _down(protected)
+    folder, former = protected.folder("node1"), tmp_path / "former"
+    await asyncio.to_thread(_replace, folder, former)
+    folder.mkdir()
+    await _never_a_source(protected, "no mark: is its file system mounted?")
+    await _put_right(protected, former)
+
+
+async def test_c18_the_folder_comes_from_a_backup(protected: Pair, tmp_path: Path) -> None:
+    """N6: `.hyperha` travels with copies, too; its counters tell an old one."""
+    await _down(protected)
+    folder, backup = protected.folder("node1"), tmp_path / "backup"
+    await asyncio.to_thread(_command, "cp", "-a", str(folder), str(backup))
+    await asyncio.gather(*(protected.start(node) for node in NODES))
+    await protected.roles(30, node1="PRIM", node2="SECOND")
+    await protected.more_orders()
+    await _down(protected)
+    former = tmp_path / "former"
+    await asyncio.to_thread(_replace, folder, former)
+    await asyncio.to_thread(_command, "cp", "-a", str(backup), str(folder))
+    await _never_a_source(protected, "is a copy or was restored")
+    await _put_right(protected, former, adopt=True)
+
+
+async def test_c18_the_folder_of_another_module(protected: Pair, tmp_path: Path) -> None:
+    """R12: another module's marker, and files that look alike."""
+    await _down(protected)
+    folder, former = protected.folder("node1"), tmp_path / "former"
+    await asyncio.to_thread(_replace, folder, former)
+    await asyncio.to_thread(_command, "cp", "-a", str(former), str(folder))
+    await asyncio.to_thread(_spoil, folder / ".hyperha" / "marker")
+    await _never_a_source(protected, "unknown data in the folder")
+    assert any("damaged mark" in line for line in protected.lines("node1"))
+    await _put_right(protected, former)
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, mib: int) -> Iterator[None]:
+    """A file system of its own, of so many MiB, at a directory."""
+    image = place.parent / f"{place.name}.img"
+    with image.open("wb") as file:
+        file.truncate(mib << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    try:
+        yield
+    finally:
+        # The nodes' processes end after this; the loop device goes with the last of them.
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place: Path, left: int) -> Path:
+    """Take all room of a file system but so many bytes."""
+    ballast = place / "ballast"
+    room = os.statvfs(place)
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - left)
+        while True:
+            free = os.statvfs(place)
+            excess = free.f_bavail * free.f_frsize - left
+            if excess < 65536:
+                break
+            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), excess)
+    return ballast
+
+
+async def test_c11_the_disk_of_the_secondary_fills(pair: Pair) -> None:
+    """D11: it leaves, loudly; the primary goes on alone; with room again it comes back."""
+    place = pair.folder("node2").parent
+    with small_disk(place, 160):
+        pair.folder("node2").mkdir()
+        await pair.protected()
+        ballast = fill(place, 128 << 10)
+        await pair.roles(60, node1="ALONE")
+        line = await pair.log_has("node2", "No space left")
+        assert "D1" in line
+        await pair.more_orders()
+        assert (await pair.side("node2")).data != "uptodate"
+        ballast.unlink()
+        await pair.act("node2", "start")
+        await pair.roles(40, node1="PRIM", node2="SECOND")
+        await pair.equal_and_nothing_lost()
+
+
+async def test_c11_the_disk_of_the_primary_fills(pair: Pair) -> None:
+    """D11: the program sees the error, nothing that was acknowledged is lost, and the other node,
+    which has room, runs it in the end."""
+    place = pair.folder("node1").parent
+    with small_disk(place, 160):
+        pair.folder("node1").mkdir()
+        await pair.protected()
+        ballast = fill(place, 128 << 10)
+        await pair.roles(60, node2="ALONE")
+        await pair.more_orders()
+        ballast.unlink()
+        await pair.act("node1", "start")
+        await pair.roles(60, node2="PRIM", node1="SECOND")
+        await pair.equal_and_nothing_lost()
+
+
+def _replace(former: Path, folder: Path) -> None:
+    """Move a folder to a place, instead of what is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    former.rename(folder)
+
+
+def _spoil(marker: Path) -> None:
+    marker.write_bytes(marker.read_bytes()[::-1])
+
+
+def _command(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)
