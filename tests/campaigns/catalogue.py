@@ -29,6 +29,7 @@ _ON_PROCESSES = ("hyperha/replication", "hyperha/domain.py", "tests/filesystem",
 _POSIX = "tests/filesystem/test_posix.py"
 _SEQUENCES = 500
 _BREAKS = 20
+_FSX_MINUTES = 5
 _CRASHES = "tests/crash/test_pipeline.py"
 _CRASH_DEPTH = 4
 DRILL_PORTS = 9610
@@ -105,6 +106,10 @@ def _posix(
     )
 
 
+def _minutes(order: Order) -> dict[str, str]:
+    return {"HYPERHA_FSX_SECONDS": str(60 * order.count), "HYPERHA_FSX_SEED": str(order.seed)}
+
+
 def tests_of(file: Path) -> tuple[str, ...]:
     """The tests of a file, in its order."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -156,6 +161,18 @@ def campaigns() -> dict[str, Campaign]:
             _SEQUENCES,
             600,
             "random steps of several users, against a plain folder, the copies compared",
+        ),
+        Campaign(
+            name="fsx",
+            purpose="one file worked on in every way at once, read back, the peer's compared",
+            unit="minutes",
+            goal=30,
+            rows=("test_fsx",),
+            covers=_ON_PROCESSES,
+            kind=TestRound("tests/filesystem/test_fsx.py", _minutes),
+            seeds="random",
+            step=_FSX_MINUTES,
+            step_limit_s=60.0 * _FSX_MINUTES + 120,
         ),
         _posix(
             "posix-breaks",

@@ -50,6 +50,20 @@ FOUND: dict[str, list[Step]] = {
         Step(0, "allocate", (0, 3, 0, 4096)),
         Step(0, "list_xattr", ("a",)),
     ],
+    "a stranger's write to a file without a name": [
+        Step(1, "open", (0, "a", CREATE, 0o6777)),
+        Step(0, "unlink", ("a",)),
+        Step(2, "write", (0, 0, 1, 4096)),
+        Step(2, "status_open", (0,)),
+    ],
+    # Was sent before it failed here: the secondary could not do it either, and left.
+    "a write beyond what files can hold": [
+        Step(0, "open", (0, "a", CREATE, 0o666)),
+        Step(1, "write", (0, 1 << 50, 1, 4096)),
+        Step(1, "write", (0, (1 << 44) - 4096 - 5, 1, 10)),
+        Step(1, "write", (0, (1 << 62) + 1, 1, 1)),
+        Step(1, "status_open", (0,)),
+    ],
     "a directory's new owner and its capabilities": [
         Step(0, "mkdir", ("d", 0o755)),
         Step(0, "set_xattr", ("d", "security.capability", b"\1\0\0\2\4\4\0\0" + bytes(12), 0)),

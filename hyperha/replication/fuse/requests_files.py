@@ -36,6 +36,8 @@ _BARRIER: Final[int] = getattr(os, "O_DSYNC", 0) | getattr(os, "O_SYNC", 0)
 _NO_WAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 _COPIED: Final = 64 << 10
 """Data up to this size is copied where it must be kept; the buffer of larger data is lent."""
+_ALWAYS_FITS: Final = 1 << 40
+"""Every file system takes writes up to here; above it is asked for its limit."""
 _OUT: Final = protocol.OUT_SIZE
 
 
@@ -228,13 +230,16 @@ class FileRequests:
         if not c.primary or not c.pipeline.writable():
             raise OSError(errno.EROFS, "")
         node = c.nodes.by_number.get(number) or c.node(number)
+        if offset + size > _ALWAYS_FITS:
+            size = _fitting(self._descriptor(fh, number), offset, size)
         data = c.payload[:size]
+        if not node.clean:
+            if not node.orphan:
+                c.ensure_id(node)
+            self._clear_privileges(node, bool(write_flags & protocol.WRITE_KILL_SUIDGID))
         if node.orphan:
             self._write_locally(unique, fh, number, data, offset)
             return
-        if not node.clean:
-            c.ensure_id(node)
-            self._clear_privileges(node, bool(write_flags & protocol.WRITE_KILL_SUIDGID))
         if c.pipeline.write(
             node.file,
             offset,
@@ -257,7 +262,10 @@ class FileRequests:
 
     def _clear_privileges(self, node: Node, kill_set_id: bool) -> None:
         for records, execute in self._attributes.privilege_steps(node, kill_set_id):
-            self._c.note(records, execute)
+            if node.orphan:
+                execute()
+            else:
+                self._c.note(records, execute)
 
     # --- stable storage, allocation, holes ------------------------------------------------
 
@@ -292,6 +300,9 @@ class FileRequests:
             status = local.allocate(held.fd, mode, offset, size)
             return Allocate(node.file, mode, offset, size, status.st_size, status.st_mtime_ns)
 
+        if not node.clean:
+            # The kernel does not say here whether who asks may keep set-id bits.
+            self._clear_privileges(node, c.owner()[0] != 0)
         if node.orphan:
             c.save_orphan(node)
             execute()
@@ -300,9 +311,6 @@ class FileRequests:
         records: tuple[Record, ...] = (Record(RecordKind.INODE, node.file),)
         if mode & (syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_ZERO_RANGE):
             records += c.data_records(node.file, offset, offset + size)
-        if not node.clean:
-            # The kernel does not say here whether who asks may keep set-id bits.
-            self._clear_privileges(node, c.owner()[0] != 0)
         c.change(unique, records, execute)
 
     def _lseek(self, unique: int, number: int, length: int) -> None:
@@ -310,6 +318,26 @@ class FileRequests:
         held = self._descriptor(fh, number)
         position = os.lseek(held.fd, offset, whence)
         self._c.answer(unique, protocol.U64.pack(position))
+
+
+def _fitting(held: Descriptor, offset: int, size: int) -> int:
+    """How much of a write a file of this file system can take; EFBIG when nothing.
+
+    A write is sent before it is done here (Z4): one that no copy can do must not be sent. A seek
+    asks for the limit without touching the file.
+    """
+    fits, too_much = 0, size + 1
+    while too_much - fits > 1:
+        middle = size if too_much > size else (fits + too_much) // 2
+        try:
+            os.lseek(held.fd, offset + middle, os.SEEK_SET)
+        except OSError:
+            too_much = middle
+        else:
+            fits = middle
+    if fits == 0 and size:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return fits
 
 
 def _read_all(held: Descriptor, size: int, offset: int) -> bytes:
