@@ -175,6 +175,9 @@ class Applier:
         active, files = self._intent.active, self._files
         if self.waiting_bytes or self.failure or size > _INLINE_BYTES:
             return False
+        if self._store.guard is not None:
+            # A write may have to wait until a safety copy has what it destroys (R15).
+            return False
         for _, index, offset, data in writes:
             zone = offset // ZONE_BYTES
             if (1, files.get(index), zone) not in active:

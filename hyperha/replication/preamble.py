@@ -16,7 +16,7 @@ from hyperha.domain import MODULE_NAME_PATTERN, NODE_NAME_PATTERN, Epoch, Sessio
 from hyperha.errors import ReplicationError
 
 MAGIC: Final = b"hyperha\n"
-VERSION: Final = 1
+VERSION: Final = 2
 _LAYOUT: Final = struct.Struct("<8sHBBH2x16s32s16sQ32sQ32s16s")
 SIZE: Final = 256
 _CHECKSUM_SIZE: Final = 16

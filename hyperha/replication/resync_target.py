@@ -22,6 +22,7 @@ import xxhash
 from hyperha.core.actions import SessionStart
 from hyperha.errors import ReplicationError
 from hyperha.replication import syscalls, wire
+from hyperha.replication.buffers import Buffers
 from hyperha.replication.comparison import COMPARISONS, CompareSide
 from hyperha.replication.handshake import Hello
 from hyperha.replication.intent_log import IntentLog
@@ -69,6 +70,7 @@ class TargetSide:
         self._tag = tag
         self._seed = hello.seed
         self._compare = CompareSide(store, tag, hello.seed)
+        self._reading = memoryview(Buffers().take(ZONE_BYTES))
         self._full = hello.start is SessionStart.FULL
         self._dirty = False
         self._reported: set[Record] = set()
@@ -367,7 +369,7 @@ class TargetSide:
         different = []
         try:
             length = len(zone.digests) * BLOCK_BYTES
-            data = store.read(file, zone.offset, length)
+            data = self._reading[: store.read_into(file, zone.offset, self._reading[:length])]
             ranges = store.data_ranges(file, zone.offset, zone.offset + length)
             for i, digest in enumerate(zone.digests):
                 start = i * BLOCK_BYTES

@@ -326,8 +326,8 @@ class SecondarySession:
         quiet = False
         for frame in frames:
             kind = frame.kind
-            # Retire frames name an operation of the past.
-            if frame.number > number and kind is not Kind.RETIRE:
+            # Retire frames name an operation of the past; that a flush has ended is said anyway.
+            if frame.number > number and kind is not Kind.RETIRE and kind is not Kind.FLUSH:
                 number = frame.number
             if kind is Kind.GOODBYE:
                 self._goodbye = True

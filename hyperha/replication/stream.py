@@ -414,6 +414,8 @@ class PrimarySession:
                 elif kind is Kind.FLUSHED:
                     self.progress_ms = now_ms()
                     flushed(self, frame.number)
+                    # It has everything up to there, and does not say so twice.
+                    number = max(number, frame.number)
                 elif kind is Kind.PROGRESS:
                     self._note_progress(frame)
                 elif kind is Kind.FAILED:

@@ -44,7 +44,7 @@ class Connection:
 
     def secure(self, files: TlsFiles, peer: str, *, server: bool, timeout_s: float) -> None:
         """Do the TLS handshake and check that the other side is `peer`."""
-        cipher = Cipher(_context(files, server=server), server=server)
+        cipher = Cipher(tls_context(files, server=server), server=server)
         self._socket.settimeout(timeout_s)
         self._sealed = memoryview(Buffers().take(_SEALED_BYTES))
         try:
@@ -198,7 +198,8 @@ def connect(address: str, port: int, local_address: str, timeout_s: float) -> Co
     return Connection(plain)
 
 
-def _context(files: TlsFiles, *, server: bool) -> ssl.SSLContext:
+def tls_context(files: TlsFiles, *, server: bool) -> ssl.SSLContext:
+    """TLS 1.3 with this node's certificate, for peers of the same authority."""
     protocol = ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -1,12 +1,13 @@
 """Buffers that are used again: never filled anew before their contents were used."""
 
 import random
+import threading
 
 import pytest
 
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
-from hyperha.replication.buffers import Buffers
+from hyperha.replication.buffers import Buffer, Buffers
 from hyperha.replication.operations import ROOT_ID, FileId
 from tests.support.engine_pair import Guest, Pair, wait_for
 
@@ -65,8 +66,7 @@ def test_large_frames_are_cut_from_any_pieces_into_used_buffers() -> None:
             frame = held.pop(0)
             number, offset, data = frames.pop(0)
             assert (frame.number, wire.decode_write(frame.payload)) == (number, (1, offset, data))
-            if isinstance(frame.payload, bytearray):
-                buffers.give_back(frame.payload)
+            buffers.give_back_view(frame.payload)
     assert not frames
     assert not parser.partial
 
@@ -116,3 +116,56 @@ def test_no_payload_is_overwritten_before_it_is_applied(pair: Pair, monkeypatch)
     assert not guest.errors
     assert len({id(one) for one in seen}) < len(seen), "no buffer was used twice"
     pair.check_equal()
+
+
+@pytest.mark.root
+def test_what_was_lent_is_kept_until_it_was_sent(pair: Pair, monkeypatch) -> None:
+    """T2: the peer stands still while the data path goes on with other buffers."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    wait_for(lambda: guest.answers == 1)
+    go_on, reached = threading.Event(), threading.Event()
+    serving = pair.b.acceptor.session
+    assert serving is not None
+    real = serving._receive
+
+    def stuck(*arguments):
+        reached.set()
+        assert go_on.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(serving, "_receive", stuck)
+    assert reached.wait(5)
+    buffers = Buffers()
+    back: list[object] = []
+
+    def give_back(view: object) -> None:
+        back.append(getattr(view, "obj", None))
+        buffers.give_back_view(view)
+
+    def lend(number: int) -> bool:
+        view = memoryview(buffers.take(LARGE))
+        view[:] = random.Random(number).randbytes(LARGE)
+        answer = guest._answered
+        kept = pair.a.primary.write(
+            file, number << 20, view, barrier=False, answer=answer, give_back=give_back
+        )
+        if not kept:
+            # What the data path does with it: the next request overwrites it.
+            view[:] = bytes(LARGE)
+            buffers.give_back_view(view)
+        return kept
+
+    kept = [lend(number) for number in range(40)]
+    assert any(kept), "40 MiB fit into no connection"
+    assert len([one for one in back if one is not None]) < sum(kept)
+    monkeypatch.setattr(serving, "_receive", real)
+    go_on.set()
+    wait_for(lambda: guest.answers == 41)
+    wait_for(lambda: len([one for one in back if isinstance(one, Buffer)]) == sum(kept))
+    assert not guest.errors
+    pair.check_equal()
+    for number in range(40):
+        expected = random.Random(number).randbytes(LARGE)
+        assert pair.b.store.read(file, number << 20, LARGE) == expected

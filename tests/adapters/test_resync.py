@@ -106,6 +106,35 @@ def test_adopting_a_copied_folder_moves_only_what_differs(pair: Pair) -> None:
     wait_for(lambda: not lost.exists() or not list(lost.iterdir()))
 
 
+def test_zones_sent_without_asking_stop_where_copies_are_alike(pair: Pair) -> None:
+    """Long stretches differ wholly, others not at all, and holes stay holes in both."""
+    zone, zones, alike = 1 << 20, 120, 40
+    with open(pair.a.folder / "disk", "wb") as file:
+        for number in range(zones):
+            if number % 30 == 29:
+                # A hole, and less than a zone of data behind it.
+                file.seek(zone - 65536, os.SEEK_CUR)
+                file.write(os.urandom(65536))
+            else:
+                file.write(os.urandom(zone))
+        file.write(b"end")
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    go_alone(pair)
+    guest = Guest(pair.a)
+    disk = pair.a.store.find(ROOT_ID, b"disk").file
+    for number in range(zones - alike):
+        if number % 30 != 29:
+            guest.write(disk, number * zone, os.urandom(zone))
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    for side in (pair.a, pair.b):
+        assert os.stat(side.folder / "disk").st_blocks * 512 < (zones - 2) * zone
+    written = len([one for one in range(zones - alike) if one % 30 != 29]) * zone
+    assert written <= bytes_sent(pair) <= written + 17 * zone
+
+
 def test_only_candidates_are_looked_at(pair: Pair) -> None:
     pair.in_sync()
     guest = Guest(pair.a)

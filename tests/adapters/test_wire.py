@@ -252,3 +252,39 @@ def test_every_engine_action_can_be_sent() -> None:
     for name, kind in vars(actions).items():
         if isinstance(kind, type) and issubclass(kind, actions.EngineAction):
             assert name == "EngineAction" or control._TYPES[name] is kind
+
+
+def test_plain_writes_at_the_front_are_what_the_parser_would_cut() -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for _ in range(300):
+        plain = [(n, chance.randbytes(chance.choice((1, 512, 4096)))) for n in range(3)]
+        raw = b"".join(
+            wire.write_head(len(data), 5, number, 1, number << 12, False) + data
+            for number, data in plain
+        )
+        end = chance.choice(
+            (
+                b"",
+                wire.frame(wire.Kind.FLUSH, 5, 9, b"f" * 16),
+                wire.write_head(4, 5, 9, 1, 0, True) + b"sync",
+                wire.write_head(4, 6, 9, 1, 0, False) + b"else",
+                wire.write_head(4, 5, 9, 1, 1 << 63, False) + b"far!",
+                wire.write_head(4, 5, 9, 1, 0, False) + b"cut",
+                raw[: chance.randrange(32)],
+            )
+        )
+        stream = memoryview(raw + end)
+        parser = wire.Parser(5, from_primary=True)
+        found, used = parser.writes(stream)
+        assert used == len(raw)
+        fed = wire.Parser(5, from_primary=True).feed(raw)
+        assert [(n, *wire.decode_write(one.payload)) for n, one in enumerate(fed)] == [
+            (number, index, offset, data) for number, index, offset, data in found
+        ]
+        # Nothing was taken: the parser still sees all of it.
+        assert not parser.partial
+        assert len(parser.feed(raw)) == 3
+    parser.feed(raw[:7])
+    assert parser.writes(stream) == ([], 0), "inside a frame nothing is at the front"
