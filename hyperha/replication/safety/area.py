@@ -299,7 +299,8 @@ class SafetyArea:
                 saver = self._savers.get(copy.id)
                 facts = copy.facts
                 if facts.state is not State.LOST:
-                    files = facts.files if saver is None else saver.files
+                    with self._guard.lock:
+                        files = facts.files if saver is None else saver.files
                     facts = replace(facts, saved_bytes=copy.size(), files=files)
                 found.append(facts)
             return tuple(found)

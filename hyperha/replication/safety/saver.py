@@ -88,7 +88,7 @@ class Saver:
     @property
     def files(self) -> int:
         """Inodes of which something is saved."""
-        return len(self._index.inodes)
+        return sum(not one.created for one in self._index.inodes.values())
 
     @property
     def empty(self) -> bool:
