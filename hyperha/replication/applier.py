@@ -39,6 +39,7 @@ from hyperha.replication.operations import (
 from hyperha.replication.safety.undo_log import BATCH_BYTES
 from hyperha.replication.store import Store
 from hyperha.replication.syncer import Syncer
+from hyperha.replication.syscalls import show_thread_name
 from hyperha.replication.wire import ZONE_BYTES, Frame, Kind, PlainWrite
 from hyperha.replication.wire_changes import decode_change, is_time
 
@@ -227,6 +228,7 @@ class Applier:
 
     def _run(self) -> None:
         get = self.queue.get
+        show_thread_name()
         while (frames := get()) is not None:
             if self._store.guard is not None:
                 frames = self._prepared(frames)

@@ -31,6 +31,7 @@ from hyperha.replication.resync_target import TargetSide
 from hyperha.replication.speaker import Speaker
 from hyperha.replication.store import Store
 from hyperha.replication.syncer import Syncer
+from hyperha.replication.syscalls import show_thread_name
 from hyperha.replication.transport import RECEIVE_BYTES, Connection
 from hyperha.replication.wire import Frame, Kind, Parser, PlainWrite
 
@@ -149,6 +150,7 @@ class SecondarySession:
     def _run(self) -> None:
         assert self._forward is not None
         assert self._backward is not None
+        show_thread_name()
         try:
             text = self._begin(self._forward, self._backward)
             refused = bool(text)

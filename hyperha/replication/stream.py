@@ -24,6 +24,7 @@ from hyperha.replication.handshake import Hello, Welcome
 from hyperha.replication.operations import FileId, GiveBack, Record
 from hyperha.replication.preamble import Direction, Preamble, cluster_hash
 from hyperha.replication.preamble import encode as encode_preamble
+from hyperha.replication.syscalls import show_thread_name
 from hyperha.replication.transport import RECEIVE_BYTES, Connection, Piece, connect
 from hyperha.replication.wire import Frame, Kind, Parser
 
@@ -155,6 +156,7 @@ class PrimarySession:
 
     def _run(self, listener: Listener, candidates: int) -> None:
         text, refused = "", False
+        show_thread_name()
         try:
             text, refused = self._begin(listener, candidates)
             if not text:
@@ -351,6 +353,7 @@ class PrimarySession:
 
     def _send(self) -> None:
         """The sender thread."""
+        show_thread_name()
         assert self._forward is not None
         get, send, lock = self._wake.get, self._forward.send, self.lock
         try:

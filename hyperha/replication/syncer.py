@@ -18,6 +18,7 @@ from typing import Final
 
 from hyperha.replication.operations import FileId
 from hyperha.replication.store import Store
+from hyperha.replication.syscalls import show_thread_name
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class Syncer:
             thread.join()
 
     def _serve(self) -> None:
+        show_thread_name()
         while (function := self._queue.get()) is not None:
             _guarded(function)
 

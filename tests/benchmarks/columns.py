@@ -24,8 +24,9 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,7 @@ from hyperha.replication.control import TlsFiles
 from hyperha.replication.syscalls import sync_file_system
 from hyperha.security.initialise import ClusterPlan, LanPlan, init_cluster
 from tests.benchmarks.table import LOCAL, PLAIN, TLS, Row
+from tests.benchmarks.usage import Processes, Uses, between, look
 from tests.support.engine_pair import free_ports
 from tests.support.engine_process import NodeProcess, ProcessPair
 
@@ -47,8 +49,33 @@ _ZONE_BYTES: Final = 1 << 20
 _CHUNK: Final = 8 << 20
 _WARM, _COLD = "warm", "cold"
 
-Measure = Callable[[Row, float, int], float]
-"""Operations per second of a row, measured for so many seconds, in that round."""
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One figure: operations per second, and what one cost each process of the column."""
+
+    rate: float
+    costs: Mapping[str, Uses]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What rows are measured on, with the processes that serve it: not those that load it."""
+
+    measure: Callable[[Row, float, int], tuple[float, float]]
+    """Of a row, for so many seconds, in that round: operations per second, and how many."""
+    prepare: Callable[[Row], None]
+    processes: Processes
+
+    def sample(self, row: Row, seconds: float, number: int) -> Sample:
+        """Prepare and measure once."""
+        self.prepare(row)
+        before = {name: look(process) for name, process in self.processes}
+        rate, count = self.measure(row, seconds, number)
+        costs = {
+            name: between(before[name], look(process), count) for name, process in self.processes
+        }
+        return Sample(rate, costs)
 
 
 def run_command(command: list[str], limit_s: float) -> str:
@@ -112,8 +139,8 @@ def beneath(node: NodeProcess) -> str:
     return f"/proc/self/fd/{numbers[descriptors.names.index('folder')]}/{_WARM}"
 
 
-def fio(folder: Path, row: Row, seconds: float, seed: int) -> float:
-    """Operations per second of one run on a mounted folder."""
+def fio(folder: Path, row: Row, seconds: float, seed: int) -> tuple[float, float]:
+    """Operations per second of one run on a mounted folder, and their number."""
     name, size = (_COLD, COLD_BYTES) if row.cold else (_WARM, WARM_BYTES)
     raw = run_command(
         [
@@ -124,7 +151,8 @@ def fio(folder: Path, row: Row, seconds: float, seed: int) -> float:
         seconds + 60,
     )  # fmt: skip
     job = json.loads(raw[raw.index("{") :])["jobs"][0]
-    return float(job["read"]["iops"] or job["write"]["iops"])
+    done = job["read"] if job["read"]["iops"] else job["write"]
+    return float(done["iops"]), float(done["total_ios"])
 
 
 def warm(file: Path) -> None:
@@ -138,30 +166,34 @@ def warm(file: Path) -> None:
         os.close(descriptor)
 
 
-def measure_mount(*nodes: NodeProcess) -> Measure:
+def on_mount(*nodes: NodeProcess) -> Column:
     """Measure on the mounted folder of the first of the nodes; makes its files."""
     folder = nodes[0].folder
     fill(folder / _WARM, WARM_BYTES)
     sparse(folder / _COLD, COLD_BYTES)
 
-    def measure(row: Row, seconds: float, number: int) -> float:
+    def ready(row: Row) -> None:
         if not row.cold:
             prepare([beneath(node) for node in nodes], row)
             warm(folder / _WARM)
+
+    def measure(row: Row, seconds: float, number: int) -> tuple[float, float]:
         return fio(folder, row, seconds, number)
 
-    return measure
+    names = ("primary", "secondary") if len(nodes) > 1 else ("node",)
+    processes = [(name, node.process.pid) for name, node in zip(names, nodes, strict=True)]
+    return Column(measure, ready, processes)
 
 
 @contextmanager
-def local(base: Path) -> Iterator[Measure]:
+def local(base: Path) -> Iterator[Column]:
     """One node without a peer."""
     ports = free_ports(2)
     node = NodeProcess(base, "node1", "node2", ports[0], ports[1])
     try:
         node.attach()
         node.do(actions.Promote, Epoch(1, "node1"), Acknowledge.LOCAL)
-        yield measure_mount(node)
+        yield on_mount(node)
     finally:
         node.close()
 
@@ -192,17 +224,17 @@ def synced_pair(pair: ProcessPair) -> Iterator[ProcessPair]:
 
 
 @contextmanager
-def plain(base: Path) -> Iterator[Measure]:
+def plain(base: Path) -> Iterator[Column]:
     """Two nodes over TCP."""
     with synced_pair(ProcessPair(base, free_ports(2))) as pair:
-        yield measure_mount(pair.a, pair.b)
+        yield on_mount(pair.a, pair.b)
 
 
 @contextmanager
-def encrypted(base: Path) -> Iterator[Measure]:
+def encrypted(base: Path) -> Iterator[Column]:
     """Two nodes over TLS 1.3."""
     with synced_pair(ProcessPair(base, free_ports(2), tls=certificates(base))) as pair:
-        yield measure_mount(pair.a, pair.b)
+        yield on_mount(pair.a, pair.b)
 
 
 # --- QEMU -------------------------------------------------------------------------------------
@@ -222,8 +254,8 @@ def _children(base: Path, name: str, port: int, aio: str) -> str:
 
 
 @contextmanager
-def _far_side(base: Path, aio: str) -> Iterator[int]:
-    """A qemu-storage-daemon that exports the far images; the port of its NBD server."""
+def _far_side(base: Path, aio: str) -> Iterator[tuple[int, int]]:
+    """A qemu-storage-daemon that exports the far images: port of its NBD server, process id."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Accepted connections inherit it; the daemon itself does not set it before QEMU 8.1.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -242,24 +274,26 @@ def _far_side(base: Path, aio: str) -> Iterator[int]:
             ]
         daemon = subprocess.Popen(command, pass_fds=(number,))
         try:
-            yield listener.getsockname()[1]
+            yield listener.getsockname()[1], daemon.pid
         finally:
             daemon.kill()
             daemon.wait()
 
 
 @contextmanager
-def quorum(base: Path, aio: str) -> Iterator[Measure]:
+def quorum(base: Path, aio: str) -> Iterator[Column]:
     """QEMU's own replication to two images; `aio` as QEMU names it."""
     for side in ("near", "far"):
         fill(base / f"{side}-{_WARM}", WARM_BYTES)
         sparse(base / f"{side}-{_COLD}", COLD_BYTES)
     rates: dict[str, float] = {}
-    with _far_side(base, aio) as port:
+    with _far_side(base, aio) as (port, daemon):
 
-        def measure(row: Row, seconds: float, number: int) -> float:
+        def ready(row: Row) -> None:
             if not row.cold:
                 prepare([f"{base}/{side}-{_WARM}" for side in ("near", "far")], row)
+
+        def measure(row: Row, seconds: float, number: int) -> tuple[float, float]:
             image = _children(base, _COLD if row.cold else _WARM, port, aio)
             size = COLD_BYTES if row.cold else WARM_BYTES
             count = max(64, round(rates.get(row.key, row.start) * seconds))
@@ -273,9 +307,9 @@ def quorum(base: Path, aio: str) -> Iterator[Measure]:
             if found is None or float(found[1]) <= 0:
                 raise FailedError(f"qemu-img bench said no time: {said.strip()!r}")
             rates[row.key] = count / float(found[1])
-            return rates[row.key]
+            return rates[row.key], count
 
-        yield measure
+        yield Column(measure, ready, [("far side", daemon)])
 
 
 BUILDERS: Final = {LOCAL: local, PLAIN: plain, TLS: encrypted}

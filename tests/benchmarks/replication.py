@@ -3,8 +3,9 @@
 Rows are workloads, columns are what they run on (see `columns`): the same mount without a peer,
 replicated over TCP, replicated over TLS, and QEMU's quorum driver. A machine shared with others is
 noisy, so each row is measured in several short rounds over all columns in turn; shown are the
-median and the spread, and ratios are taken within a round. Further rows: a resync against a raw
-TCP copy, a resync after a crash, idle daemons.
+median and the spread, and ratios are taken within a round. Below a row stands what one operation
+cost the processes that serve it in CPU time; `--profile` adds their threads. Further rows: a resync
+against a raw TCP copy, a resync after a crash, idle daemons.
 
 Exit status: 0 the table was measured (the last line says which budgets were missed), 2 it could
 not be, with what is missing. Leaves no process, mount or file behind, also when interrupted.
@@ -21,15 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NoReturn
 
 from hyperha.errors import HyperhaError, RefusedError, UsageError
-from tests.benchmarks import columns, idle, resyncs
-from tests.benchmarks.columns import Measure
+from tests.benchmarks import columns, idle, resyncs, usage
+from tests.benchmarks.columns import Column, Sample
 from tests.benchmarks.table import COLUMNS, QUORUM, ROWS, Row, Verdict, judge, spread
 
 EXTRA_ROWS: Final = ("resync", "crash", "idle")
@@ -52,6 +53,7 @@ class Plan:
     idle_s: float
     aio: str
     directory: str | None
+    profile: bool
 
 
 def parse(arguments: Sequence[str]) -> Plan:
@@ -72,6 +74,9 @@ def parse(arguments: Sequence[str]) -> Plan:
         help="how QEMU writes its images; default: its own default",
     )  # fmt: skip
     parser.add_argument("--directory", help="on which file system; default: that of TMPDIR")
+    parser.add_argument(
+        "--profile", action="store_true", help="also which threads use how much per operation"
+    )
     given = parser.parse_args(arguments)
     rounds = given.rounds if given.rounds is not None else 1 if given.quick else 3
     seconds = given.seconds if given.seconds is not None else 0.7 if given.quick else 1.2
@@ -89,6 +94,7 @@ def parse(arguments: Sequence[str]) -> Plan:
         6.0 if given.quick else 20.0,
         given.qemu_aio,
         given.directory,
+        given.profile,
     )
 
 
@@ -135,17 +141,15 @@ def check(plan: Plan) -> tuple[Plan, list[str]]:
         rows = tuple(row for row in rows if row in EXTRA_ROWS)
     if not rows:
         raise RefusedError(f"nothing is left to measure: {'; '.join(skipped)}", "Install it.")
-    return Plan(
-        rows, names, plan.rounds, plan.seconds, plan.resync_bytes, plan.idle_s, plan.aio, place
-    ), skipped
+    return replace(plan, rows=rows, columns=names, directory=place), skipped
 
 
 # --- measuring --------------------------------------------------------------------------------
 
 
-def _open(plan: Plan, base: Path, stack: ExitStack) -> dict[str, Measure]:
+def _open(plan: Plan, base: Path, stack: ExitStack) -> dict[str, Column]:
     """Every column, ready to be measured."""
-    opened: dict[str, Measure] = {}
+    opened: dict[str, Column] = {}
     for name in plan.columns:
         place = base / name
         place.mkdir()
@@ -156,19 +160,47 @@ def _open(plan: Plan, base: Path, stack: ExitStack) -> dict[str, Measure]:
     return opened
 
 
-def workload(row: Row, plan: Plan, base: Path, opened: dict[str, Measure]) -> list[Verdict]:
+def workload(row: Row, plan: Plan, base: Path, opened: dict[str, Column]) -> list[Verdict]:
     """Measure one row in rounds over the columns, and print it."""
-    samples: dict[str, list[float]] = {name: [] for name in opened}
+    taken: dict[str, list[Sample]] = {name: [] for name in opened}
     for number in range(1, plan.rounds + 1):
-        for name, measure in opened.items():
+        for name, column in opened.items():
             columns.settle(base)
-            samples[name].append(measure(row, plan.seconds, number))
+            taken[name].append(column.sample(row, plan.seconds, number))
+    samples = {name: [one.rate for one in found] for name, found in taken.items()}
     factor = row.block_bytes / (1 << 20) if row.in_mib else 1.0
     cells = [spread([value * factor for value in samples[name]]) for name in opened]
     unit = "MiB/s" if row.in_mib else "per s"
     print(f"{row.title:33}{unit:6}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+    _costs(taken, profile=plan.profile)
     verdicts = [judge(ratio, samples) for ratio in row.ratios]
     return [one for one in verdicts if one is not None]
+
+
+def _costs(taken: Mapping[str, Sequence[Sample]], *, profile: bool) -> None:
+    """Print what one operation of a row cost the processes of each column."""
+    threads: list[str] = []
+    cells = []
+    for name, found in taken.items():
+        uses = {
+            process: usage.median_of([one.costs[process] for one in found])
+            for process in found[0].costs
+        }
+        spent = [f"{usage.total(one).cpu_us:.0f}" for one in uses.values()]
+        cells.append(f"{' + '.join(spent):>24}")
+        for process, one in uses.items():
+            threads += usage.lines(f"{name} {process}", one)
+    print(f"{'    CPU of the processes, each':33}{'us':6}" + "".join(cells), flush=True)
+    if profile:
+        print("\n".join(threads), flush=True)
+
+
+def _memory(opened: Mapping[str, Column]) -> None:
+    cells = []
+    for column in opened.values():
+        held = [f"{usage.memory_mib(process):.0f}" for _, process in column.processes]
+        cells.append(f"{' + '.join(held):>24}")
+    print(f"{'Memory of the processes, each':33}{'MiB':6}" + "".join(cells), flush=True)
 
 
 def measure_all(plan: Plan, base: Path) -> list[tuple[str, Verdict]]:
@@ -187,6 +219,7 @@ def measure_all(plan: Plan, base: Path) -> list[tuple[str, Verdict]]:
             opened = _open(plan, base, stack)
             for row in rows:
                 tell(row.key, workload(row, plan, base, opened))
+            _memory(opened)
     extra: dict[str, Callable[[Path], list[Verdict]]] = {
         "resync": lambda place: resyncs.throughput(place, plan.rounds, plan.resync_bytes),
         "crash": lambda place: resyncs.after_crash(place, plan.resync_bytes),

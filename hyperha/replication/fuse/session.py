@@ -38,6 +38,7 @@ from hyperha.replication.operations import (
     SetXattr,
 )
 from hyperha.replication.store import Store
+from hyperha.replication.syscalls import show_thread_name
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class Session:
         return True
 
     def _run(self) -> None:
+        show_thread_name()
         try:
             self._serve()
         except Exception:
