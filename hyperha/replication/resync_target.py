@@ -217,9 +217,10 @@ class TargetSide:
 
     def _move_aside(self, directory: FileId, name: bytes) -> None:
         held = self._store.directory(directory)
-        if self._store.guard is not None:
-            self._store.guard.directory(held.fd)
-            self._store.guard.moved(held.fd, name)
+        guard = self._store.guard
+        if guard is not None:
+            guard.directory(held.fd)
+            guard.moved(held.fd, name)
         self._lost_count += 1
         aside = b"%d" % self._lost_count
         syscalls.rename(held.fd, name, self._lost(), aside, 0)
@@ -277,11 +278,12 @@ class TargetSide:
         old_parent = self._open_parent(path)
         try:
             held = store.directory(directory)
-            if store.guard is not None:
+            guard = store.guard
+            if guard is not None:
                 if path.count(b"/") != _LOST_DEPTH or not path.startswith(_LOST_PREFIX):
-                    store.guard.directory(old_parent)
-                store.guard.directory(held.fd)
-                store.guard.moved(old_parent, path.rsplit(b"/", 1)[-1])
+                    guard.directory(old_parent)
+                guard.directory(held.fd)
+                guard.moved(old_parent, path.rsplit(b"/", 1)[-1])
             syscalls.rename(old_parent, path.rsplit(b"/", 1)[-1], held.fd, one.name, 0)
         finally:
             os.close(old_parent)
@@ -379,10 +381,11 @@ class TargetSide:
                     data[start : start + BLOCK_BYTES], self._seed
                 ):
                     different.append(i)
-            if self._store.guard is not None:
+            guard = store.guard
+            if guard is not None:
                 # The source sends these next: saved together, with one wait for the disk.
-                self._store.guard.prepare(
-                    self._store,
+                guard.prepare(
+                    store,
                     [(file, zone.offset + i * BLOCK_BYTES, BLOCK_BYTES) for i in different],
                 )
         except OSError as error:
@@ -404,9 +407,10 @@ class TargetSide:
                 held = self._store.data(file)
                 first = max(start, offset)
                 last = min(_whole_blocks(start + size), end)
-                if self._store.guard is not None:
+                guard = self._store.guard
+                if guard is not None:
                     handle = self._store.handle(file)
-                    self._store.guard.data(held.fd, handle, first, last - first)
+                    guard.data(held.fd, handle, first, last - first)
                 syscalls.allocate(held.fd, _PUNCH, first, last - first)
 
     def _hole(self, frame: Frame) -> bytes | None:
@@ -498,9 +502,10 @@ def tidy(store: Store, names: list[str]) -> None:
 
 
 def _remove_tree(store: Store, parent: int, name: bytes, *, save: bool = True) -> None:
-    if save and store.guard is not None:
+    guard = store.guard
+    if save and guard is not None:
         # What was there before the resync is kept by the safety copy (R15).
-        store.guard.last_name(parent, name)
+        guard.last_name(parent, name)
     status = os.stat(name, dir_fd=parent, follow_symlinks=False)
     if not stat.S_ISDIR(status.st_mode):
         os.unlink(name, dir_fd=parent)

@@ -94,7 +94,8 @@ class Store:
         self._walk_lock = threading.RLock()
         self._noatime = syscalls.O_NOATIME
         self.guard: Guard | None = None
-        """Asked before anything is changed, while there are safety copies (R15)."""
+        """Asked before anything is changed, while there are safety copies (R15). Another thread may
+        take it away: read it once."""
         _raise_descriptor_limit(self.privileged)
 
     # --- identity -------------------------------------------------------------------------
@@ -107,8 +108,9 @@ class Store:
         """Give an inode (descriptor or handle) the id; any id it had is replaced (Z3)."""
         held = Descriptor(os.dup(inode)) if isinstance(inode, int) else self.open_inode(inode)
         handle, _ = syscalls.file_handle(held.fd)
-        if self.guard is not None:
-            self.guard.inode(held.fd, handle)
+        guard = self.guard
+        if guard is not None:
+            guard.inode(held.fd, handle)
         identity.write_id(held.fd, handle, file, self.privileged)
         former = self._ids.get(handle)
         if former is not None and former != file:
@@ -523,8 +525,9 @@ class Store:
         held = self.data(file)
         if not held.writable:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        if self.guard is not None:
-            self.guard.data(held.fd, self.handle(file), offset, len(data))
+        guard = self.guard
+        if guard is not None:
+            guard.data(held.fd, self.handle(file), offset, len(data))
         return os.pwrite(held.fd, data, offset)
 
     def sync(self, file: FileId, data_only: bool) -> None:
@@ -557,8 +560,9 @@ class Store:
 
     def created(self, descriptor: int) -> None:
         """An inode was just made: safety copies need nothing of it."""
-        if self.guard is not None:
-            self.guard.created(descriptor)
+        guard = self.guard
+        if guard is not None:
+            guard.created(descriptor)
 
     def reset(self) -> None:
         """Forget what is known of inodes: they were moved or made again beside this object."""

@@ -111,7 +111,7 @@ class SafetyArea:
         """Copies that are being restored."""
         self._copies: dict[str, SafetyCopy] = {}
         self._savers: dict[str, Saver] = {}
-        self._guard = Guard(self._failed)
+        self._guard = Guard(self._failed, serving)
         self._load()
 
     @classmethod

@@ -58,13 +58,15 @@ _DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | s
 
 
 class Guard:
-    """The savers of one folder's copies. `failed` gives one up or says that it must not be."""
+    """The savers of one folder's copies. `failed` gives one up or says that it must not be;
+    `serving`: single writes of a guest come here, each of which waits for the disk."""
 
-    def __init__(self, failed: Callable[[Saver, str], bool]) -> None:
+    def __init__(self, failed: Callable[[Saver, str], bool], serving: Callable[[], bool]) -> None:
         self.lock = threading.RLock()
         self.tidying = threading.Lock()
         """Held by who deletes what a resync has moved aside, and by an undo."""
         self._failed = failed
+        self._serving = serving
         self._savers: tuple[Saver, ...] = ()
 
     def set_savers(self, savers: Iterable[Saver]) -> None:
@@ -88,6 +90,11 @@ class Guard:
         """Before data in a range is overwritten, punched or cut off."""
         with self.lock:
             if not all(one.saved(handle, offset, length) for one in self._savers):
+                if self._serving():
+                    # The whole zone: the next writes to it find everything saved.
+                    end = (offset + length + _ZONE_BYTES - 1) & -_ZONE_BYTES
+                    offset &= -_ZONE_BYTES
+                    length = end - offset
                 self._each(lambda one: one.data(descriptor, handle, offset, length))
 
     def inode(self, descriptor: int, handle: bytes) -> None:
