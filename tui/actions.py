@@ -44,6 +44,7 @@ class Group(StrEnum):
     COMMAND = "Commands"
     SETTING = "Settings"
     CHECKER = "Checkers"
+    SAFETY = "Safety copies"
     VIEW = "View"
     LOG = "Log"
     CONSOLE = "Console"
@@ -68,6 +69,8 @@ class Action:
     """Place in the footer, 1 first; 0: not there."""
     both_nodes: bool = False
     """A setting that each node keeps: sent to both."""
+    loss: str = ""
+    """What it always takes away; empty when the node knows better."""
 
     @property
     def key(self) -> str:
@@ -179,6 +182,32 @@ COMMANDS = (
         "files.",
         "It does not ask {peer}, and brings nothing back that only {peer} has.",
     ),
+    _command(
+        "verify",
+        "Verify the copies",
+        "V",
+        Level.LIGHT,
+        "Compares the copy of {module} on {peer} with the one on {node}, while the VM runs.",
+        "It changes neither copy and interrupts nothing.",
+    ),
+    Action(
+        "verify-repair",
+        "Verify and repair",
+        (),
+        Group.COMMAND,
+        Level.CONFIRM,
+        "verify",
+        "Compares both copies of {module} and writes what differs again on {peer}.",
+        "It never changes the files on {node}.",
+    ),
+    _command(
+        "verify-stop",
+        "Stop verifying",
+        "",
+        Level.LIGHT,
+        "Ends the verification of {module}; what was found so far is its result.",
+        "It takes nothing back that was written again on {peer}.",
+    ),
 )
 SETTINGS = (
     _setting(
@@ -238,6 +267,29 @@ CHECKERS = (
         spares="It starts and stops nothing by itself now.",
     ),
 )
+SAFETY = (
+    Action(
+        "safety-restore",
+        "Restore safety copy",
+        (),
+        Group.SAFETY,
+        Level.CONFIRM,
+        "safety-restore",
+        "Makes the state that the safety copy holds anew in another directory on {node}.",
+        "It changes nothing in the folder of {module} and keeps the safety copy.",
+    ),
+    Action(
+        "safety-delete",
+        "Delete safety copy",
+        (),
+        Group.SAFETY,
+        Level.LOSS,
+        "safety-delete",
+        "Deletes the safety copy on {node} for good.",
+        "It changes nothing in the folder of {module}.",
+        loss="the state that this safety copy holds cannot be brought back then",
+    ),
+)
 VIEWS = (
     _view("menu", "Actions", "a", footer=1, effect="Every command, with the reason if not allowed"),
     _view("table", "Tiles or table", "t"),
@@ -246,6 +298,9 @@ VIEWS = (
     _view("tab-scripts", "Scripts", "2"),
     _view("tab-checkers", "Checkers", "3 c"),
     _view("tab-facts", "Facts", "4"),
+    _view("plan", "Plan of a resync", "P", effect="What would be moved now, and by which rule"),
+    _view("diff", "Differences", "D", effect="What each copy's log says that it changed"),
+    _view("safety", "Safety copies", "S", effect="Former states that are kept; restore, delete"),
     _view("next", "Next alert or match", "n", effect="The next match while searching, else alert"),
     _view("previous", "Previous match", "N"),
     _view("search", "Search the log", "slash", Group.LOG, footer=5),
@@ -260,7 +315,7 @@ VIEWS = (
     _view("palette", "Find command", "ctrl+p", Group.CONSOLE, footer=7),
     _view("quit", "Quit", "q ctrl+q", Group.CONSOLE),
 )
-REGISTRY: tuple[Action, ...] = COMMANDS + SETTINGS + CHECKERS + VIEWS
+REGISTRY: tuple[Action, ...] = COMMANDS + SETTINGS + CHECKERS + SAFETY + VIEWS
 BY_ID = {action.id: action for action in REGISTRY}
 KEY_WORDS = {"slash": "/", "question_mark": "?", "escape": "Esc", "tab": "Tab", "ctrl+p": "^p"}
 
@@ -300,9 +355,9 @@ class Availability:
 
 
 def target_node(model: ConsoleModel, action: Action, module: str, node: str) -> str:
-    """The node that carries an action out: a swap begins where the VM runs."""
+    """The node that carries an action out: swap and verify begin where the VM runs."""
     view = model.module_view(module)
-    if action.verb == "swap" and view is not None:
+    if action.verb in ("swap", "verify", "verify-stop") and view is not None:
         return next((n for n, side in view.nodes.items() if side.role.runs_vm), node)
     return node
 
@@ -353,8 +408,8 @@ def _setting_availability(model: ConsoleModel, action: Action, seen: Seen) -> Av
 def loss_of(action: Action, seen: Seen) -> str:
     """What would be lost, in a sentence; empty when nothing is."""
     stated = seen.side.losses.get(action.verb, "")
-    if stated:
-        return stated
+    if stated or action.loss:
+        return stated or action.loss
     if action.verb in ("stop", "forcestop") and seen.side.role.runs_vm and not _peer_ready(seen):
         return f"{seen.peer or 'the other node'} cannot take over: {seen.module} runs nowhere then"
     return ""
@@ -370,17 +425,21 @@ def level_of(action: Action, seen: Seen) -> Level:
     return Level.LOSS if loss_of(action, seen) else action.level
 
 
-def requests(action: Action, seen: Seen, reason: str) -> list[ActionRequest]:
-    """What is sent once it was confirmed: the target and what was seen of it."""
+def requests(
+    action: Action, seen: Seen, reason: str, copy: str = "", to: str = ""
+) -> list[ActionRequest]:
+    """What is sent once it was confirmed: the target and what was seen of it. `copy` and `to`: the
+    safety copy that it is about, and where it is restored to."""
     confirm = seen.module if seen.side.losses.get(action.verb) else None
-    sent = [_request(action, seen.node, seen.side, confirm, reason)]
+    chosen = ActionOptions(confirm=confirm, repair=action.id == "verify-repair", id=copy, to=to)
+    sent = [_request(action, seen.node, seen.side, chosen, reason)]
     if action.both_nodes and seen.peer_side is not None:
-        sent.append(_request(action, seen.peer, seen.peer_side, None, reason))
+        sent.append(_request(action, seen.peer, seen.peer_side, ActionOptions(), reason))
     return sent
 
 
 def _request(
-    action: Action, node: str, side: ModuleNodeView, confirm: str | None, reason: str
+    action: Action, node: str, side: ModuleNodeView, chosen: ActionOptions, reason: str
 ) -> ActionRequest:
     return ActionRequest.model_validate(
         {
@@ -388,7 +447,7 @@ def _request(
             "node": node,
             "request_id": secrets.token_hex(8),
             "expect": Expectation(role=side.role, generation=side.generation),
-            "options": ActionOptions(confirm=confirm),
+            "options": chosen,
             "reason": reason,
         }
     )
@@ -414,6 +473,8 @@ def keys_text(action: Action) -> str:
     """How an action is reached, for people."""
     if action.group is Group.CHECKER:
         return "Space"  # on a checker: bound in the list, since it needs one under the cursor
+    if action.group is Group.SAFETY:
+        return "S, then " + ("Enter" if action.id == "safety-restore" else "d")
     return " ".join(key_word(key) for key in action.keys) or "menu"
 
 

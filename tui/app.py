@@ -6,21 +6,25 @@ No rule about the cluster and no drawing stands here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import ClassVar
 
 from textual import events
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
+from hyperha.api.wire_copies import SafetyCopies
 from hyperha.client.node_client import Target
 from hyperha.client.problems import UsageError
 from hyperha.client.session import Session, TransportOf, monotonic_ms
 from hyperha.text import nearest
-from tui.actions import BY_ID, REGISTRY, Action, Group, Seen, availability, look
+from tui.actions import BY_ID, REGISTRY, Action, Group, availability, look
 from tui.controller import Controller, Outcome, Result
 from tui.model.console import ConsoleModel
+from tui.model.copies import diff_rows, plan_rows
 from tui.screens.confirm import TYPE_AHEAD_MS, Confirmed, ConfirmScreen, Question
+from tui.screens.copies import AnswerScreen, Drawn, SafetyScreen
 from tui.screens.dashboard import Dashboard
 from tui.screens.lists import HelpScreen, MenuScreen, OutputScreen
 from tui.themes import PALETTES, Look, textual_themes
@@ -65,6 +69,9 @@ class ConsoleApp(App[None]):
         self.dashboard = Dashboard(self.controller, self.shape)
         self._handlers: dict[str, Callable[[], None]] = {
             "menu": self._menu,
+            "plan": self._plan,
+            "diff": self._diff,
+            "safety": self._safety,
             "theme": self._next_theme,
             "help": lambda: self._show(HelpScreen(self.shape)),
             "palette": self.action_command_palette,
@@ -121,7 +128,7 @@ class ConsoleApp(App[None]):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The palette's entries, from the registry."""
         for action in REGISTRY:
-            if action.group is Group.CHECKER or action.id == "palette":
+            if action.group in (Group.CHECKER, Group.SAFETY) or action.id == "palette":
                 continue
             reason = self._refusal(action)
             help_text = f"not now: {reason}" if reason else action.effect or action.title
@@ -163,6 +170,49 @@ class ConsoleApp(App[None]):
             OutputScreen(self.shape, title, lambda: self.controller.read_output(place, run))
         )
 
+    # --- the copies --------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        module = self.model.module
+
+        async def read() -> Drawn | str:
+            found = await self.controller.read_copies(lambda client: client.plan(module))
+            return found if isinstance(found, str) else partial(plan_rows, found)
+
+        self._answer(f"Plan of a resync of {module}", read)
+
+    def _diff(self) -> None:
+        module = self.model.module
+
+        async def read() -> Drawn | str:
+            found = await self.controller.read_copies(lambda client: client.diff(module))
+            return found if isinstance(found, str) else partial(diff_rows, found)
+
+        self._answer(f"Differences of {module}", read)
+
+    def _answer(self, title: str, read: Callable[[], Awaitable[Drawn | str]]) -> None:
+        if self._selected():
+            self.push_screen(AnswerScreen(self.shape, title, read))
+
+    def _safety(self) -> None:
+        module = self.model.module
+
+        async def read() -> SafetyCopies | str:
+            return await self.controller.read_copies(lambda client: client.safety_copies(module))
+
+        if self._selected():
+            self.push_screen(SafetyScreen(self.shape, module, read))
+
+    def _selected(self) -> bool:
+        if not self.model.module:
+            self.notify("there is no module to look at", markup=False)
+        return bool(self.model.module)
+
+    def on_safety_screen_wanted(self, message: SafetyScreen.Wanted) -> None:
+        """Restore or delete the safety copy under the cursor."""
+        copy = message.copy
+        self.ask(BY_ID[message.action_id], message.module, copy.node, copy=copy.id)
+
     def _menu(self) -> None:
         module, node = self.model.module, self.model.node
         if not module:
@@ -177,7 +227,13 @@ class ConsoleApp(App[None]):
         self.push_screen(screen, picked)
 
     def ask(
-        self, action: Action, module: str, node: str, checker: str = "", notice: str = ""
+        self,
+        action: Action,
+        module: str,
+        node: str,
+        checker: str = "",
+        notice: str = "",
+        copy: str = "",
     ) -> None:
         """Open the dialog of a command for a target by name; or say why it cannot be."""
         seen = look(self.model, action, module, node)
@@ -189,7 +245,7 @@ class ConsoleApp(App[None]):
             text = f"{action.title} {module} on {seen.node}: {now.reason}"
             self.notify(text, severity="warning", markup=False)
             return
-        question = Question(action, seen, checker, notice)
+        question = Question(action, seen, checker, notice, copy)
 
         def answered(confirmed: Confirmed | None) -> None:
             if confirmed is not None:
@@ -202,23 +258,25 @@ class ConsoleApp(App[None]):
         self.push_screen(screen, answered)
 
     async def _send(self, question: Question, confirmed: Confirmed) -> None:
-        outcome = await self._sent(question.action, question.seen, question.checker, confirmed)
+        outcome = await self._sent(question, confirmed)
         if outcome.result is Result.CHANGED:
             seen = question.seen
             notice = f"Refused, nothing was done: {outcome.text}"
-            self.ask(question.action, seen.module, seen.node, question.checker, notice)
+            thing = question.checker, notice, question.copy
+            self.ask(question.action, seen.module, seen.node, *thing)
             return
         if outcome.result is Result.FAILED:
             self._say(outcome.text, True)
 
-    async def _sent(
-        self, action: Action, seen: Seen, checker: str, confirmed: Confirmed
-    ) -> Outcome:
-        if checker:
+    async def _sent(self, question: Question, confirmed: Confirmed) -> Outcome:
+        action, seen = question.action, question.seen
+        if question.checker:
             return await self.controller.send_checker(
-                action, seen, checker, confirmed.reason, confirmed.until
+                action, seen, question.checker, confirmed.reason, confirmed.until
             )
-        return await self.controller.send(action, seen, confirmed.reason)
+        return await self.controller.send(
+            action, seen, confirmed.reason, question.copy, confirmed.to
+        )
 
     def _next_theme(self) -> None:
         self.theme = self.shape.next_theme()

@@ -11,6 +11,8 @@ from enum import StrEnum
 from functools import partial
 from typing import TypeVar
 
+from pydantic import BaseModel
+
 from hyperha.api.wire import Accepted, ActionRequest, OperationView, ScriptOutput
 from hyperha.client.node_client import NodeClient
 from hyperha.client.problems import BusyError, HyperhaError, RefusedError, UnreachableError
@@ -29,6 +31,7 @@ from tui.model.cleaning import cleaned
 from tui.model.console import ConsoleModel, Issued, Place
 
 T = TypeVar("T")
+Told = TypeVar("Told", bound=BaseModel)
 LOG_PAGE_LINES = 1000
 FOLLOW_EVERY_MS = 1_000
 RETRY_AFTER_MS = 5_000
@@ -98,10 +101,12 @@ class Controller:
 
     # --- commands ----------------------------------------------------------------------------
 
-    async def send(self, action: Action, seen: Seen, reason: str) -> Outcome:
+    async def send(
+        self, action: Action, seen: Seen, reason: str, copy: str = "", to: str = ""
+    ) -> Outcome:
         """Send a confirmed command with what was seen; 409 says that it is another state now."""
         outcome = Outcome(Result.FAILED, "nothing was sent")
-        for request in requests(action, seen, reason):
+        for request in requests(action, seen, reason, copy, to):
             try:
                 accepted = await self._ask(partial(_act, seen.module, request))
             except HyperhaError as problem:
@@ -223,6 +228,13 @@ class Controller:
         module, node = place
         try:
             return cleaned(await self._ask(lambda client: client.script(module, run, node=node)))
+        except HyperhaError as problem:
+            return clean(str(problem))
+
+    async def read_copies(self, read: Callable[[NodeClient], Awaitable[Told]]) -> Told | str:
+        """What is told about the copies, or why it is not known."""
+        try:
+            return cleaned(await self._ask(read))
         except HyperhaError as problem:
             return clean(str(problem))
 

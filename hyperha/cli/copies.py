@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 from hyperha.api.wire import ActionOptions, ActionRequest, OperationView, VerbWord
-from hyperha.api.wire_copies import CopyView, DiffView, PlanView, SafetyCopies, VerifyView
+from hyperha.api.wire_copies import DiffView, PlanView, SafetyCopies, VerifyView
 from hyperha.cli.context import POLL_S, JsonToo, ask, options, request_id, show_json
 from hyperha.cli.steering import Module, Node, Reason, raise_failed
 from hyperha.client.node_client import NodeClient
+from hyperha.client.sentences import copy_text, plan_facts
 from hyperha.errors import FailedError, HyperhaError, TimedOutError, UsageError
 from hyperha.text import clean, count_text, size_text
 
@@ -152,41 +153,9 @@ def plan(
         show_json(found.model_dump(mode="json"))
         return
     for label, text in plan_facts(found):
-        print(f"{label:10}{clean(text)}".rstrip())
+        print(f"{label:12}{clean(text)}".rstrip())
     if not found.agree:
         raise FailedError("the nodes do not agree on the copies", "See both verdicts above.")
-
-
-def plan_facts(found: PlanView) -> list[tuple[str, str]]:
-    """A plan in labelled sentences."""
-    facts = [("plan", found.text)]
-    for node, verdict in found.verdicts.items():
-        way = f"{verdict.source} to {verdict.target}" if verdict.source else "nothing"
-        facts.append((node, f"{verdict.rule}: {way}, {verdict.start}: {verdict.text}"))
-    for node, one in found.copies.items():
-        facts.append((node, _copy_text(one)))
-    if not found.moves:
-        return facts
-    if found.bytes is not None:
-        files = f"{count_text(found.files, 'file')}, " if found.files is not None else ""
-        facts.append(("compares", f"{files}at most {size_text(found.bytes)}"))
-    facts.append(("takes", found.time_text))
-    facts.append(("way back", found.safety.text))
-    if found.loss:
-        facts.append(("LOSS", found.loss))
-    return facts
-
-
-def _copy_text(one: CopyView) -> str:
-    state = f"{one.data}, generation {one.generation[:6] or 'none'}"
-    since = f", alone since {one.alone_since}" if one.alone_since else ""
-    found = one.candidates
-    log = f"everything ({found.text})" if found.everything else _much(found.files, found.bytes)
-    return f"{state}{since}; in its log: {log}"
-
-
-def _much(files: int, size: int) -> str:
-    return f"{count_text(files, 'file')}, {size_text(size)}"
 
 
 def diff(module: Module, as_json: JsonToo = False) -> None:
@@ -204,7 +173,7 @@ def diff(module: Module, as_json: JsonToo = False) -> None:
     if found.base:
         print(f"both relative to generation {found.base[:6]}")
     for node, one in found.copies.items():
-        print(f"{node}: {_copy_text(one)}")
+        print(f"{node}: {clean(copy_text(one))}")
         for entry in one.candidates.listed[:_SHOWN]:
             what = "whole" if entry.whole else "zones" if entry.bytes else ""
             names = "names" if entry.names else ""

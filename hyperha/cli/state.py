@@ -74,7 +74,8 @@ def _show_module(name: str, view: ModuleView, verbose: bool) -> None:
             percent = 100 * r.done_bytes // max(1, r.total_bytes)
             left = f"{r.seconds_left} s left" if r.seconds_left is not None else ""
             rate = r.bytes_per_s / 1048576
-            back = "" if r.safety_copy else " (no way back during this resync)"
+            told = side.role.runs_vm or r.safety_copy  # The target alone knows of its way back.
+            back = "" if told else " (no way back during this resync)"
             print(f"  {'':10}resync {r.rule}: {percent} %, {rate:.1f} MiB/s {left}{back}")
         if verbose:
             budget = side.restarts

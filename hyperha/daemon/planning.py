@@ -328,7 +328,7 @@ def _loss(verdict: VerdictView, copies: dict[str, CopyView]) -> str:
     if not verdict.gives_up:
         return ""
     giver = copies[verdict.target]
-    since = f" since {giver.alone_since}" if giver.alone_since else ""
+    since = f" since {_minute(giver.alone_since)}" if giver.alone_since else ""
     found = giver.candidates
     if found.everything:
         return f"what {giver.node} has written{since} is given up; how much is not known"
@@ -393,13 +393,18 @@ async def diff(host: ModuleHost, peer_api: PeerApi) -> DiffView:
 
 def _diff_text(copies: dict[str, CopyView], split: bool) -> str:
     if split:
-        sides = ", ".join(f"{one.node} since {one.alone_since}" for one in copies.values())
+        sides = ", ".join(f"{one.node} since {_minute(one.alone_since)}" for one in copies.values())
         return f"both nodes went on by themselves: {sides}"
     if len(copies) == 2 and all(one.in_sync for one in copies.values()):
         return "both copies are in sync: the logs hold only what is being written"
     parts = [
-        f"{one.node} went on by itself since {one.alone_since}"
+        f"{one.node} went on by itself since {_minute(one.alone_since)}"
         for one in copies.values()
         if one.alone_since
     ]
     return "; ".join(parts) or "neither node went on by itself"
+
+
+def _minute(at: str) -> str:
+    """A time for people."""
+    return f"{at[:16].replace('T', ' ')} UTC"

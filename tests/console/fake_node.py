@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+from pydantic import BaseModel
 
 from hyperha.api.wire import (
     CheckerView,
@@ -31,10 +32,15 @@ from hyperha.api.wire import (
     VmView,
     Why,
 )
+from hyperha.api.wire_copies import SafetyCopies
 from hyperha.domain import DataState, Readiness, ResourceState, Role
+from tests.support.fake_service import DIFF, KEPT, PLAN
 
 AT = "2026-11-22T12:41:07.000Z"
-VERBS = ["start", "stop", "prim", "primforce", "second", "swap", "restart", "stopstart"]
+VERBS = [
+    *("start", "stop", "prim", "primforce", "second", "swap", "restart", "stopstart"),
+    *("verify", "verify-stop", "safety-restore", "safety-delete"),
+]
 
 
 def side(role: Role = Role.PRIM, **changes: Any) -> ModuleNodeView:
@@ -147,6 +153,11 @@ class FakeNode:
             ],
         )
         self.operations: dict[str, OperationView] = {}
+        self.copies: dict[str, BaseModel] = {
+            "plan": PLAN,
+            "diff": DIFF,
+            "safety-copies": SafetyCopies(copies=[KEPT]),
+        }
         self._readers: list[asyncio.Queue[StreamLine | None]] = []
         self.connections = 0
         self.after: list[str] = []
@@ -213,6 +224,8 @@ class FakeNode:
             return _json(self.view.model_dump(mode="json"))
         if parts[2] == "operations":
             return _json(self.operations[parts[3]].model_dump(mode="json"))
+        if parts[-1] in self.copies:
+            return _json(self.copies[parts[-1]].model_dump(mode="json"))
         if path.endswith("/log"):
             after = int(query.get("after", "0"))
             found = [

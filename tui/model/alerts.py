@@ -13,6 +13,7 @@ from tui.model.console import ConsoleModel
 from tui.model.formatting import age_text, minute_text
 
 ENDS_SOON_S = 300
+EXPIRES_SOON_S = 86_400
 
 
 class Severity(IntEnum):
@@ -115,6 +116,9 @@ def _side(
         yield Alert(Severity.WARNING, f"{where} waits: {side.why.text}", name, node)
     if side.role is Role.STOP and side.data is DataState.INCONSISTENT:
         yield Alert(Severity.WARNING, f"{where}: the copy is half made", name, node)
+    if side.resync is not None and not side.role.runs_vm and not side.resync.safety_copy:
+        yield Alert(Severity.NOTE, f"{where}: no way back during this resync", name, node)
+    yield from _safety(name, node, side, model, now_ms)
     for checker in side.checkers:
         if checker.state is ResourceState.DOWN and side.role is not Role.STOP:
             text = f"{where}: checker {checker.name} is down {checker.text}".rstrip()
@@ -130,3 +134,16 @@ def _side(
     if restarts is not None and 0 < restarts.of <= restarts.used:
         text = f"{where}: all {restarts.of} automatic restarts of {restarts.window_h} h are used"
         yield Alert(Severity.WARNING, text, name, node)
+
+
+def _safety(
+    name: str, node: str, side: ModuleNodeView, model: ConsoleModel, now_ms: int
+) -> Iterator[Alert]:
+    for kept in side.safety_copies:
+        where = f"{name} on {node}: safety copy {kept.id}"
+        left = model.seconds_until(kept.expires, now_ms) if kept.expires else None
+        if kept.state == "lost":
+            yield Alert(Severity.WARNING, f"{where} is lost: {kept.text}", name, node)
+        elif left is not None and left <= EXPIRES_SOON_S:
+            text = f"{where} is deleted at {minute_text(kept.expires)} UTC"
+            yield Alert(Severity.NOTE, text, name, node)

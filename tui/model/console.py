@@ -42,6 +42,9 @@ class Issued:
     """`requested` until its end is reported: then `done` or `failed`."""
     text: str = ""
     ended_ms: int | None = None
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    """How far it is, where that can be told."""
 
 
 @dataclass(slots=True)
@@ -100,6 +103,9 @@ class ConsoleModel:
     def take_operation(self, view: OperationView, now_ms: int) -> None:
         """A command began or ended."""
         if view.state == "running":
+            for one in self.issued:
+                if one.operation == view.id:
+                    one.done_bytes, one.total_bytes = view.done_bytes, view.total_bytes
             return
         for one in self.issued:
             if one.operation == view.id:

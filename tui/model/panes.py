@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hyperha.api.wire import CheckerView, LogLine, ScriptOutput, ScriptRun
 from hyperha.client.link import LinkState
+from hyperha.text import size_text
 from tui.model.alerts import Alert, Severity
 from tui.model.console import ConsoleModel
-from tui.model.formatting import age_text, minute_text, short_generation, time_text
+from tui.model.formatting import age_text, minute_text, percent, short_generation, time_text
 from tui.model.glyphs import RESOURCE_TONE, Glyphs
 from tui.model.log_buffer import matches
 from tui.model.rows import Row, Span, Tone, between, cut, fit, fit_row, row, wrapped
@@ -225,6 +226,10 @@ def facts_rows(model: ConsoleModel, found: list[Alert], width: int, now_ms: int)
             facts.append(("", f"automatic restarts: {r.used} of {r.of} in {r.window_h} h"))
         if side.damage:
             facts.append(("damage", side.damage))
+        for kept in side.safety_copies:
+            end = f", deleted {minute_text(kept.expires)} UTC" if kept.expires else ""
+            text = f"{kept.state} {kept.id}, {size_text(kept.bytes)}{end} {kept.text}"
+            facts.append(("safety copy", text.rstrip()))
     for item in view.preflight:
         facts.append(("preflight", f"{item.node}: {item.text} {item.fix}".rstrip()))
     for name, one in sorted(model.cluster.nodes.items()):
@@ -253,4 +258,7 @@ def activity_row(model: ConsoleModel, width: int, now_ms: int, glyphs: Glyphs) -
     if one.ended_ms is None:
         waiting = age_text(now_ms - one.requested_ms)
         text = f" {one.verb} {one.module} on {one.node}, not ended yet ({waiting})"
+        if one.total_bytes is not None and one.done_bytes is not None:
+            far = percent(one.done_bytes, one.total_bytes)
+            text += f", {far} % of {size_text(one.total_bytes)}"
     return fit_row(row(Span(f" {one.state}:", tone), text), width, glyphs.cut)

@@ -48,17 +48,21 @@ class Confirmed:
 
     reason: str
     until: str | None = None
+    to: str = ""
+    """The directory that a safety copy is restored to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: an action on a captured target, for a checker by its name."""
+    """What is asked: an action on a captured target, for a checker or a safety copy by its name."""
 
     action: Action
     seen: Seen
     checker: str = ""
     notice: str = ""
     """Why it is asked again."""
+    copy: str = ""
+    """The id of a safety copy."""
 
     @property
     def level(self) -> Level:
@@ -68,7 +72,8 @@ class Question:
     @property
     def title(self) -> str:
         """The target by its full name."""
-        what = f" {self.checker}" if self.checker else ""
+        thing = self.checker or self.copy
+        what = f" {thing}" if thing else ""
         return f"{self.action.title}{what}: {self.seen.module} on {self.seen.node}"
 
 
@@ -99,6 +104,7 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
         self._deaf_until_ms = clock_ms() + type_ahead_ms
         self._notice = question.notice
         self._reason_needed = question.action.id == "suspend"
+        self._place_needed = question.action.id == "safety-restore"
 
     def compose(self) -> ComposeResult:
         """Facts, entries by level, buttons."""
@@ -111,6 +117,9 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
                 yield from self._entry("reason", word, must)
             if question.action.id == "suspend":
                 yield from self._entry("end", "For how long:", "90s, 15m, 1h, 2d; empty: no end")
+            if self._place_needed:
+                must = f"an absolute path on {question.seen.node}, missing or empty"
+                yield from self._entry("to", "Into the directory:", must)
             if question.level is Level.LOSS:
                 yield from self._entry("name", "To accept this, type:", question.seen.module)
             with Horizontal(id="buttons"):
@@ -143,7 +152,7 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
         """Why it cannot be confirmed now; empty when it can."""
         seen = self._question.seen
         changed = changed_since(seen, self._model.side(seen.module, seen.node))
-        if changed and not self._question.checker:
+        if changed and not (self._question.checker or self._question.copy):
             return f"Changed meanwhile: {changed}. Cancel, look again."
         now = availability(self._model, self._question.action, seen, self._clock_ms())
         if not now.allowed:
@@ -201,6 +210,8 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
         question, seen = self._question, self._question.seen
         if question.checker:
             return f"PUT /v1/modules/{seen.module}/checkers/{question.checker}"
+        if question.copy:
+            return f"{question.action.verb} {question.copy} of {seen.module} to {seen.node}"
         where = "both nodes" if question.action.both_nodes else seen.node
         expected = f"expecting {seen.side.role}, generation {_generation(seen.side)}"
         return f"{question.action.verb} {seen.module} to {where}, {expected}"
@@ -214,7 +225,7 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
             self._notice = trouble
             self._refresh()
             return
-        self.dismiss(Confirmed(self._text("reason"), self._until()))
+        self.dismiss(Confirmed(self._text("reason"), self._until(), self._text("to")))
 
     def action_cancel(self) -> None:
         """No: nothing is done."""
@@ -233,6 +244,8 @@ class ConfirmScreen(ModalScreen[Confirmed | None]):
             return f"Type the module's name, {self._question.seen.module}, to confirm the loss."
         if self._reason_needed and not self._text("reason"):
             return "Say why: the reason is shown to everybody."
+        if self._place_needed and not self._text("to").startswith("/"):
+            return "Name the directory by its absolute path, /srv/former for instance."
         end = self._text("end")
         if end and duration_s(end) is None:
             return f"{end!r} is no duration: write 90s, 15m, 1h or 2d."

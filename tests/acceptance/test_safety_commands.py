@@ -1,0 +1,78 @@
+"""What a resync overwrote is listed, restored and deleted by command, on a started module and a
+stopped one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyperha.demo.cluster import MODULE
+from tests.acceptance.pair import Pair, PairOptions, read_orders
+
+KEEPING = PairOptions(module={"[stop]\n": '[safety_copy]\nmode = "required"\n\n[stop]\n'})
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("options", [KEEPING], ids=["required"])]
+
+
+async def listed(pair: Pair, node: str) -> list[dict[str, Any]]:
+    status, said = await pair.cli(node, "--json", "safety", MODULE, "list")
+    print(said)
+    assert status == 0
+    found = json.loads(said)
+    assert found["missing"] == {}
+    copies: list[dict[str, Any]] = found["copies"]
+    return copies
+
+
+def has_orders_of(place: Path, numbers: set[int]) -> None:
+    found, state = read_orders(place / "orders.db")
+    assert state == "ok"
+    assert numbers <= found
+
+
+async def test_a_former_state_is_listed_restored_and_deleted(
+    protected: Pair, tmp_path: Path
+) -> None:
+    pair = protected
+    assert await listed(pair, "node1") == []
+    await pair.act("node2", "stop")
+    before = set(pair.observer.numbers())
+    await pair.roles(10, node1="ALONE", node2="STOP")
+    await pair.more_orders(20)
+    await pair.act("node2", "start")
+    await pair.roles(40, node1="PRIM", node2="SECOND")
+    (kept,) = await listed(pair, "node1")
+    assert (kept["node"], kept["state"], kept["required"]) == ("node2", "kept", True)
+    assert kept["expires"] > kept["opened"]
+    # Asked of either node: it is done where the copy is.
+    place = tmp_path / "restored"
+    arguments = ("safety", MODULE, "restore", kept["id"], "--to", str(place))
+    status, said = await pair.cli("node1", *arguments)
+    assert status == 0, said
+    has_orders_of(place, {min(before)})
+    status, said = await pair.cli("node1", *arguments)
+    assert status == 1, "a directory that is not empty is not written into"
+    assert "empty" in said
+    status, said = await pair.cli("node2", "state", "-v")
+    assert f"safety copy {kept['id']} kept" in said
+    # Of a stopped module, too; looking into the folder does not keep it from being covered (M6).
+    await pair.act("node2", "stop")
+    (again,) = await listed(pair, "node1")
+    assert again["id"] == kept["id"]
+    other = tmp_path / "other"
+    status, said = await pair.cli(
+        "node2", "safety", MODULE, "restore", kept["id"], "--to", str(other)
+    )
+    assert status == 0, said
+    has_orders_of(other, {min(before)})
+    status, said = await pair.cli("node2", "safety", MODULE, "delete", "20990101-000000-ffff")
+    assert status == 1
+    assert kept["id"] in said
+    status, said = await pair.cli("node1", "safety", MODULE, "delete", kept["id"])
+    assert status == 0, said
+    assert await listed(pair, "node2") == []
+    await pair.act("node2", "start")
+    await pair.roles(40, node1="PRIM", node2="SECOND")
+    await pair.equal_and_nothing_lost()
