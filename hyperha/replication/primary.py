@@ -127,10 +127,8 @@ class Primary(Ledger):
                 kept = give_back is not None and not now
             if self.watched:
                 self._touch(file, offset, size)
-        if session is not None:
-            if now:
-                kept = not session.send_now(head, data, give_back) and give_back is not None
-            self._written.add(file)
+        if now and session is not None:
+            kept = not session.send_now(head, data, give_back) and give_back is not None
         try:
             written = self.store.write(file, offset, data)
             if written != size:
@@ -140,6 +138,9 @@ class Primary(Ledger):
             error = problem if isinstance(problem, OSError) else OSError(errno.EIO, str(problem))
             self._write_failed(number, file, (offset, size), error, answer, barrier)
             return kept
+        if session is not None:
+            # Only now: told before, it would be the time of before (Z9).
+            self._written.add(file)
         self.writes += 1
         self.written_bytes += size
         self.syncer.note_written(file, size)

@@ -241,6 +241,8 @@ class SecondarySession:
         buffer = memoryview(Buffers().take(RECEIVE_BYTES))
         next_progress = now_ms() + _PROGRESS_MS
         patient = forward.wait_at_most(_PROGRESS_MS)
+        if forward.pending() and not self._receive(forward, parser, buffer):
+            return
         while not self._goodbye:
             if patient and listening:
                 # One call instead of two for each chunk. Without TLS the others' words need this

@@ -129,6 +129,27 @@ def test_a_barrier_is_answered_when_the_peer_has_synced(pair: Pair, monkeypatch)
     assert 1 <= len(synced) <= 2
 
 
+def test_times_told_during_a_write_are_told_again_behind_it(pair: Pair, monkeypatch) -> None:
+    """Z9: the watch tells times beside the data path; the time of before is not the last word."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    guest.write(file, 0, b"first")
+    wait_for(lambda: guest.answers == 2)
+    pair.a.primary.send_all_times()
+    real = pair.a.store.write
+
+    def between(file, offset, data):
+        pair.a.primary.send_all_times()
+        time.sleep(0.02)
+        return real(file, offset, data)
+
+    monkeypatch.setattr(pair.a.store, "write", between)
+    guest.write(file, 0, b"second")
+    wait_for(lambda: guest.answers == 3)
+    pair.check_equal()
+
+
 def test_overlapping_writes_never_differ(pair: Pair) -> None:
     """T2: many writes to the same few blocks; both copies end with the same bytes."""
     seed = random.SystemRandom().randrange(1 << 32)
