@@ -129,13 +129,8 @@ class Primary(Ledger):
                 self._touch(file, offset, size)
         if now and session is not None:
             kept = not session.send_now(head, data, give_back) and give_back is not None
-        try:
-            written = self.store.write(file, offset, data)
-            if written != size:
-                raise OSError(errno.ENOSPC, "the disk took only a part of a write")
-        except Exception as problem:
-            # Whatever it was, the peer has been sent what may not be here.
-            error = problem if isinstance(problem, OSError) else OSError(errno.EIO, str(problem))
+        error = self._perform(file, offset, data)
+        if error is not None:
             self._write_failed(number, file, (offset, size), error, answer, barrier)
             return kept
         if session is not None:
@@ -152,6 +147,17 @@ class Primary(Ledger):
         else:
             self._complete(number, session, answer)
         return kept
+
+    def _perform(self, file: FileId, offset: int, data: bytes | memoryview) -> OSError | None:
+        """Write here. Whatever goes wrong, the peer has been sent what may not be here."""
+        try:
+            if self.store.write(file, offset, data) != len(data):
+                return OSError(errno.ENOSPC, "the disk took only a part of a write")
+        except OSError as problem:
+            return problem
+        except Exception as problem:
+            return OSError(errno.EIO, str(problem))
+        return None
 
     def _record_late(self, file: FileId, offset: int, size: int) -> tuple[Record, ...]:
         """Make the zones of a write durable in the log; the caller has the lock, and gets it back
