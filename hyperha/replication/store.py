@@ -528,6 +528,7 @@ class Store:
         guard = self.guard
         if guard is not None:
             guard.data(held.fd, self.handle(file), offset, len(data))
+            return guard.write(held.fd, data, offset)
         return os.pwrite(held.fd, data, offset)
 
     def sync(self, file: FileId, data_only: bool) -> None:

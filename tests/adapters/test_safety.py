@@ -474,6 +474,59 @@ def test_a_guest_never_waits_for_room_for_a_kept_copy(tmp_path: Path) -> None:
         assert fill_more.f_bavail * fill_more.f_frsize > 5 << 20
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_copy_makes_room_for_new_data(tmp_path: Path, kept: bool) -> None:
+    """What is new needs no saving, but the room that a copy takes."""
+    with file_system("ext4", tmp_path) as mounted, folder_at(mounted / "folder") as folder:
+        for name in ("disk", "other"):
+            (folder.path / name).write_bytes(os.urandom(8 << 20))
+        file = folder.store.identify(ROOT_ID, b"disk")
+        other = folder.store.identify(ROOT_ID, b"other")
+        folder.begin(required=kept)
+        _overwrite(folder, file)
+        if kept:
+            folder.end(SafetyEnd.COPIED)
+        fill(mounted, 4 << 20)
+        for offset in range(8 << 20, 16 << 20, 1 << 18):
+            assert folder.store.write(other, offset, b"n" * (1 << 18)) == 1 << 18
+        assert folder.area.facts()[0].state is State.LOST
+
+
+def test_what_was_left_open_when_the_node_died_ends(path: Path) -> None:
+    with folder_at(path) as folder:
+        folder.keep = Keep(7, 0)
+        folder.crash()
+        breaker, _ = _grown(folder, 1)
+        folder.begin()
+        folder.serving = True
+        folder.area.expire()
+        assert folder.area.facts() == ()
+        folder.serving = False
+        folder.begin()
+        for _ in range(5):
+            breaker.step()
+        folder.serving = True
+        folder.area.expire()
+        assert [one.state for one in folder.area.facts()] == [State.KEPT]
+
+
+def test_a_copy_whose_making_was_cut_short_is_forgotten(path: Path) -> None:
+    for calls in range(12):
+        with folder_at(path) as folder, pytest.MonkeyPatch.context() as patch:
+            with contextlib.suppress(Cut):
+                Scissors(patch, calls)
+                folder.begin()
+                folder.end(SafetyEnd.UNDONE)
+            patch.undo()
+            folder.crash()
+            assert [one.state for one in folder.area.facts()] in ([], [State.OPEN])
+            assert folder.told == []
+            folder.begin()
+            assert [one.state for one in folder.area.facts()] == [State.OPEN]
+            folder.end(SafetyEnd.UNDONE)
+            assert folder.area.facts() == ()
+
+
 def test_without_room_to_begin_with_no_copy_is_opened(tmp_path: Path) -> None:
     with file_system("ext4", tmp_path) as mounted, folder_at(mounted / "folder") as folder:
         fill(mounted, 1 << 20)

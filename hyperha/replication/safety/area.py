@@ -35,13 +35,14 @@ from hyperha.replication.safety.copy import (
     SafetyCopy,
     State,
     delete,
+    is_unborn,
     new_id,
     open_area,
     remove_tree,
 )
 from hyperha.replication.safety.guard import Guard
 from hyperha.replication.safety.restore import Progress, Restore
-from hyperha.replication.safety.saver import Saver, check_room
+from hyperha.replication.safety.saver import Saver, check_room, has_room
 from hyperha.replication.safety.undo import Undo
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class SafetyArea:
     def _load(self) -> None:
         with self._area() as area:
             for name in sorted(os.listdir(area)):
-                if name.startswith(LEAVING):
+                if name.startswith(LEAVING) or is_unborn(area, name):
                     remove_tree(area, name)
                     continue
                 try:
@@ -258,13 +259,17 @@ class SafetyArea:
 
     def _failed(self, saver: Saver, text: str) -> bool:
         """Nothing more can be saved: False when the change must not be made then (N3)."""
-        facts = saver.copy.facts
-        if facts.state is State.OPEN and facts.required and not self._serving():
+        if not self._spare(saver):
             return False
         # Without the area's lock: the guard's is held, and who opens takes them in order.
         self._give_up(saver.copy, text)
         self._attach_guard()
         return True
+
+    def _spare(self, saver: Saver) -> bool:
+        """Whether a copy may go so that others have room."""
+        facts = saver.copy.facts
+        return self._serving() or facts.state is State.KEPT or not facts.required
 
     def _give_up(self, copy: SafetyCopy, text: str) -> None:
         """Durable before anything is changed that is not saved."""
@@ -356,18 +361,19 @@ class SafetyArea:
         if now_ms() < self._next_ms:
             return
         self._next_ms = now_ms() + _LOOK_MS
-        if any(one.facts.state is not State.OPEN for one in list(self._copies.values())):
+        if self._copies:
             threading.Thread(target=self.expire, name="retention", daemon=True).start()
 
     def expire(self) -> None:
         """Delete ended copies that are too old, and give up the oldest of those that are too large
-        together."""
+        together, or that the disk has no room for any more."""
         keep = self._keep
         if keep is None:
             return
         oldest_ms = time.time_ns() // 1_000_000 - keep.days * _DAY_MS
         try:
             with self._lock:
+                self._end_forgotten()
                 idle = [one for one in self._copies.values() if one.id not in self._busy]
                 ended = [one for one in idle if one.facts.state is not State.OPEN]
                 for copy in ended:
@@ -377,8 +383,20 @@ class SafetyArea:
                         self._report(LogLine("I", "R15", what))
                 if keep.gib:
                     self._bound([one for one in ended if one.id in self._savers], keep.gib)
+            while not has_room(self._root):
+                if not self._guard.make_room():
+                    break
         except (OSError, HyperhaError) as problem:
             self._report(LogLine("E", "R15", f"old safety copies cannot be deleted: {problem}"))
+
+    def _end_forgotten(self) -> None:
+        """A copy that was opened when the node died, before anything of the resync was durable,
+        or that was undone and not closed: the folder's history has gone on since."""
+        copy = self._open_copy()
+        if copy is not None and self._serving():
+            with self._guard.lock:
+                saver = self._savers.get(copy.id)
+                self._end(copy, keep=saver is not None and not saver.empty)
 
     def _bound(self, kept: list[SafetyCopy], limit_gib: int) -> None:
         sizes = {one.id: one.size() for one in kept}

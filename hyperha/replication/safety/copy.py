@@ -334,6 +334,15 @@ def _plain(facts: Facts) -> dict[str, Any]:
     return {"version": _VERSION, **asdict(facts)}
 
 
+def is_unborn(area: int, name: str) -> bool:
+    """Whether a copy's making was cut short: nobody was told of it, and it holds nothing."""
+    directory = open_below(area, name)
+    try:
+        return not {"record", "undo"} & set(names_in(directory))
+    finally:
+        os.close(directory)
+
+
 def delete(area: int, name: str) -> None:
     """Delete a copy: gone when this returns, also if it is cut short in the middle."""
     leaving = LEAVING + name

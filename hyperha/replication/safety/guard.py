@@ -156,6 +156,26 @@ class Guard:
         """How many of an inode's names are only those that copies gave it."""
         return sum(handle in one.kept for one in self._savers)
 
+    def make_room(self) -> bool:
+        """The disk is full: give up the oldest copy that may be. False when there is none."""
+        with self.lock:
+            for one in self._savers:
+                if self._failed(one, "the disk is full"):
+                    return True
+        return False
+
+    def write(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        """Write what was guarded before; where the disk is full, copies that may go make room."""
+        while True:
+            try:
+                written = os.pwrite(descriptor, data, offset)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self.make_room():
+                    raise
+                continue
+            if written == len(data) or not self.make_room():
+                return written
+
     def _each(self, save: Callable[[Saver], object]) -> None:
         with self.lock:
             for one in self._savers:

@@ -57,6 +57,12 @@ def check_room(directory: int, size: int) -> None:
         raise NoRoom(needed, free)
 
 
+def has_room(directory: int) -> bool:
+    """Whether the reserve is free."""
+    room = os.fstatvfs(directory)
+    return room.f_bavail * room.f_frsize >= reserve_bytes(room)
+
+
 class Saver:
     """The writer of one copy's log. Not thread-safe: `Guard` takes turns."""
 
