@@ -25,6 +25,7 @@ from hyperha.replication.comparison import inode_of, is_gone
 from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Welcome
 from hyperha.replication.inquiry import TRIES, Ended, Inquiry, runs
+from hyperha.replication.milestones import Milestones
 from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind, Target
 from hyperha.replication.primary import Primary
 from hyperha.replication.stream import PrimarySession
@@ -61,7 +62,7 @@ class ResyncSource(Inquiry):
         """Answers on end by which a whole zone differed."""
         self._total_bytes = 0
         self._last_report_ms = 0
-        self._last_tenth = 0
+        self._milestones = Milestones(self._started_ms)
         self._thread = threading.Thread(target=self._run, name="resync", daemon=True)
 
     def start(self) -> None:
@@ -323,13 +324,40 @@ class ResyncSource(Inquiry):
         return ranges == [(offset, ZONE_BYTES)]
 
     def _blocks(self, file: FileId, zone: int, offset: int, length: int) -> None:
+        """Send what differs, as it is by now: what has become a hole since is sent as one."""
         self._throttle()
         try:
-            self._send_data(file, zone, offset, length)
+            for start, size in self._without_holes(file, offset, length):
+                self._send_data(file, zone, start, size)
         except OSError as error:
             # Removed by the guest meanwhile, which the target hears in order.
             if not is_gone(error):
                 raise
+
+    def _without_holes(self, file: FileId, offset: int, length: int) -> list[tuple[int, int]]:
+        """Offset and length of what has data; the target is told of every other block."""
+        with self._primary.operation:
+            ranges = self._store.data_ranges(file, offset, offset + length)
+            if ranges == [(offset, length)]:
+                return ranges
+            count = -(-length // BLOCK_BYTES)
+            held = {
+                block
+                for at, size in ranges
+                for block in range(
+                    (at - offset) // BLOCK_BYTES, -(-(at + size - offset) // BLOCK_BYTES)
+                )
+            }
+            empty = [block for block in range(count) if block not in held]
+            with self._primary.lock:
+                for first, number in runs(empty):
+                    place = offset + first * BLOCK_BYTES
+                    payload = wire.encode_hole(file, place, number * BLOCK_BYTES)
+                    self._put(Kind.HOLE, [payload], None)
+        return [
+            (offset + first * BLOCK_BYTES, number * BLOCK_BYTES)
+            for first, number in runs(sorted(held))
+        ]
 
     # --- reports --------------------------------------------------------------------------
 
@@ -349,10 +377,9 @@ class ResyncSource(Inquiry):
         self._primary.report(
             ResyncProgressed(self._session.key, done, self._total_bytes, rate, left)
         )
-        tenth = done * 10 // self._total_bytes if self._total_bytes else 0
-        if tenth > self._last_tenth and elapsed > 2000:
-            self._tell("I", f"resync {tenth * 10} %: {done} of {self._total_bytes} bytes compared")
-        self._last_tenth = max(tenth, self._last_tenth)
+        if self._milestones.due(done, self._total_bytes, now):
+            part = done * 100 // self._total_bytes if self._total_bytes else 0
+            self._tell("I", f"resync {part} %: {done} of {self._total_bytes} bytes compared")
 
     def _tell(self, level: str, text: str) -> None:
         self._primary.report(LogLine(level, "R13", text))
