@@ -6,12 +6,20 @@ import shutil
 import stat
 import subprocess
 import threading
+from typing import Any
 
 import pytest
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionLost, SessionUp
-from hyperha.replication.operations import ROOT_ID
+from hyperha.replication.operations import (
+    ROOT_ID,
+    Allocate,
+    Change,
+    Record,
+    RecordKind,
+    Truncate,
+)
 from hyperha.replication.resync_source import ResyncSource
 from tests.support.engine_pair import Guest, Monkey, Pair, call, wait_for
 
@@ -65,6 +73,39 @@ def test_a_hole_at_the_end_of_a_file_is_one_on_the_target(pair: Pair, size: int)
     pair.check_equal()
     with open(pair.b.folder / "sparse", "rb") as file, pytest.raises(OSError, match="No such dev"):
         os.lseek(file.fileno(), 0, os.SEEK_DATA)
+
+
+def test_a_hole_that_appears_between_question_and_data_is_one_on_the_target(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    guest.write(file, 0, os.urandom(1 << 20))
+    (pair.b.folder / "f").write_bytes(b"\1" * (1 << 20))
+    data = ResyncSource._blocks
+
+    def punch(self: ResyncSource, *arguments: Any) -> None:
+        for change in (
+            Truncate(file, 70_000, 1),
+            Truncate(file, 1 << 20, 1),
+            Allocate(file, 3, 0, 8192, 1 << 20, 1),
+        ):
+
+            def execute(change: Change = change) -> Change:
+                pair.a.store.apply(change)
+                return change
+
+            guest.change([Record(RecordKind.WHOLE_FILE, file)], execute)
+        data(self, *arguments)
+
+    monkeypatch.setattr(ResyncSource, "_blocks", punch)
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    with open(pair.b.folder / "f", "rb") as there:
+        assert os.lseek(there.fileno(), 0, os.SEEK_HOLE) <= 131072
+        with pytest.raises(OSError, match="No such dev"):
+            os.lseek(there.fileno(), 131072, os.SEEK_DATA)
 
 
 def test_holes_stay_holes_and_appear(pair: Pair) -> None:
