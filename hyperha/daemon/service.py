@@ -231,7 +231,9 @@ class Service:
         """Begin a command here or on the node it names."""
         host = self._host(name)
         upkeep = request.verb in UPKEEP
-        node = self.upkeep.node_for(host, request) if upkeep else request.node or self.node
+        node = request.node or self.node
+        if upkeep and not caller.peer_node:
+            node = self.upkeep.node_for(host, request)
         if node == self.peer and not caller.peer_node:
             return await self._daemon.peer_api.act(name, request, caller)
         if node != self.node:

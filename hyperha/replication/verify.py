@@ -66,6 +66,8 @@ class Verify(Inquiry):
         self._seen: set[FileId] = set()
         self._files: deque[FileId] = deque()
         self._unequal: set[Record] = set()
+        self._before = 0
+        """The number of the stream when it began."""
         self._barrier = threading.Event()
         self._barrier_problem = ""
         self._thread = threading.Thread(target=self._run, name="verify", daemon=True)
@@ -105,6 +107,7 @@ class Verify(Inquiry):
             if primary.session is not self._session or not self._session.copied:
                 raise Ended
             primary.changed = self._note_live
+            self._before = primary.number
         self._flush_both()
         while self._pending or self._files:
             while self._pending:
@@ -151,6 +154,10 @@ class Verify(Inquiry):
         self.findings = replace(
             found, **{name: getattr(found, name) + by for name, by in more.items()}
         )
+
+    def unasked(self, frame: Frame) -> bool:
+        """An answer to a verification that was stopped before it came."""
+        return frame.number <= self._before
 
     def progress(self) -> None:
         """Tell how far it is, twice a second."""

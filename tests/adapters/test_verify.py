@@ -189,11 +189,28 @@ def test_a_verification_ends_with_its_session(pair: Pair) -> None:
     assert told[-1].done_bytes < 64 << 20
 
 
+def test_a_stopped_verification_leaves_nothing_to_the_next_one(pair: Pair) -> None:
+    filled(pair, (64 << 20,))
+    told: list[VerifyTold] = []
+    session = pair.a.primary.session
+    assert session is not None
+    run = Verify(pair.a.primary, session, told.append, StartVerify(7, False))
+    run.start()
+    wait_for(lambda: run.findings.done_bytes)
+    run.stop()
+    wait_for(lambda: told and told[-1].finished)
+    assert told[-1].text == "it was stopped"
+    assert told[-1].done_bytes < 64 << 20
+    found = verified(pair)
+    assert (found.text, found.blocks, found.others) == ("", 0, 0)
+    assert found.done_bytes == 64 << 20
+
+
 def test_questions_are_answered_or_refused_with_the_reason(pair: Pair) -> None:
     filled(pair)
     told: list[object] = []
     a = pair.a
-    questions = Questions(lambda: (a.store, a.intent, a.primary), told.append)
+    questions = Questions(lambda: (a.store, a.intent, a.primary), lambda: None, told.append)
     Guest(a).write(a.store.find(ROOT_ID, b"f0").file, 0, b"x")
     questions.ask(AskCandidates(3))
     wait_for(lambda: told)
