@@ -145,7 +145,9 @@ def test_the_engine_and_the_plain_folder_tell_the_same(tmp_path: Path) -> None:
         guest.write(file, 0, b"x" * 100)
         answers: list[ProcessMessage] = []
         a = pair.a
-        Questions(lambda: (a.store, a.intent, a.primary), lambda: None, answers.append).ask(AskCandidates(1))
+        Questions(lambda: (a.store, a.intent, a.primary), lambda: None, answers.append).ask(
+            AskCandidates(1)
+        )
         wait_for(lambda: answers)
         marker_resource = a.intent._resource
         found = read_plain_folder(str(a.folder), marker_resource)
