@@ -1,9 +1,10 @@
 """The primary's pipeline: every change is logged, done here, sent, and answered when rules allow.
 
 Called by the one thread that reads /dev/fuse; its order is the order of the stream (T2), and it
-never waits for the peer (T1). What the rules do not allow to be answered yet is parked; the thread
-that receives acknowledgements answers it (T6). The core decides who must have an operation before
-the guest is answered (`mode`); nothing here decides about roles, and no answer rests on a clock.
+never waits for the peer (T1): what an idle connection takes at once it sends itself. What the rules
+do not allow to be answered yet is parked; the thread that receives acknowledgements answers it
+(T6). The core decides who must have an operation before the guest is answered (`mode`); nothing
+here decides about roles, and no answer rests on a clock.
 """
 
 from __future__ import annotations

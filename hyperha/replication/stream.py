@@ -1,8 +1,10 @@
 """The primary's end of one session: two connections, a sender thread and a receiver thread (T6).
 
 The pipeline puts frames into the queue, in order, from the moment the session is made; they leave
-once the handshake is done. Only the sender writes to the forward connection and only the receiver
-reads the backward one (T5, T8). What the peer says is handed to the listener; nothing here decides.
+once the handshake is done. The forward connection is written to by one thread at a time: the sender
+or, without TLS, the data path, which never waits (T5, T8). Only the receiver reads the backward
+one. Data of large writes is lent, not copied: its buffer is given back when it was sent. What the
+peer says is handed to the listener; nothing here decides.
 """
 
 from __future__ import annotations

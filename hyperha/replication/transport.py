@@ -1,8 +1,10 @@
 """TCP connections of a replication session, plain or TLS 1.3 with both sides' certificates.
 
-Each connection is used by one thread per end (T5); only `abort` may be called by others. Nothing
-here knows frames. Certificates are pinned to the cluster's authority, and the peer's must name the
-expected node; the time of validity alone never refuses a peer (S4: they are made to outlast it).
+Each connection is used by one thread per end, without TLS by one at a time (T5); only `abort` may
+be called by others. TLS works in memory (`tls`), so that calls on the socket are few and large.
+Nothing here knows frames. Certificates are pinned to the cluster's authority, and the peer's must
+name the expected node; the time of validity alone never refuses a peer (S4: they are made to
+outlast it).
 """
 
 from __future__ import annotations
