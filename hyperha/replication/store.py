@@ -207,7 +207,11 @@ class Store:
         if handle == self._root_handle:
             return self._root
         if self.privileged:
-            return Descriptor(syscalls.open_handle(self._root.fd, handle, _PATH))
+            held = Descriptor(syscalls.open_handle(self._root.fd, handle, _PATH))
+            guard = self.guard
+            if guard is not None and guard.only_kept(held.fd, handle):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return held
         anchor = self._anchors.get(handle)
         if anchor is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))

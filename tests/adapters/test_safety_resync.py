@@ -177,3 +177,32 @@ def test_without_room_a_best_effort_copy_is_given_up_and_a_required_one_stops_th
 def _differences(now: dict[str, object], then: dict[str, object]) -> list[str]:
     names = sorted(one for one in now.keys() | then.keys() if now.get(one) != then.get(one))
     return [f"{one}: {now.get(one)} was {then.get(one)}" for one in names]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_source_takes_no_inode_of_its_kept_copy_for_a_file(pair: Pair, seed: int) -> None:
+    """What a copy keeps has no name: it is found by no id, neither by the log's nor by a cache."""
+    pair.in_sync()
+    monkey = Monkey(Guest(pair.a), seed)
+    for _ in range(100):
+        monkey.step()
+    pair.check_equal()
+    guarded = Guarded(pair.a)
+    guarded.begin(required=True)
+    guarded.end(SafetyEnd.COPIED)
+    pair.a.primary.close_session(clean=True)
+    pair.b.acceptor.close()
+    pair.a.events.clear()
+    pair.b.events.clear()
+    for file in sorted({one[0] for one in monkey.files})[:5]:
+        monkey.guest.write(file, 5, b"x" * 5000)
+        handle = pair.a.store.handle(file)
+        for one in [one for one in monkey.files if one[0] == file]:
+            monkey.guest.remove(one[1], one[2])
+            monkey.files.remove(one)
+        pair.a.store.forget(file)
+        assert not pair.a.store.bind_handle(file, handle)
+        assert not pair.a.store.known(file)
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    guarded.area.close()

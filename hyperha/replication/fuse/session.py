@@ -243,7 +243,8 @@ class Session:
     def _settle_names(self, node: Node) -> None:
         """An open inode that lost its last name while the applier worked is not replicated (Z7)."""
         try:
-            node.orphan = self._connection.status(node).st_nlink == 0
+            status = self._connection.status(node)
+            node.orphan = self._connection.store.names_of(status, node.handle) == 0
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise

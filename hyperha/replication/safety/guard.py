@@ -187,6 +187,11 @@ class Guard:
                     text = problem.strerror if isinstance(problem, OSError) else str(problem)
                     self._settle(one, text or str(problem))
 
+    def only_kept(self, descriptor: int, handle: bytes) -> bool:
+        """Whether an inode has no name but those that copies keep it by: for callers it is gone."""
+        kept = self.kept_names(handle)
+        return kept > 0 and os.fstat(descriptor).st_nlink <= kept
+
     def _settle(self, one: Saver, text: str) -> None:
         if not self._failed(one, text):
             raise ReplicationError(
