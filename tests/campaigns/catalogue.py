@@ -30,6 +30,7 @@ _POSIX = "tests/filesystem/test_posix.py"
 _SEQUENCES = 500
 _BREAKS = 20
 _FSX_MINUTES = 5
+_PROGRAM_ROUNDS = 5
 _CRASHES = "tests/crash/test_pipeline.py"
 _CRASH_DEPTH = 4
 DRILL_PORTS = 9610
@@ -173,6 +174,32 @@ def campaigns() -> dict[str, Campaign]:
             seeds="random",
             step=_FSX_MINUTES,
             step_limit_s=60.0 * _FSX_MINUTES + 120,
+        ),
+        Campaign(
+            name="stress",
+            purpose="stress-ng's verifying file-system stressors, a minute each group",
+            unit="runs",
+            goal=5,
+            rows=("test_stressors",),
+            covers=_ON_PROCESSES,
+            kind=TestRound(
+                "tests/filesystem/test_stress.py", lambda order: {"HYPERHA_STRESS_SECONDS": "60"}
+            ),
+            step_limit_s=480,
+        ),
+        Campaign(
+            name="programs",
+            purpose="databases, git and fio, their node killed under load",
+            unit="rounds",
+            goal=20,
+            rows=("test_sqlite", "test_git", "test_fio", "test_pgbench"),
+            covers=(*_ON_DAEMONS, "tests/filesystem"),
+            kind=TestRound(
+                "tests/filesystem/rows_programs.py",
+                lambda order: {"HYPERHA_PROGRAM_ROUNDS": str(order.count)},
+            ),
+            step=_PROGRAM_ROUNDS,
+            step_limit_s=180.0 + 60 * _PROGRAM_ROUNDS,
         ),
         _posix(
             "posix-breaks",

@@ -45,7 +45,7 @@ def seeds(usual: int) -> range:
 def test_sequences(runner: Runner, record_property: Callable[[str, object], None]) -> None:
     """Every user's steps give what they give on a plain folder (rights, errors, times, holes)."""
     steps = 0
-    for seed in seeds(60):
+    for seed in seeds(40):
         dice = Dice(seed)
         top, sequence = dice.top(), dice.sequence()
         runner.check(seed, top, sequence)
@@ -55,11 +55,11 @@ def test_sequences(runner: Runner, record_property: Callable[[str, object], None
 
 def test_sequences_without_the_peer(runner: Runner) -> None:
     """The secondary is lost in the middle and comes back: resync under the rest of the steps."""
-    for seed in seeds(3):
+    for seed in seeds(2):
         runner.check(seed, *breaking(seed, ("lose", "return_")))
 
 
 def test_sequences_with_a_successor(runner: Runner) -> None:
     """The primary's process dies in the middle: a successor takes the mount over (M4)."""
-    for seed in seeds(3):
+    for seed in seeds(2):
         runner.check(seed, *breaking(seed, ("succeed",)))
