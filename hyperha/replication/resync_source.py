@@ -335,29 +335,17 @@ class ResyncSource(Inquiry):
                 raise
 
     def _without_holes(self, file: FileId, offset: int, length: int) -> list[tuple[int, int]]:
-        """Offset and length of what has data; the target is told of every other block."""
+        """Offset and length of what has data; the target is told of the holes between."""
         with self._primary.operation:
             ranges = self._store.data_ranges(file, offset, offset + length)
-            if ranges == [(offset, length)]:
-                return ranges
-            count = -(-length // BLOCK_BYTES)
-            held = {
-                block
-                for at, size in ranges
-                for block in range(
-                    (at - offset) // BLOCK_BYTES, -(-(at + size - offset) // BLOCK_BYTES)
-                )
-            }
-            empty = [block for block in range(count) if block not in held]
+            position = offset
             with self._primary.lock:
-                for first, number in runs(empty):
-                    place = offset + first * BLOCK_BYTES
-                    payload = wire.encode_hole(file, place, number * BLOCK_BYTES)
-                    self._put(Kind.HOLE, [payload], None)
-        return [
-            (offset + first * BLOCK_BYTES, number * BLOCK_BYTES)
-            for first, number in runs(sorted(held))
-        ]
+                for start, size in (*ranges, (offset + length, 0)):
+                    if start > position:
+                        payload = wire.encode_hole(file, position, start - position)
+                        self._put(Kind.HOLE, [payload], None)
+                    position = start + size
+        return ranges
 
     # --- reports --------------------------------------------------------------------------
 

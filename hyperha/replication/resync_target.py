@@ -396,17 +396,16 @@ class TargetSide:
         return wire.frame(Kind.DIFFERENT, self._tag, frame.number, payload)
 
     def _punch(self, file: FileId, offset: int, length: int, ranges: list[tuple[int, int]]) -> None:
-        """Make a hole where there is data: holes stay holes.
-
-        Whole blocks, as the source has them: a page is freed only if all of it goes, and at the end
-        of the file that is more than its data.
-        """
-        end = _whole_blocks(offset + length)
+        """Make a hole where there is data: holes stay holes."""
+        end = offset + length
         for start, size in ranges:
             if start < end and start + size > offset:
                 held = self._store.data(file)
                 first = max(start, offset)
-                last = min(_whole_blocks(start + size), end)
+                last = min(start + size, end)
+                if last >= os.fstat(held.fd).st_size:
+                    # A page is freed only if all of it goes: here it is more than its data.
+                    last = -(-last // BLOCK_BYTES) * BLOCK_BYTES
                 guard = self._store.guard
                 if guard is not None:
                     handle = self._store.handle(file)
@@ -524,11 +523,6 @@ def _target(directory: FileId, one: ListedEntry) -> Target:
     if one.file != NO_ID:
         return Target(one.file)
     return Target(NO_ID, directory, one.name)
-
-
-def _whole_blocks(position: int) -> int:
-    """The end of the block that ends at or behind a position."""
-    return -(-position // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def _everything_of(one: ListedEntry) -> Record:

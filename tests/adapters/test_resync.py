@@ -108,6 +108,28 @@ def test_a_hole_that_appears_between_question_and_data_is_one_on_the_target(
             os.lseek(there.fileno(), 131072, os.SEEK_DATA)
 
 
+def test_holes_within_a_block_stay_holes(pair: Pair) -> None:
+    for number, place in enumerate((pair.a.folder, pair.b.folder)):
+        with open(place / "sparse", "wb") as file:
+            for page in (5, 9, 10, 40) if number == 0 else range(50):
+                file.seek(page * 4096)
+                file.write(bytes([number + 1]) * 4096)
+            file.truncate(1 << 20)
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    found = []
+    with open(pair.b.folder / "sparse", "rb") as file:
+        position = 0
+        for _ in range(3):
+            start = os.lseek(file.fileno(), position, os.SEEK_DATA)
+            position = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            found.append((start // 4096, position // 4096))
+        with pytest.raises(OSError, match="No such dev"):
+            os.lseek(file.fileno(), position, os.SEEK_DATA)
+    assert found == [(5, 6), (9, 11), (40, 41)]
+
+
 def test_holes_stay_holes_and_appear(pair: Pair) -> None:
     with open(pair.a.folder / "sparse", "wb") as file:
         file.truncate(300 << 20)
