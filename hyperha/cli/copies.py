@@ -92,6 +92,7 @@ async def _operate(
                 )
             await asyncio.sleep(POLL_S)
     except asyncio.CancelledError:
+        line.clear()
         if verb == "verify":
             await _stop(client, module)
         raise

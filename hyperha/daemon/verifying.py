@@ -29,6 +29,7 @@ SILENCE_S = 60.0
 _TOLD_EVERY_MS = 1000
 _LOGGED_EVERY_MS = 60_000
 _LOGGED_PARTS = 10
+_EQUAL, _SO_FAR = "equal", "no difference so far"
 
 
 class Verifying:
@@ -116,13 +117,13 @@ class Verifying:
         if part > self._logged_part or now_ms - self._logged_ms >= _LOGGED_EVERY_MS:
             self._logged_part, self._logged_ms = part, now_ms
             far = f"{size_text(told.done_bytes)} of {size_text(told.total_bytes)} compared"
-            host.log("I", "verify", "R17", f"{far}: {_findings(told, host.peer)}")
+            host.log("I", "verify", "R17", f"{far}: {_findings(told, host.peer, _SO_FAR)}")
 
     def _view(
         self, operation: OperationView, repair: bool, serial: int, problem: str
     ) -> VerifyView:
         told, host = self._told, self._host
-        text = sentence(told, host.peer)
+        text = sentence(told, host.peer, _SO_FAR if problem else _EQUAL)
         if problem:
             text = f"not complete, {problem}: {text}"
         return VerifyView(
@@ -148,14 +149,14 @@ class Verifying:
         )
 
 
-def sentence(told: VerifyTold, secondary: str) -> str:
-    """What a verification has found, in one sentence."""
+def sentence(told: VerifyTold, secondary: str, nothing: str = _EQUAL) -> str:
+    """What a verification has found, in one sentence; `nothing`: where it has found nothing."""
     objects = count_text(told.objects, "file or directory", "files and directories")
     compared = f"compared {objects} with {size_text(told.done_bytes)}"
-    return f"{compared}: {_findings(told, secondary)}"
+    return f"{compared}: {_findings(told, secondary, nothing)}"
 
 
-def _findings(told: VerifyTold, secondary: str) -> str:
+def _findings(told: VerifyTold, secondary: str, nothing: str) -> str:
     parts = []
     if told.blocks:
         where = next((one for one in told.examples if one.length), None)
@@ -170,4 +171,4 @@ def _findings(told: VerifyTold, secondary: str) -> str:
         where = next((one for one in told.examples if not one.length), None)
         place = f", first {where.path}" if where is not None else ""
         parts.append(f"{told.others:,} with other names or attributes{place}")
-    return "; ".join(parts) or "equal"
+    return "; ".join(parts) or nothing
