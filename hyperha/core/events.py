@@ -242,6 +242,14 @@ class LocalDiskFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFilling(Event):
+    """A secondary's disk is full; what it has acknowledged finds room in its reserve, nothing more
+    does (D11)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLost(Event):
     """The replication process died. `recovered`: a successor has taken the mount over (M4)."""
 

@@ -13,6 +13,7 @@ from hyperha.core.actions import Acknowledge, Level, Release, SetMarker, Timer
 from hyperha.core.events import (
     CheckerAction,
     CheckerFailed,
+    DiskFilling,
     EngineLost,
     LocalDiskFailed,
     PersistFailed,
@@ -151,6 +152,16 @@ def disk_failed(turn: Turn, event: LocalDiskFailed) -> None:
             lineage = replace(lineage, label=DataLabel.OUTDATED, full_compare_owed=True)
         turn.persist(lineage=lineage)
         farewell.close_and_go(turn)
+
+
+def disk_filling(turn: Turn, event: DiskFilling) -> None:
+    """D11: the secondary leaves while all that it acknowledged still fits, so that its copy is
+    whole until the primary has gone on without it."""
+    state = turn.state
+    if state.role is not Role.SECOND or state.phase is Phase.LEAVING:
+        return
+    turn.tell(Level.ERROR, "D11", f"the disk is full: this node leaves ({event.text})")
+    farewell.begin(turn, Goal.STOP, Why("D11", f"the disk is full: {event.text}"))
 
 
 _REBEGUN = (Step.PROMOTE, Step.DEMOTE)

@@ -326,6 +326,7 @@ _EVENTS: dict[type[e.Event], Callable[[Turn, Any], None]] = {
     e.ResyncCopied: source.copied,
     e.SafetyLost: safety.lost,
     e.LocalDiskFailed: failover.disk_failed,
+    e.DiskFilling: failover.disk_filling,
     e.EngineLost: failover.engine_lost,
     e.MountLost: _mount_lost,
     e.VmExited: failover.vm_exited,

@@ -98,6 +98,7 @@ class Applier:
         say: Callable[[bytes], None],
         failed: Callable[[str], None],
         give_back: GiveBack,
+        make_room: Callable[[], bool],
     ) -> None:
         self.queue: SimpleQueue[list[Frame] | None] = SimpleQueue()
         self.waiting_bytes = 0
@@ -111,6 +112,9 @@ class Applier:
         self.clear_pending = False
         """The map is to be forgotten behind the next barrier (R11)."""
         self.failure = ""
+        self.leaving = False
+        """The disk is full: what was acknowledged goes into the reserve, nothing more is (D11)."""
+        self._make_room = make_room
         self._store = store
         self._intent = intent
         self._syncer = syncer
@@ -194,7 +198,11 @@ class Applier:
         change of threads."""
         try:
             for number, index, offset, data in writes:
-                self._write_data(number, index, offset, data)
+                try:
+                    self._write_data(number, index, offset, data)
+                except OSError as error:
+                    self._use_reserve(error)
+                    self._write_data(number, index, offset, data)
         except Exception as problem:
             self._fail_for(Kind.WRITE, problem)
         self.applied += len(writes)
@@ -294,14 +302,22 @@ class Applier:
     def _apply(self, frame: Frame) -> None:
         if self.failure:
             return
+        handler = self._write if frame.kind is Kind.WRITE else self._handlers[frame.kind]
         try:
-            if frame.kind is Kind.WRITE:
-                self._write(frame)
-            else:
-                self._handlers[frame.kind](frame)
+            try:
+                handler(frame)
+            except OSError as error:
+                self._use_reserve(error)
+                handler(frame)
         except Exception as problem:
             self._fail_for(frame.kind, problem)
         self.applied += 1
+
+    def _use_reserve(self, error: OSError) -> None:
+        """Raise the error, unless it is a full disk and there is a reserve to go on with (D11)."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._make_room():
+            raise error
+        self.leaving = True
 
     def _fail_for(self, kind: Kind, problem: Exception) -> None:
         if isinstance(problem, ReplicationError):
@@ -366,7 +382,8 @@ class Applier:
         if frame.number:
             self._intent.activate(records, frame.number)
         try:
-            self._store.apply(change, again=self._target.lenient)
+            # What the full disk let pass is not done a second time.
+            self._store.apply(change, again=self._target.lenient or self.leaving)
         except OSError as error:
             if isinstance(change, SetTimes) and error.errno == errno.ESTALE:
                 # The file was removed while its time was on the way.

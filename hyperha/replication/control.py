@@ -288,6 +288,7 @@ _EVENTS: Final = (
     events.ResyncProgressed,
     events.ResyncCopied,
     events.SafetyLost,
+    events.DiskFilling,
     events.LocalDiskFailed,
     events.MountLost,
 )

@@ -8,6 +8,7 @@ One session at a time: the next one is served only after this one's receiver and
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import Final
 
 from hyperha.core.actions import SessionStart
-from hyperha.core.events import Event, LocalDiskFailed, SessionLost, SessionUp
+from hyperha.core.events import DiskFilling, Event, LocalDiskFailed, SessionLost, SessionUp
 from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication import handshake, wire
@@ -27,6 +28,7 @@ from hyperha.replication.clock import now_ms
 from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Refusal, Welcome
 from hyperha.replication.intent_log import IntentLog
+from hyperha.replication.reserve import Reserve
 from hyperha.replication.resync_target import TargetSide
 from hyperha.replication.speaker import Speaker
 from hyperha.replication.store import Store
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[Event | LogLine], None]
 QUEUE_BYTES: Final = 64 << 20
 """Received and not yet applied; beyond it nothing is received (T7, T8)."""
+_QUEUE_LEAST_BYTES: Final = 1 << 20
 _EXPECTED_BYTES: Final = 256 << 10
 """Woken at most so often for the rest of a large frame: a wake-up costs as much as 64 KiB."""
 _PROGRESS_MS: Final = 250
@@ -70,6 +73,8 @@ class SecondarySession:
         self.heard_ms = 0
         """When the last bytes of the primary came in."""
         self._failure = ""
+        self._reserve: Reserve | None = None
+        self._queue_bytes = QUEUE_BYTES
         self._forward: Connection | None = None
         self._backward: Connection | None = None
         self._applier: Applier | None = None
@@ -129,6 +134,8 @@ class SecondarySession:
             except OSError as error:
                 self._failure = f"syncfs failed: {error.strerror or error}"
         self._syncer.close()
+        if self._reserve is not None:
+            self._reserve.close()
         with self._wake_lock:
             if self._wake >= 0:
                 os.close(self._wake)
@@ -193,6 +200,7 @@ class SecondarySession:
             return problem
         if self.start_mode is not SessionStart.IN_SYNC:
             self._intent.retain()
+        self._set_aside()
         self._speaker = Speaker(backward, self._wake_up)
         self._target = TargetSide(self._store, self._intent, self._tag, hello)
         self._applier = Applier(
@@ -204,6 +212,7 @@ class SecondarySession:
             self.say,
             self._apply_failed,
             self._buffers.give_back_view,
+            self._make_room,
         )
         self._applier.start()
         welcome = handshake.encode_welcome(Welcome(mine, INSTANCE))
@@ -263,7 +272,7 @@ class SecondarySession:
                 self._buffers.trim()
                 told = wire.frame(Kind.PROGRESS, self._tag, 0, self._progress(applier))
                 speaker.say_now(told)
-            room = applier.waiting_bytes < QUEUE_BYTES
+            room = applier.waiting_bytes < self._queue_bytes and not applier.leaving
             if room != listening:
                 listening = room
                 poll.modify(forward.fileno(), select.POLLIN if room else 0)
@@ -350,6 +359,29 @@ class SecondarySession:
         finally:
             # A broken connection may have carried the acknowledgement all the same.
             self._applier.put(frames, at_once=at_once)
+
+    # --- a full disk ----------------------------------------------------------------------
+
+    def _set_aside(self) -> None:
+        """Room for all that may be acknowledged and not yet be written (D11)."""
+        try:
+            self._reserve = Reserve(self._store, QUEUE_BYTES)
+        except OSError as error:
+            self._report(LogLine("W", "D11", f"no room can be set aside: {error.strerror}"))
+            return
+        # Of a small disk less: then less is acknowledged ahead of it.
+        self._queue_bytes = min(QUEUE_BYTES, max(self._reserve.size, _QUEUE_LEAST_BYTES))
+        if self._reserve.size < _QUEUE_LEAST_BYTES:
+            room = self._store.statfs()
+            free = room.f_bavail * room.f_frsize
+            self._report(LogLine("W", "D11", f"the disk is almost full: {free} bytes are free"))
+
+    def _make_room(self) -> bool:
+        """Give up the reserve and leave; False when that was done before."""
+        if self._reserve is None or not self._reserve.release():
+            return False
+        self._report(DiskFilling(os.strerror(errno.ENOSPC)))
+        return True
 
     # --- failures -------------------------------------------------------------------------
 

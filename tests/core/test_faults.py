@@ -527,3 +527,16 @@ def test_a_command_that_meets_unknown_data_ends_at_once():
     assert not done
     assert "unknown data" in text
     assert world.roles() == (R.ALONE, R.WAIT)
+
+
+def test_a_secondary_whose_disk_fills_leaves_and_is_outdated_only_then():
+    """D11: while the primary has not gone on without it, it is an equal copy."""
+    world = pair()
+    world.b.event(e.DiskFilling("No space left on device"))
+    assert world.b.lineage.label is DataLabel.UPTODATE
+    world.until(R.ALONE, R.STOP)
+    assert world.b.lineage.label is DataLabel.OUTDATED
+    assert "disk is full" in world.b.state.why.text
+    assert world.a.settings.departures_wall_ms == ()
+    world.command(world.b, "start")
+    world.until(R.PRIM, R.SECOND)
