@@ -15,7 +15,7 @@ from hyperha.cli.context import POLL_S, JsonToo, ask, options, request_id, show_
 from hyperha.cli.steering import Module, Node, Reason, raise_failed
 from hyperha.client.node_client import NodeClient
 from hyperha.client.sentences import copy_text, plan_facts
-from hyperha.errors import FailedError, HyperhaError, TimedOutError, UsageError
+from hyperha.errors import HyperhaError, TimedOutError, UsageError
 from hyperha.text import clean, count_text, size_text
 
 _SHOWN = 40
@@ -152,11 +152,10 @@ def plan(
     found = ask(work)
     if options.as_json:
         show_json(found.model_dump(mode="json"))
-        return
-    for label, text in plan_facts(found):
-        print(f"{label:12}{clean(text)}".rstrip())
-    if not found.agree:
-        raise FailedError("the nodes do not agree on the copies", "See both verdicts above.")
+    else:
+        for label, text in plan_facts(found):
+            print(f"{label:12}{clean(text)}".rstrip())
+    raise typer.Exit(0 if found.agree else 1)
 
 
 def diff(module: Module, as_json: JsonToo = False) -> None:

@@ -221,8 +221,10 @@ class Service:
 
     def _operation_changed(self, view: OperationView) -> None:
         host = self._daemon.modules.get(view.module)
-        if host is not None:
-            host.operation = view if view.state == "running" else None
+        if host is not None and view.state == "running":
+            host.operation = view
+        elif host is not None and host.operation is not None and host.operation.id == view.id:
+            host.operation = None
         self.subscribers.operation_changed(view)
 
     # --- commands ----------------------------------------------------------------------------

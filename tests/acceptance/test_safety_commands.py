@@ -3,12 +3,12 @@ stopped one."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from hyperha.api.wire_copies import SafetyCopyView
+from hyperha.client.node_client import NodeClient
 from hyperha.demo.cluster import MODULE
 from tests.acceptance.pair import Pair, PairOptions, read_orders
 
@@ -16,14 +16,12 @@ KEEPING = PairOptions(module={"[stop]\n": '[safety_copy]\nmode = "required"\n\n[
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("options", [KEEPING], ids=["required"])]
 
 
-async def listed(pair: Pair, node: str) -> list[dict[str, Any]]:
-    status, said = await pair.cli(node, "--json", "safety", MODULE, "list")
-    print(said)
-    assert status == 0
-    found = json.loads(said)
-    assert found["missing"] == {}
-    copies: list[dict[str, Any]] = found["copies"]
-    return copies
+async def listed(pair: Pair, node: str) -> list[SafetyCopyView]:
+    async with NodeClient(pair.target(node)) as client:
+        found = await client.safety_copies(MODULE)
+    print(found)
+    assert found.missing == {}
+    return found.copies
 
 
 def has_orders_of(place: Path, numbers: set[int]) -> None:
@@ -44,33 +42,31 @@ async def test_a_former_state_is_listed_restored_and_deleted(
     await pair.act("node2", "start")
     await pair.roles(40, node1="PRIM", node2="SECOND")
     (kept,) = await listed(pair, "node1")
-    assert (kept["node"], kept["state"], kept["required"]) == ("node2", "kept", True)
-    assert kept["expires"] > kept["opened"]
+    assert (kept.node, kept.state, kept.required) == ("node2", "kept", True)
+    assert kept.expires > kept.opened
     # Asked of either node: it is done where the copy is.
     place = tmp_path / "restored"
-    arguments = ("safety", MODULE, "restore", kept["id"], "--to", str(place))
+    arguments = ("safety", MODULE, "restore", kept.id, "--to", str(place))
     status, said = await pair.cli("node1", *arguments)
     assert status == 0, said
     has_orders_of(place, {min(before)})
-    status, said = await pair.cli("node1", *arguments)
-    assert status == 1, "a directory that is not empty is not written into"
-    assert "empty" in said
+    view = await pair.command("node1", "safety-restore", id=kept.id, to=str(place))
+    assert view.state == "failed", "a directory that is not empty is not written into"
+    assert "empty" in view.text
     status, said = await pair.cli("node2", "state", "-v")
-    assert f"safety copy {kept['id']} kept" in said
+    assert f"safety copy {kept.id} kept" in said
     # Of a stopped module, too; looking into the folder does not keep it from being covered (M6).
     await pair.act("node2", "stop")
     (again,) = await listed(pair, "node1")
-    assert again["id"] == kept["id"]
+    assert again.id == kept.id
     other = tmp_path / "other"
-    status, said = await pair.cli(
-        "node2", "safety", MODULE, "restore", kept["id"], "--to", str(other)
-    )
-    assert status == 0, said
+    view = await pair.command("node2", "safety-restore", id=kept.id, to=str(other))
+    assert view.state == "done", view.text
     has_orders_of(other, {min(before)})
-    status, said = await pair.cli("node2", "safety", MODULE, "delete", "20990101-000000-ffff")
-    assert status == 1
-    assert kept["id"] in said
-    status, said = await pair.cli("node1", "safety", MODULE, "delete", kept["id"])
+    view = await pair.command("node2", "safety-delete", id="20990101-000000-ffff")
+    assert view.state == "failed"
+    assert kept.id in view.text
+    status, said = await pair.cli("node1", "safety", MODULE, "delete", kept.id)
     assert status == 0, said
     assert await listed(pair, "node2") == []
     await pair.act("node2", "start")
