@@ -1,18 +1,20 @@
-"""Sequences that once ended otherwise than on a plain folder, or not equal on the other node."""
+"""Sequences that once ended otherwise than on a plain folder, and such as chance seldom makes."""
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
 
 from tests.filesystem.sequences import Runner
-from tests.filesystem.steps import Step
+from tests.filesystem.steps import Step, access_list
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 CREATE = os.O_RDWR | os.O_CREAT
 TOP = (0o777, 0, 0)
+LIST = access_list(random.Random(1))
 
 FOUND: dict[str, list[Step]] = {
     # Was taken for a failed disk: the folder stood still.
@@ -63,6 +65,33 @@ FOUND: dict[str, list[Step]] = {
         Step(1, "write", (0, (1 << 44) - 4096 - 5, 1, 10)),
         Step(1, "write", (0, (1 << 62) + 1, 1, 1)),
         Step(1, "status_open", (0,)),
+    ],
+    "a sticky directory and foreign files": [
+        Step(0, "mkdir", ("d", 0o1777)),
+        Step(0, "chmod", ("d", 0o1777)),
+        Step(1, "open", (0, "d/a", CREATE, 0o666)),
+        Step(2, "unlink", ("d/a",)),
+        Step(2, "rename", ("d/a", "d/b", 0)),
+        Step(2, "open", (1, "d/b", CREATE, 0o600)),
+        Step(2, "rename", ("d/b", "d/a", 0)),
+        Step(2, "rename", ("d/b", "d/a", 2)),
+        Step(1, "chmod", ("d/b", 0o777)),
+        Step(1, "times", ("d/b", 5, 5, True)),
+        Step(1, "open", (2, "d/b", os.O_RDONLY, 0)),
+        Step(1, "link", ("d/b", "d/c", False)),
+        Step(1, "set_xattr", ("d/b", "user.a", b"x", 0)),
+        Step(1, "set_xattr", ("d/a", "trusted.a", b"x", 0)),
+        Step(1, "unlink", ("d/a",)),
+    ],
+    # The kernel marks every access list of a stranger; only that for access takes the bit away.
+    "a stranger's default list and set-group-id": [
+        Step(1, "mkdir", ("d", 0o755)),
+        Step(0, "chown", ("d", 1001, 0)),
+        Step(0, "chmod", ("d", 0o2755)),
+        Step(1, "acl", ("d", "system.posix_acl_default", LIST, 0)),
+        Step(1, "status", ("d", True)),
+        Step(1, "acl", ("d", "system.posix_acl_access", LIST, 0)),
+        Step(1, "status", ("d", True)),
     ],
     "a directory's new owner and its capabilities": [
         Step(0, "mkdir", ("d", 0o755)),

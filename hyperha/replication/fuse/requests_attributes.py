@@ -35,6 +35,7 @@ from hyperha.replication.store import Descriptor, attributes_of
 Step = tuple[tuple[Record, ...], Callable[[], Change | None]]
 
 _CAPABILITY: Final = b"security.capability"
+_ACCESS_LIST: Final = b"system.posix_acl_access"
 _OWNERS: Final = protocol.SETATTR_UID | protocol.SETATTR_GID
 _TIMES: Final = protocol.SETATTR_ATIME | protocol.SETATTR_MTIME
 _SENT: Final = _OWNERS | protocol.SETATTR_MODE | protocol.SETATTR_MTIME
@@ -277,7 +278,8 @@ class AttributeRequests:
             return SetXattr(c.target(node), name, value), b""
 
         self._xattr_operation(unique, node, execute)
-        if kill & protocol.SETXATTR_ACL_KILL_SGID:
+        if kill & protocol.SETXATTR_ACL_KILL_SGID and name == _ACCESS_LIST:
+            # Asked for with default lists too, which on other file systems take no bits away.
             self._drop_group_bit(node)
 
     def _drop_group_bit(self, node: Node) -> None:
