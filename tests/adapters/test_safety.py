@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,15 @@ from hyperha.core.events import SafetyLost
 from hyperha.errors import HyperhaError, NotFoundError, RefusedError, ReplicationError
 from hyperha.replication import syscalls
 from hyperha.replication.control import LogLine
-from hyperha.replication.operations import ROOT_ID, FileId, Truncate
+from hyperha.replication.operations import (
+    ROOT_ID,
+    Attributes,
+    Create,
+    FileId,
+    Rename,
+    SetTimes,
+    Truncate,
+)
 from hyperha.replication.safety import undo_log
 from hyperha.replication.safety.area import Keep, SafetyArea
 from hyperha.replication.safety.copy import State
@@ -237,6 +246,32 @@ def test_the_power_fails_behind_any_change(place: Path, seed: int, steps: int, t
 def test_a_build_that_does_not_sync_the_undo_log_is_caught(tmp_path: Path) -> None:
     results = [_after_a_cut(tmp_path, seed, 12, 0, syncs=False) for seed in range(4)]
     assert not all(results)
+
+
+def test_a_new_directory_is_known_as_new_after_a_crash(path: Path) -> None:
+    """What was moved into it would be taken for its own, and have two places."""
+    with folder_at(path) as folder:
+        for name in ("a", "a/moved", "a/other"):
+            (path / name).mkdir()
+        parent = folder.store.identify(ROOT_ID, b"a")
+        moved = folder.store.identify(parent, b"moved")
+        before = state_of(path)
+        folder.begin()
+        _rename(folder, parent, b"other", ROOT_ID, b"elsewhere")
+        folder.store.apply(SetTimes(moved, 5))
+        new = folder.store.new_id()
+        made = Attributes(stat.S_IFDIR | 0o755, 0, 0, 0, 5)
+        folder.store.apply(Create(ROOT_ID, b"new", new, made, 5))
+        _rename(folder, parent, b"moved", new, b"moved")
+        folder.crash()
+        _rename(folder, new, b"moved", ROOT_ID, b"again")
+        _rename(folder, ROOT_ID, b"again", new, b"moved")
+        folder.undo()
+        _equal(state_of(path), before)
+
+
+def _rename(folder: Folder, old: FileId, old_name: bytes, new: FileId, new_name: bytes) -> None:
+    folder.store.apply(Rename(old, old_name, new, new_name, 0, 7, 7))
 
 
 # --- keeping ------------------------------------------------------------------------------

@@ -84,6 +84,10 @@ class Saver:
         self._keys: set[tuple[Kind, bytes]] = set()
         self._fresh: dict[bytes, SavedInode] = {}
         """Attributes that are staged."""
+        self._news: set[bytes] = set()
+        """Created inodes that are staged."""
+        self._urgent = False
+        """Something is to be changed that one of these must be known for."""
         self._bytes = 0
 
     @property
@@ -121,10 +125,12 @@ class Saver:
         return saved is not None and saved.created
 
     def created(self, handle: bytes) -> None:
-        """An inode was created. Durable with what is saved next; lost, it costs only room."""
+        """An inode was created. Durable with what is saved next; lost, it costs only room, but of
+        a directory it is durable before anything gets a name in it."""
         self._note(Kind.CREATED, handle)
         saved = self._index.inodes.setdefault(handle, Saved())
         saved.created = True
+        self._news.add(handle)
 
     def inode(self, descriptor: int, handle: bytes) -> SavedInode | None:
         """Save attributes; what they were, or None of an inode that is new."""
@@ -141,6 +147,8 @@ class Saver:
         """Save the listing of a directory, and its attributes."""
         saved = self._index.inodes.get(handle)
         if saved is not None and (saved.created or saved.listing is not None):
+            # Else what is moved into it would be taken for its own after a crash.
+            self._urgent = self._urgent or handle in self._news
             return
         self.inode(descriptor, handle)
         if (Kind.DIRECTORY, handle) not in self._keys:
@@ -226,20 +234,33 @@ class Saver:
     def commit(self) -> None:
         """Make what was staged durable. OSError: it is not, and nothing may be changed."""
         only_news = all(entry.kind is Kind.CREATED for entry, _ in self._entries)
-        if only_news and self._bytes < BATCH_BYTES:
+        if only_news and not self._urgent and self._bytes < BATCH_BYTES:
             return
-        raw, entries = b"".join(self._staged), self._entries
-        self.abandon()
-        check_room(self.copy.directory, len(raw))
-        self._log.append(raw)
+        raw, entries, news = b"".join(self._staged), self._entries, self._news
+        self._reset()
+        try:
+            check_room(self.copy.directory, len(raw))
+            self._log.append(raw)
+        except OSError:
+            self._news = news
+            raise
         for entry, payload in entries:
             self._index.add(entry, payload)
 
     def abandon(self) -> None:
-        """Forget what is staged."""
+        """Forget what is staged, but not what was created."""
+        news = self._news
+        self._reset()
+        for handle in news:
+            self._note(Kind.CREATED, handle)
+        self._news = news
+
+    def _reset(self) -> None:
         self._staged, self._entries, self._bytes = [], [], 0
         self._keys.clear()
         self._fresh.clear()
+        self._news = set()
+        self._urgent = False
 
     def close(self) -> None:
         """Close the log; the copy stays open."""

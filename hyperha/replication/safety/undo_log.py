@@ -213,10 +213,10 @@ class UndoLog:
             yield entry
 
     def cut(self) -> None:
-        """Drop what stands behind `end`: the rest of an entry that a crash cut short."""
+        """Drop what stands behind `end`: the rest of an entry that a crash cut short. Durable with
+        the next entry; until then it is dropped again."""
         if os.fstat(self._descriptor).st_size > self.end:
             os.ftruncate(self._descriptor, self.end)
-            os.fdatasync(self._descriptor)
 
     def _entry_at(self, at: int, size: int) -> Entry | None:
         head = os.pread(self._descriptor, _HEAD.size + _DIGEST.size + 255, at)
