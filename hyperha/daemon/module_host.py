@@ -358,7 +358,7 @@ class ModuleHost:
         if copy != self._copy_seen:
             self._copy_seen = copy
             self.go(self._look_at_safety_copies())
-        rate = self._pace.note(state.resync, boottime_ms())
+        rate = self._pace.note(state.resync)
         if rate is not None:
             self.observed.resync_bytes_per_s = rate
             self.go(self._keep_observed())

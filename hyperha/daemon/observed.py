@@ -53,25 +53,17 @@ def next_serial(report: VerifyReport) -> int:
 
 
 class Pace:
-    """How fast a resync goes, from what the core knows of it."""
+    """How fast a resync went, from what the core is told of it."""
 
     def __init__(self) -> None:
-        self._first: tuple[int, int] | None = None
-        self._last = (0, 0)
+        self._last: Resync | None = None
 
-    def note(self, resync: Resync | None, now_ms: int) -> int | None:
+    def note(self, resync: Resync | None) -> int | None:
         """Bytes per second of the resync that has just ended; else None."""
-        if resync is not None:
-            if resync.done_bytes and self._first is None:
-                self._first = (now_ms, resync.done_bytes)
-            if resync.done_bytes > self._last[1]:
-                self._last = (now_ms, resync.done_bytes)
+        last, self._last = self._last, resync
+        if resync is not None or last is None or last.done_bytes < _WORTH_BYTES:
             return None
-        first, last = self._first, self._last
-        self._first, self._last = None, (0, 0)
-        if first is None or last[1] - first[1] < _WORTH_BYTES or last[0] <= first[0]:
-            return None
-        return (last[1] - first[1]) * 1000 // (last[0] - first[0])
+        return last.bytes_per_s or None
 
 
 class Observed:

@@ -198,7 +198,9 @@ async def test_a_plan_before_a_return_and_what_differs(protected: Pair) -> None:
         assert _everything_of(pair.folder("node2")) == before, "looking changed the folder"
         await pair.act("node2", "start")
         await pair.roles(40, node1="PRIM", node2="SECOND")
-        assert "in sync" in (await one.plan(MODULE)).text
+        plan = await one.plan(MODULE)
+        assert "in sync" in plan.text
+        assert plan.copies["node1"].resync_bytes_per_s, "the pace of a resync is remembered"
     await pair.equal_and_nothing_lost()
 
 
