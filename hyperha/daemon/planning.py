@@ -191,13 +191,11 @@ def _decided(
 
 
 def _running(state: ModuleState, target: str) -> str:
-    """The node whose VM runs; of two the one that would go on."""
+    """The node whose VM runs; who is asked about as a target would be stopped before."""
     running = [state.config.node] if state.role.runs_vm else []
     if state.peer_heard and state.peer is not None and state.peer.role.runs_vm:
         running.append(state.config.peer)
-    if len(running) > 1 and target in running:
-        running.remove(target)
-    return running[0] if running else ""
+    return next((one for one in running if one != target), "")
 
 
 def _verdict_view(verdict: Verdict, node: str, peer: str) -> VerdictView:
@@ -304,7 +302,9 @@ def _sentence(
         equal = start is SessionStart.IN_SYNC
         return verdict.text if equal else f"nothing would be moved: {verdict.text}"
     what = _STARTS[SessionStart(verdict.start)]
-    return f"{verdict.target} would be made equal to {verdict.source}: {verdict.text}; {what}"
+    first = f"; {verdict.target} must be stopped first" if copies[verdict.target].runs else ""
+    way = f"{verdict.target} would be made equal to {verdict.source}"
+    return f"{way}: {verdict.text}; {what}{first}"
 
 
 def _most(verdict: VerdictView, copies: dict[str, CopyView]) -> tuple[int | None, int | None]:

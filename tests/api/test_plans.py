@@ -231,6 +231,16 @@ async def test_what_would_be_lost_is_told_of_either_side(
     assert found.safety.kind == "required", "a line of its own never goes without one (N3)"
 
 
+async def test_a_node_that_runs_is_stopped_before_it_gives_way(pair: Pair) -> None:
+    split(pair)
+    waiting = replace(pair.nodes["node1"].state, role=Role.WAIT, phase=Phase.WAITING)
+    pair.nodes["node1"].state = waiting
+    found = await pair.plan("node1", "node2")
+    assert (found.agree, found.verdict.target) == (True, "node2")
+    assert found.text.endswith("node2 must be stopped first")
+    assert found.loss.startswith("what node2 has written")
+
+
 async def test_differences_name_since_when_each_side_went_on(pair: Pair) -> None:
     split(pair)
     found = await pair.diff()
