@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hyperha.demo.cluster import NODES
+from tests.acceptance.copies import equal_now
 from tests.acceptance.pair import OTHER
 from tests.acceptance.powered import PoweredPair, powered_pair
 
@@ -75,6 +76,7 @@ async def test_power_cut_of_the_primary(tmp_path: Path, record_property: Record)
                 await pair.start(primary)
                 await pair.roles(60, **{other: "PRIM", primary: "SECOND"})
                 record_property("redundant_s", round(time.monotonic() - returned, 3))
+                await equal_now(pair, other)
             primary = other
         await pair.equal_and_nothing_lost()
         tell(pair, record_property, begun)
@@ -97,7 +99,7 @@ async def test_power_cut_of_both_nodes(tmp_path: Path, record_property: Record) 
                 await pair.roles(60, node1="PRIM", node2="SECOND")
                 record_property("redundant_s", round(time.monotonic() - returned, 3))
                 await pair.more_orders(20)
-                pair.no_faults()
+                await equal_now(pair, "node1")
         await pair.equal_and_nothing_lost()
         tell(pair, record_property, begun)
 
@@ -117,6 +119,7 @@ async def test_power_cut_of_the_secondary(tmp_path: Path, record_property: Recor
                 await pair.start("node2")
                 await pair.roles(60, node1="PRIM", node2="SECOND")
                 record_property("redundant_s", round(time.monotonic() - returned, 3))
+                await equal_now(pair, "node1")
         await pair.kill("node1")
         await pair.roles(15, node2="ALONE")
         await pair.more_orders(20)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyperha.errors import UsageError
+from tests.acceptance import test_fault_rounds as faults
 from tests.acceptance.test_power import REST_LIMIT_S, ROUND_LIMIT_S
 from tests.campaigns.rounds import DrillRound, Kind, Order, SwarmRound, TestRound
 from tests.campaigns.tally import Tally
@@ -24,6 +25,9 @@ _IN_THE_WORLD = (
 )
 _CUTS = 4
 """Of one round: enough for nodes to change their places often, few enough to end one early."""
+_FAULT_ROUNDS = "tests/acceptance/test_fault_rounds.py"
+_FAULTS = 6
+"""Of one process: a pair takes as long to begin and to end as a round."""
 _DEATHS = "tests/acceptance/test_deaths.py"
 _ON_PROCESSES = ("hyperha/replication", "hyperha/domain.py", "tests/filesystem", "tests/support")
 _POSIX = "tests/filesystem/test_posix.py"
@@ -70,12 +74,20 @@ def _crash_states(order: Order) -> dict[str, str]:
     return {"HYPERHA_CRASH_SEED": str(order.seed), "HYPERHA_CRASH_DEPTH": str(_CRASH_DEPTH)}
 
 
-def _power(name: str, row: str, purpose: str) -> Campaign:
+def _faults(order: Order) -> dict[str, str]:
+    return {
+        "HYPERHA_FAULT_KIND": order.row,
+        "HYPERHA_FAULT_ROUNDS": str(order.count),
+        "HYPERHA_FAULT_SEED": str(order.seed),
+    }
+
+
+def _power(name: str, row: str, purpose: str, goal: int) -> Campaign:
     return Campaign(
         name=name,
         purpose=purpose,
         unit="cuts",
-        goal=20,
+        goal=goal,
         rows=(row,),
         covers=_ON_DAEMONS,
         kind=TestRound("tests/acceptance/test_power.py", _cuts),
@@ -122,9 +134,11 @@ def tests_of(file: Path) -> tuple[str, ...]:
 def campaigns() -> dict[str, Campaign]:
     """All of them by name."""
     made = [
-        _power("power-primary", "test_power_cut_of_the_primary", "the primary's power fails"),
-        _power("power-both", "test_power_cut_of_both_nodes", "the power of both nodes fails"),
-        _power("power-secondary", "test_power_cut_of_the_secondary", "the secondary's power fails"),
+        _power("power-primary", "test_power_cut_of_the_primary", "the primary's power fails", 70),
+        _power("power-both", "test_power_cut_of_both_nodes", "the power of both nodes fails", 30),
+        _power(
+            "power-secondary", "test_power_cut_of_the_secondary", "the secondary's power fails", 20
+        ),
         Campaign(
             name="simulation",
             purpose="seeded faults against two real cores, every seed under every policy",
@@ -208,6 +222,18 @@ def campaigns() -> dict[str, Campaign]:
             _BREAKS,
             300,
             "the same while the secondary or the replication process of the primary dies",
+        ),
+        Campaign(
+            name="faults",
+            purpose="kills, freezes, cuts, orders, and two of them at once, under load",
+            unit="rounds of each kind",
+            goal=60,
+            rows=faults.KINDS,
+            covers=_ON_DAEMONS,
+            kind=TestRound(_FAULT_ROUNDS, _faults, "test_rounds_of_faults"),
+            seeds="random",
+            step=_FAULTS,
+            step_limit_s=60 + faults.REST_LIMIT_S + _FAULTS * faults.ROUND_LIMIT_S,
         ),
         Campaign(
             name="crash-states",

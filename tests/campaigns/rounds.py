@@ -64,16 +64,18 @@ class Kind(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TestRound:
-    """A row is a test of a file of the suite."""
+    """A row is a test of a file of the suite, or what `test` is told in its environment."""
 
     __test__ = False  # Not a class of tests.
 
     file: str
     environment: Callable[[Order], dict[str, str]] = lambda order: {}
+    test: str = ""
 
     def command(self, order: Order, place: Path) -> tuple[list[str], dict[str, str]]:
         """pytest on one test; what is missing on this machine fails it."""
-        command = [sys.executable, "-m", "pytest", f"{self.file}::{order.row}", "-q", "-s"]
+        test = f"{self.file}::{self.test or order.row}"
+        command = [sys.executable, "-m", "pytest", test, "-q", "-s"]
         # The name is short: sockets lie below, and their paths may have 107 bytes.
         command += [f"--basetemp={place / 't'}", f"--junitxml={place / 'junit.xml'}"]
         command += ["-p", "no:cacheprovider", "-o", "junit_family=xunit1"]

@@ -36,6 +36,7 @@ MODULES = (
     "hyperha.replication.acceptor",
     "hyperha.replication.resync_source",
     "hyperha.replication.resync_target",
+    "hyperha.replication.safety.undo_log",
 )
 _SYNCING = {"fsync", "fdatasync", "sync_file_system", "sync_all", "_sync_directory"}
 _HANDED_ON = {"file", "everything"}

@@ -138,7 +138,8 @@ class Recorder:
             old = bytearray(self._value(cell))
             low, high = max(start, offset), min(start + SECTOR, offset + len(data))
             old[low - start : high - start] = data[low - offset : high - offset]
-            cells.append((cell, bytes(old)))
+            if old != self._value(cell):
+                cells.append((cell, bytes(old)))
         size = (disk, "s", key, None)
         if offset + len(data) > self._value(size):
             cells.append((size, offset + len(data)))
@@ -322,6 +323,10 @@ class Recorder:
     def allocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         self._real_syscalls["allocate"](fd, mode, offset, length)
         if (place := self._of(fd)) is not None:
+            if not mode:
+                # Room only; the size is what may have changed.
+                self._sized(place, os.fstat(fd).st_size, f"fallocate of {place}")
+                return
             data = os.pread(fd, length, offset)
             if data:
                 self._written(place, offset, data, f"fallocate {mode} of {place}")

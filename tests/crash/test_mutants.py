@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash import logs, markers, pipeline, records
+from tests.crash import logs, markers, pipeline, records, undo
 from tests.crash.enumeration import Tried, Violation
 from tests.crash.mutants import Site, build_without, sites
 
@@ -54,6 +54,7 @@ _KILLERS: dict[str, Callable[[Path], Tried]] = {
     "replication.applier.Applier._sync#1": _IN_SYNC,
     "replication.secondary.SecondarySession.close#1": _guest(pipeline.takeover),
     "replication.acceptor.Acceptor.drain#1": _guest(pipeline.takeover),
+    "replication.safety.undo_log.UndoLog.append#1": undo.undone,
 }
 
 
