@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from hyperha.core.events import EngineDone, EngineLost, Event
 from hyperha.daemon.asking import Asking, Make, T
 from hyperha.daemon.fencing import peel
 from hyperha.daemon.module_task import boottime_ms
-from hyperha.errors import BusyError, HyperhaError, ReplicationError
+from hyperha.daemon.plain_folder import PlainFolder, R
+from hyperha.errors import BusyError, HyperhaError, ReplicationError, TimedOutError
 from hyperha.replication.control import (
     Descriptors,
     EngineConfig,
@@ -47,6 +48,7 @@ _LOOK_S = 0.5
 _HUNG_ORDERED_MS, _HUNG_MS = 2500, 5000
 """A served process says something every second; longer silence means that it hangs."""
 _END_LIMIT_S = 5.0
+_PLAIN_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class EngineHost:
         self._heard_ms: int | None = None
         """When the process that serves the folder last said something; None before it serves."""
         self._asking = Asking()
-        self._plain = asyncio.Lock()
+        self._plain = PlainFolder()
         """Held while this daemon itself has the folder open, which nobody else may have (M6)."""
 
     @property
@@ -146,16 +148,32 @@ class EngineHost:
             raise ReplicationError("the replication process is not running")
         client.ask(question)
 
-    @contextlib.asynccontextmanager
-    async def plain_folder(self) -> AsyncIterator[str]:
-        """The folder's path while nothing covers it; to cover it waits meanwhile (M6).
+    async def in_plain_folder(self, work: Callable[[str], R], limit_s: float | None) -> R:
+        """Do something in a thread with the folder that nothing covers; to cover it waits for a
+        while (M6). Raises BusyError when it is covered, TimedOutError when it does not answer."""
+        folder = self._config.folder
+        try:
+            async with asyncio.timeout(limit_s), self._plain:
+                if self._client is not None or (self._run is not None and self._run.running):
+                    raise BusyError(f"{folder} is in use by its replication process")
+                return await self._plain.do(folder, work)
+        except TimeoutError:
+            raise TimedOutError(f"{folder} does not answer", "Check its disk.") from None
 
-        Raises BusyError when the folder is covered, or about to be.
-        """
-        async with self._plain:
-            if self._client is not None or (self._run is not None and self._run.running):
-                raise BusyError(f"{self._config.folder} is in use by its replication process")
-            yield self._config.folder
+    async def _begin_covering(self) -> None:
+        """Not beside somebody who reads the folder; a disk that hangs holds nothing up, though."""
+        try:
+            async with asyncio.timeout(_PLAIN_LIMIT_S):
+                await self._plain.acquire()
+        except TimeoutError:
+            text = "the folder is still being read: it is covered unless a file in it is open"
+            self._callbacks.line(LogLine("W", "M6", text))
+            await self._begin(None)
+            return
+        try:
+            await self._begin(None)
+        finally:
+            self._plain.release()
 
     async def cut(self) -> None:
         """End the process and its connection at once: the last means of a fence (L5')."""
@@ -193,8 +211,7 @@ class EngineHost:
             await asyncio.wait([self._death])
         if isinstance(action, a.Attach):
             await self._end()
-            async with self._plain:
-                await self._begin(None)
+            await self._begin_covering()
         elif isinstance(action, a.Detach) and self._client is None:
             self._drop_kept()
             problem = await asyncio.to_thread(peel, self._config.folder)

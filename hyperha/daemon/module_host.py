@@ -153,7 +153,6 @@ class ModuleHost:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.task.cancel_timers()
         await self.checks.close()
-        await self.safety.close()
         await self.vm.close()
         await self.engine.close()
 

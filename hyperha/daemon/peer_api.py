@@ -44,7 +44,7 @@ from hyperha.errors import (
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 ANSWER_S = 3.0
-LONG_ANSWER_S = 8.0
+LONG_ANSWER_S = 25.0
 """For what may have to look into a whole folder; an operator waits for it."""
 ANSWER_LIMIT_BYTES = 16 << 20
 """More than the longest log page or script output; what is longer is not read to its end."""

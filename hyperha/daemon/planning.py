@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from hyperha.daemon.module_host import ModuleHost
     from hyperha.daemon.peer_api import PeerApi
 
-_ANSWER_S = 20.0
+_ANSWER_S = _FOLDER_S = 20.0
 _STARTS = {
     SessionStart.IN_SYNC: "nothing but what is written from then on",
     SessionStart.CANDIDATES: "what stands in either log is compared",
@@ -121,8 +122,9 @@ async def _of_the_engine(host: ModuleHost) -> tuple[CandidatesView, str, bool, t
 async def _of_the_folder(host: ModuleHost) -> tuple[CandidatesView, str, bool, tuple[int, int]]:
     lineage = host.state.lineage
     try:
-        async with host.engine.plain_folder() as folder:
-            found = await asyncio.to_thread(read_plain_folder, folder, lineage.resource)
+        found = await host.engine.in_plain_folder(
+            lambda folder: read_plain_folder(folder, lineage.resource), _FOLDER_S
+        )
     except OSError as problem:
         raise FailedError(f"{host.folder} cannot be read: {problem.strerror or problem}") from None
     answer = told(0, found.reading.base, found.tally)
@@ -162,15 +164,12 @@ async def _tree_bytes(host: ModuleHost) -> int | None:
         if folder is not None:
             # The plain folder below the mount: the mount itself is never touched (T1).
             return await asyncio.to_thread(tree_bytes, folder)
-        async with host.engine.plain_folder() as path:
-            return await asyncio.to_thread(_tree_bytes_at, path)
+        return await host.engine.in_plain_folder(_tree_bytes_at, _FOLDER_S)
     except (OSError, HyperhaError):
         return None
 
 
 def _tree_bytes_at(path: str) -> int:
-    import os
-
     root = os.open(path, os.O_RDONLY)
     try:
         return tree_bytes(root)

@@ -40,14 +40,14 @@ class SafetyKeeper:
 
     def __init__(self, host: ModuleHost) -> None:
         self._host = host
-        self._area: SafetyArea | None = None
+        self._restoring = ""
         self.views: list[SafetyCopyView] = []
         """As they were when last looked at."""
 
     @property
     def busy(self) -> str:
         """Why the folder must not be covered now; empty when it may."""
-        return "" if self._area is None else "a safety copy in its folder is being worked on"
+        return self._restoring and f"the safety copy {self._restoring} is being restored from it"
 
     async def look(self) -> list[SafetyCopyView]:
         """Every copy, oldest first. Raises HyperhaError when they cannot be read."""
@@ -92,14 +92,18 @@ class SafetyKeeper:
             def told(done: int, total: int) -> None:
                 loop.call_soon_threadsafe(progress, done, total)
 
-            await self._in_the_folder(lambda area: area.restore(name, to, told))
+            self._restoring = name
+            try:
+                await self._in_the_folder(lambda area: area.restore(name, to, told), None)
+            finally:
+                self._restoring = ""
             return f"the safety copy {name} is restored in {to}"
         return await self._ask(lambda number: RestoreSafety(number, name, to), progress)
 
     async def delete(self, name: str) -> str:
         """Delete a copy whose resync has ended; what was done. Raises HyperhaError."""
         if self._host.state.phase is Phase.IDLE:
-            await self._in_the_folder(lambda area: area.delete(name))
+            await self._in_the_folder(lambda area: area.delete(name), _SILENCE_S)
             return f"the safety copy {name} is deleted"
         return await self._ask(
             lambda number: DeleteSafety(number, name), lambda _done, _total: None
@@ -122,33 +126,28 @@ class SafetyKeeper:
 
     async def _of_the_folder(self) -> tuple[Facts, ...]:
         try:
-            return await self._in_the_folder(lambda area: area.facts())
+            return await self._in_the_folder(lambda area: area.facts(), _ANSWER_S)
         except NotFoundError:
             return ()
 
-    async def _in_the_folder(self, work: Callable[[SafetyArea], T]) -> T:
+    async def _in_the_folder(self, work: Callable[[SafetyArea], T], limit_s: float | None) -> T:
         """Open what the folder keeps, in a thread. NotFoundError when it keeps nothing: a folder
         without safety copies is not given a place for them."""
-        if self._area is not None:
-            raise BusyError("another safety copy of this module is being worked on")
-        async with self._host.engine.plain_folder() as folder:
-            try:
-                self._area = await asyncio.to_thread(_open, folder)
-                return await asyncio.to_thread(work, self._area)
-            except OSError as problem:
-                raise FailedError(
-                    f"the safety copies in {folder} cannot be read: {problem.strerror or problem}"
-                ) from problem
-            finally:
-                area, self._area = self._area, None
-                if area is not None:
-                    await asyncio.to_thread(area.close)
 
-    async def close(self) -> None:
-        """Break off what is under way."""
-        area = self._area
-        if area is not None:
-            await asyncio.to_thread(area.close)
+        def do(folder: str) -> T:
+            area = _open(folder)
+            try:
+                return work(area)
+            finally:
+                area.close()
+
+        try:
+            return await self._host.engine.in_plain_folder(do, limit_s)
+        except OSError as problem:
+            raise FailedError(
+                f"the safety copies of {self._host.name} cannot be read: "
+                f"{problem.strerror or problem}"
+            ) from problem
 
 
 def _open(folder: str) -> SafetyArea:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from hyperha.daemon.asking import Asking
-from hyperha.errors import ReplicationError, TimedOutError
+from hyperha.daemon.plain_folder import PlainFolder
+from hyperha.errors import BusyError, FailedError, ReplicationError, TimedOutError
 from hyperha.replication.control import (
     AskCandidates,
     CandidatesTold,
@@ -219,3 +221,39 @@ async def test_questions_end_with_the_process_or_with_its_silence() -> None:
 
     with pytest.raises(ReplicationError, match="not running"):
         await asking.ask(refuse, _verify, VerifyTold, silence_s=5)
+
+
+# --- the turn in a folder that nothing covers ---------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_folder_that_hangs_holds_up_nobody_and_is_not_touched_again(tmp_path: Path) -> None:
+    plain, release = PlainFolder(), threading.Event()
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), plain:
+                await plain.do(str(tmp_path), lambda _: release.wait(30))
+        assert not plain.locked()
+        async with plain:
+            with pytest.raises(FailedError, match="has not ended"):
+                await plain.do(str(tmp_path), os.listdir)
+    finally:
+        release.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("look into"):
+            thread.join(5)
+    async with plain:
+        assert await plain.do(str(tmp_path), os.listdir) == []
+        with pytest.raises(FileNotFoundError):
+            await plain.do(str(tmp_path / "none"), os.listdir)
+
+
+@pytest.mark.anyio
+async def test_a_folder_under_a_stale_mount_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperha.daemon.plain_folder.layers", lambda path: 1)
+    plain = PlainFolder()
+    async with plain:
+        with pytest.raises(BusyError, match="covered by a mount"):
+            await plain.do(str(tmp_path), os.listdir)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,9 +46,8 @@ class Node:
     async def ask(self, make: Callable[[int], object], kind: type, *, silence_s: float) -> Any:
         return self.told
 
-    @asynccontextmanager
-    async def plain_folder(self):
-        yield str(self.folder)
+    async def in_plain_folder(self, work: Callable[[str], Any], limit_s: float) -> Any:
+        return work(str(self.folder))
 
 
 @dataclass

@@ -1,0 +1,59 @@
+"""The turn to work in a folder that nothing covers: one at a time, in a thread that may hang.
+
+The threads are their own and end with the daemon: a disk that does not answer must not use up those
+that records are stored with, nor hold up the daemon's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from hyperha.daemon.fencing import layers
+from hyperha.errors import BusyError, FailedError
+
+R = TypeVar("R")
+
+
+class PlainFolder(asyncio.Lock):
+    """Held while this daemon itself has the folder open, which nobody else may have (M6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread: threading.Thread | None = None
+
+    async def do(self, folder: str, work: Callable[[str], R]) -> R:
+        """Run `work` with the folder's path; the caller holds the lock."""
+        if self._thread is not None and self._thread.is_alive():
+            raise FailedError(f"a former look into {folder} has not ended", "Check its disk.")
+        if layers(folder):
+            # What is left of a daemon that died may hang whoever touches it (T1).
+            raise BusyError(f"{folder} is covered by a mount that nobody serves")
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[R] = loop.create_future()
+
+        def done(result: R | None, problem: BaseException | None) -> None:
+            if end.done():
+                return
+            if problem is not None:
+                end.set_exception(problem)
+            else:
+                end.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            result: R | None = None
+            problem: BaseException | None = None
+            try:
+                result = work(folder)
+            except BaseException as failure:
+                problem = failure
+            # The daemon may have ended meanwhile: then nobody waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(done, result, problem)
+
+        self._thread = threading.Thread(target=run, name=f"look into {folder}", daemon=True)
+        self._thread.start()
+        return await end
