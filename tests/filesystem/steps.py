@@ -192,7 +192,7 @@ class Dice:
 
 _Arguments = Callable[[Dice], tuple[object, ...]]
 _WEIGHTS = {
-    "open": 14, "close": 3, "write": 14, "read": 6, "cut": 3, "cut_name": 2,
+    "open": 14, "temporary": 3, "close": 3, "write": 14, "read": 6, "cut": 3, "cut_name": 2,
     "sync": 2, "allocate": 5, "map": 2, "map_write": 4, "map_read": 2, "unmap": 1, "copy": 3,
     "holes": 2, "status": 6, "status_open": 2, "chmod": 4, "chmod_open": 1, "chown": 4,
     "chown_open": 1, "times": 3, "times_open": 1, "mkdir": 7, "rmdir": 3, "unlink": 5, "link": 4,

@@ -136,6 +136,36 @@ def test_an_open_file_without_a_name(trio: Trio) -> None:
     settled(trio)
 
 
+def test_a_file_that_gets_its_first_name(trio: Trio) -> None:
+    """O_TMPFILE and linkat(2): nothing of it on the peer before, all of it afterwards (Z7)."""
+    fd = os.open(trio.mounted, os.O_TMPFILE | os.O_RDWR, 0o640)
+    path = trio.mounted / "whole"
+    data = os.urandom(3 << 20)
+    try:
+        os.pwrite(fd, data, 2 << 20)
+        os.fsync(fd)
+        barrier(trio)
+        before = set(os.listdir(on_the_peer(trio, ".")))
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+        os.pwrite(fd, b"afterwards", 7)
+    finally:
+        os.close(fd)
+    settled(trio)
+    assert set(os.listdir(on_the_peer(trio, "."))) == before | {"whole"}
+    found = on_the_peer(trio, "whole").read_bytes()
+    assert found[2 << 20 :] == data
+    assert found[7:17] == b"afterwards"
+    fd = os.open(trio.mounted, os.O_TMPFILE | os.O_RDWR, 0o640)
+    try:
+        # More than is sent at once: the caller has to copy it.
+        syscalls.allocate(fd, 0, 0, 65 << 20)
+        with pytest.raises(OSError, match="not supported"):
+            os.link(f"/proc/self/fd/{fd}", path.with_name("big"), src_dir_fd=fd)
+    finally:
+        os.close(fd)
+    settled(trio)
+
+
 def test_a_shared_mapping_reaches_the_peer(trio: Trio) -> None:
     """msync(2) is enough: nothing is closed before the peer is looked at."""
     path = trio.mounted / "mapped"

@@ -150,7 +150,7 @@ class World:
     def _name_again(self, slot: int, name: str) -> None:
         """linkat(2) of an open file, as one does with O_TMPFILE."""
         path = f"/proc/self/fd/{self._at(slot).fd}"
-        os.link(path, name, src_dir_fd=_HERE, follow_symlinks=True)
+        os.link(path, name, src_dir_fd=self._folder, follow_symlinks=True)
 
     # --- data -----------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ class World:
         os.unlink(name)
 
     def _link(self, old: str, new: str, follow: bool) -> None:
-        os.link(old, new, src_dir_fd=_HERE, follow_symlinks=follow)
+        os.link(old, new, src_dir_fd=self._folder, follow_symlinks=follow)
 
     def _symlink(self, text: str, name: str) -> None:
         os.symlink(text, name)

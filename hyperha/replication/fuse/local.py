@@ -60,8 +60,8 @@ def access_list(fd: int, name: str) -> bytes | None:
         raise
 
 
-def make(store: Store, wish: Wish, file: FileId, *, again: bool) -> Made:
-    """Create what is wished under the id. With `again` a predecessor may have begun it (M4)."""
+def _settled(store: Store, wish: Wish) -> tuple[Descriptor, bool, int, int]:
+    """The directory, whether it hands an access list down, and the mode and group that result."""
     directory = store.directory(wish.parent)
     inherits = access_list(directory.fd, _DEFAULT_LIST) is not None
     mode = wish.mode if inherits or stat.S_ISLNK(wish.mode) else wish.mode & ~wish.umask
@@ -71,6 +71,23 @@ def make(store: Store, wish: Wish, file: FileId, *, again: bool) -> Made:
         gid = folder.st_gid
         if stat.S_ISDIR(mode):
             mode |= stat.S_ISGID
+    return directory, inherits, mode, gid
+
+
+def make_nameless(store: Store, wish: Wish, file: FileId) -> Descriptor:
+    """Create a file of the id that has no name yet (O_TMPFILE); it is not replicated (Z7)."""
+    directory, inherits, mode, gid = _settled(store, wish)
+    flags = os.O_TMPFILE | os.O_RDWR | syscalls.O_CLOEXEC
+    held = Descriptor(os.open(".", flags, stat.S_IMODE(mode), dir_fd=directory.fd), writable=True)
+    identity.write_id(held.fd, syscalls.file_handle(held.fd)[0], file, store.privileged)
+    _own(store, wish, held.fd, mode, gid, inherits)
+    return held
+
+
+def make(store: Store, wish: Wish, file: FileId, *, again: bool) -> Made:
+    """Create what is wished under the id. With `again` a predecessor may have begun it (M4)."""
+    directory, inherits, mode, gid = _settled(store, wish)
+    folder = os.fstat(directory.fd)
     held = _adopt(store, wish, file) if again else None
     fresh = held is None
     if held is None:
@@ -101,6 +118,24 @@ def _adopt(store: Store, wish: Wish, file: FileId) -> Descriptor | None:
     return held
 
 
+def _own(store: Store, wish: Wish, fd: int, mode: int, gid: int, inherits: bool) -> os.stat_result:
+    status = os.fstat(fd)
+    wanted = stat.S_IMODE(status.st_mode if inherits else mode)
+    path = f"/proc/self/fd/{fd}"
+    if (status.st_uid, status.st_gid) != (wish.uid, gid):
+        try:
+            os.chown(path, wish.uid, gid)
+        except PermissionError:
+            # Without rights every file belongs to who runs the demo (M14).
+            if store.privileged:
+                raise
+        status = os.fstat(fd)
+    if not stat.S_ISLNK(mode) and stat.S_IMODE(status.st_mode) != wanted:
+        os.chmod(path, wanted)
+        status = os.fstat(fd)
+    return status
+
+
 def _finish(
     store: Store,
     wish: Wish,
@@ -117,20 +152,7 @@ def _finish(
         store.assign_id(fd, file)
     else:
         file = NO_ID
-    status = os.fstat(fd)
-    wanted = stat.S_IMODE(status.st_mode if inherits else mode)
-    path = f"/proc/self/fd/{fd}"
-    if (status.st_uid, status.st_gid) != (wish.uid, gid):
-        try:
-            os.chown(path, wish.uid, gid)
-        except PermissionError:
-            # Without rights every file belongs to who runs the demo (M14).
-            if store.privileged:
-                raise
-        status = os.fstat(fd)
-    if not stat.S_ISLNK(mode) and stat.S_IMODE(status.st_mode) != wanted:
-        os.chmod(path, wanted)
-        status = os.fstat(fd)
+    status = _own(store, wish, fd, mode, gid, inherits)
     if stat.S_ISREG(mode) and file != NO_ID:
         store.keep_open(file, held)
     change = Create(

@@ -65,6 +65,7 @@ class Op(IntEnum):
     READDIRPLUS = 44
     RENAME2 = 45
     LSEEK = 46
+    TMPFILE = 51
 
 
 OP_LIMIT: Final = 64

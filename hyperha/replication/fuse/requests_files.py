@@ -72,7 +72,7 @@ class FileRequests:
 
     # --- opening and closing --------------------------------------------------------------
 
-    def _answer_flags(self, node: Node, flags: int) -> int:
+    def answer_flags(self, node: Node, flags: int) -> int:
         """How the kernel may cache this open (M2, M8)."""
         direct = protocol.FOPEN_DIRECT_IO | protocol.FOPEN_PARALLEL_DIRECT_WRITES
         if not self._c.primary:
@@ -110,7 +110,7 @@ class FileRequests:
         if c.primary and flags & WRITE_ACCESS and node.file == NO_ID:
             c.ensure_id(node)
         handle = c.handles.add(
-            node, flags, self._answer_flags(node, flags), self._attributes.data(node, None)
+            node, flags, self.answer_flags(node, flags), self._attributes.data(node, None)
         )
         answer = prefix + protocol.OPEN_OUT.pack(handle.number, handle.answer_flags, 0)
         if not flags & os.O_TRUNC:
@@ -152,7 +152,7 @@ class FileRequests:
         def execute(file: FileId, again: bool) -> tuple[Change, bytes]:
             made = local.make(c.store, wish, file, again=again)
             node = c.nodes.looked_up(made.handle, made.file, False)
-            handle = c.handles.add(node, flags, self._answer_flags(node, flags), made.held)
+            handle = c.handles.add(node, flags, self.answer_flags(node, flags), made.held)
             entry = protocol.encode_entry(node.number, made.status, c.valid_s)
             return made.change, entry + protocol.OPEN_OUT.pack(
                 handle.number, handle.answer_flags, 0

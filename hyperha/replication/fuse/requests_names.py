@@ -57,7 +57,7 @@ class NameRequests:
             Op.RMDIR: self._rmdir,
             Op.RENAME: self._rename,
             Op.RENAME2: self._rename2,
-            Op.LINK: self._link,
+            Op.LINK: self.link,
             Op.OPENDIR: self._opendir,
             Op.READDIR: self._readdir,
             Op.READDIRPLUS: self._readdirplus,
@@ -152,7 +152,8 @@ class NameRequests:
         mode = stat.S_IFLNK | 0o777
         self._make(unique, parent, Wish(parent.file, name, mode, 0, uid, gid, 0, target))
 
-    def _link(self, unique: int, number: int, length: int) -> None:
+    def link(self, unique: int, number: int, length: int) -> None:
+        """Another name for an inode that has one."""
         c = self._c
         (source_number,) = protocol.U64.unpack_from(self._buffer, protocol.IN_SIZE)
         name = self._name(length, 8)

@@ -22,6 +22,7 @@ from hyperha.replication.fuse.nodes import Node
 from hyperha.replication.fuse.protocol import Feature, Op
 from hyperha.replication.fuse.requests_attributes import AttributeRequests
 from hyperha.replication.fuse.requests_files import FileRequests
+from hyperha.replication.fuse.requests_nameless import NamelessRequests
 from hyperha.replication.fuse.requests_names import Handler, NameRequests
 from hyperha.replication.fuse.succession import Progress, SharedTable
 from hyperha.replication.operations import (
@@ -87,9 +88,10 @@ class Session:
         self._names = NameRequests(self._connection)
         self._attributes = AttributeRequests(self._connection)
         self._files = FileRequests(self._connection, self._names, self._attributes)
+        nameless = NamelessRequests(self._connection, self._names, self._files)
         self._notifier = notify.Notifier(device)
         self._handlers: list[Handler | None] = [None] * protocol.OP_LIMIT
-        for part in (self._names, self._attributes, self._files):
+        for part in (self._names, self._attributes, self._files, nameless):
             for code, handler in part.handlers().items():
                 self._handlers[code] = handler
         self._handlers[Op.INIT] = self._init
