@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -115,6 +116,23 @@ class BusyPair(NetworkPair):
     def say(self, text: str) -> None:
         """A line of the story."""
         self.story.append(f"{time.monotonic():.2f} {text}")
+
+    def no_faults(self) -> None:
+        """No number was given out twice, and no two applications were acknowledged.
+
+        One that was frozen may tell of the one order whose acknowledgement had reached its node
+        before: the other node has it, which is looked at like at every other one (L1, F2).
+        """
+        twice = [one for one in self.observer.faults if "acknowledged twice" in one]
+        assert not twice, twice[:3]
+        running, gone, late = 0, set(), Counter[int]()
+        for heard in list(self.observer._heard):
+            if heard.pid in gone:
+                late[heard.pid] += 1
+            elif heard.pid != running:
+                gone.add(running)
+                running = heard.pid
+        assert all(count == 1 for count in late.values()), f"two applications at once: {late}"
 
     # --- faults -----------------------------------------------------------------------------
 
