@@ -163,6 +163,8 @@ class PlanView(Told):
     agree: bool
     """Whether both nodes decide alike; else nothing is moved."""
     moves: bool
+    in_sync: bool = False
+    """Whether a session keeps both copies equal now; the verdicts are for the moment it ends."""
     verdict: VerdictView
     verdicts: dict[str, VerdictView]
     loss: str = ""

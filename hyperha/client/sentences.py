@@ -21,7 +21,7 @@ def plan_facts(found: PlanView) -> list[tuple[str, str]]:
             facts.append(("compares", f"{files}at most {size_text(found.bytes)}"))
         facts.append(("takes", found.time_text))
         facts.append((WAY_BACK, found.safety.text))
-    for node, verdict in sorted(found.verdicts.items()):
+    for node, verdict in () if found.in_sync else sorted(found.verdicts.items()):
         way = f"{verdict.source} to {verdict.target}" if verdict.source else "nothing is moved"
         text = f"{verdict.rule}: {way}, {verdict.start}: {verdict.text}"
         facts.append((f"{node} says", text))

@@ -257,7 +257,8 @@ def _plan_view(
     copies: dict[str, CopyView],
     agree: bool,
 ) -> PlanView:
-    moves = agree and bool(verdict.source)
+    in_sync = all(one.in_sync for one in copies.values())
+    moves = agree and bool(verdict.source) and not in_sync
     files, most = _most(verdict, copies) if moves else (None, None)
     rates = [copies[one].resync_bytes_per_s for one in (verdict.source, verdict.target) if one]
     rate = max(rates, default=0)
@@ -269,6 +270,7 @@ def _plan_view(
         text=_sentence(host, verdict, other, copies, agree),
         agree=agree,
         moves=moves,
+        in_sync=in_sync,
         verdict=verdict,
         verdicts={host.node: verdict, host.peer: other},
         loss=_loss(verdict, copies) if moves else "",

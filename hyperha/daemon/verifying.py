@@ -126,6 +126,8 @@ class Verifying:
         text = sentence(told, host.peer, _SO_FAR if problem else _EQUAL)
         if problem:
             text = f"not complete, {problem}: {text}"
+        elif repair and told.others:
+            text += f"; those are made equal on {host.peer} by a resync now: verify again then"
         return VerifyView(
             serial=serial,
             node=host.node,

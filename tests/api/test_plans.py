@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hyperha.api.wire_copies import CopyView
+from hyperha.client.sentences import plan_facts
 from hyperha.core.events import AttachFacts, MarkerState, PeerStatus
 from hyperha.core.records import DataLabel, Generation, Lineage, Settings
 from hyperha.core.state import Config, Isolation, Link, ModuleState, Phase, SafetyMode, Timing
@@ -277,6 +278,21 @@ async def test_equal_copies_and_copies_in_sync(pair: Pair) -> None:
     found = await pair.plan()
     assert (found.verdict.rule, found.moves) == ("R5", False)
     assert found.text == "both copies are in sync: nothing is to be moved"
+    assert [label for label, _ in plan_facts(found)] == ["plan", "node1", "node2"]
+
+
+async def test_what_is_being_written_is_no_plan_while_the_copies_are_in_sync(pair: Pair) -> None:
+    prim = {"role": Role.PRIM, "link": Link.IN_SYNC, **heard(Role.SECOND)}
+    pair.add("node1", lineage("node1", G17), ZONES, **prim)
+    other = {"phase": Phase.FOLLOWING, "link": Link.IN_SYNC, **heard(Role.PRIM)}
+    pair.add("node2", lineage("node2", G17), ZONES, role=Role.SECOND, **other)
+    found = await pair.plan()
+    assert (found.verdict.rule, found.in_sync, found.moves, found.bytes) == (
+        "R4",
+        True,
+        False,
+        None,
+    )
 
 
 async def test_a_fresh_copy_gets_everything(pair: Pair) -> None:

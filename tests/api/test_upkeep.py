@@ -153,6 +153,7 @@ async def test_only_what_is_mended_or_equal_is_a_success(
     ((_, ok, text),) = host.ended
     assert ok is done
     assert "3 blocks of 64 KiB differ in disk at 65,536" in text
+    assert ("by a resync now" in text) == bool(repair and others)
     assert (host.observed.verify.standing is None) is done
     again = Observed(host.observed._record.path.parent, "node1 VM1")
     assert again.load() == ""
