@@ -110,6 +110,7 @@ def act(
 
     async def work(client: NodeClient) -> list[str]:
         cluster = await client.cluster()
+        begun: list[tuple[str, str]] = []
         told: list[str] = []
         for name in _order(cluster, module, verb, node, everywhere):
             side = side_of(cluster, module, name)
@@ -123,22 +124,36 @@ def act(
                 verb=verb,
                 node=name,
                 request_id=request_id(),
-                expect=_expected(side) if not told else Expectation(),
+                expect=Expectation() if begun or told else _expected(side),
                 options=sent,
                 reason=reason,
             )
             accepted = await client.act(module, request)
-            done, text = await follow(client, accepted.operation, timeout_s)
-            told.append(f"{module} on {name}: {text}")
-            if not done:
-                raise_failed(module, name, text)
-        return told
+            begun.append((name, accepted.operation))
+            if verb != "start":
+                # One after the other; but two that start may wait for each other.
+                told += await _finish(client, module, begun, timeout_s)
+        return told + await _finish(client, module, begun, timeout_s)
 
     lines = ask(work)
     if options.as_json:
         show_json({"done": True, "text": lines})
     else:
         print("\n".join(lines))
+
+
+async def _finish(
+    client: NodeClient, module: str, begun: list[tuple[str, str]], timeout_s: float
+) -> list[str]:
+    """Wait for what was begun on each node; the first that fails is the command's error."""
+    told = []
+    while begun:
+        name, operation = begun.pop(0)
+        done, text = await follow(client, operation, timeout_s)
+        told.append(f"{module} on {name}: {text}")
+        if not done:
+            raise_failed(module, name, text)
+    return told
 
 
 def _expected(side: ModuleNodeView) -> Expectation:

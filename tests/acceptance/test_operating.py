@@ -96,6 +96,18 @@ async def test_a47_both_stopped_and_started(protected: Pair) -> None:
     await protected.equal_and_nothing_lost()
 
 
+async def test_a47_both_started_where_the_first_one_waits_for_the_second(protected: Pair) -> None:
+    """`start --all` on the node whose copy is out of date: it waits for the other one's start."""
+    await protected.act("node2", "stop")
+    await protected.roles(15, node1="ALONE")
+    await protected.more_orders()
+    await protected.act("node1", "stop")
+    status, said = await protected.cli("node2", "start", "orders", "--all")
+    assert status == 0, said
+    await protected.roles(20, node1="PRIM", node2="SECOND")
+    await protected.equal_and_nothing_lost()
+
+
 @pytest.mark.parametrize("order", [NODES, NODES[::-1]], ids=["node1-first", "node2-first"])
 async def test_c16_both_nodes_shut_down_in_the_same_second(
     protected: Pair, order: tuple[str, str]
