@@ -80,6 +80,9 @@ def _both_run(turn: Turn, status: e.PeerStatus) -> None:
         if status.epoch > state.lineage.held.counter:
             source.superseded(turn)
         return
+    if status.role is Role.PRIM and status.epoch < state.lineage.held.counter:
+        # It stood still, acknowledges nothing without this node, and gives way when it hears (L1).
+        return
     text = (
         f"split brain: {state.config.peer} runs the VM too; decide which copy stays, stop the "
         f"other one, then command second --confirm there"

@@ -1,5 +1,7 @@
 """Scenarios of faults that meet other faults; each one went wrong once in the simulation."""
 
+from dataclasses import replace
+
 import pytest
 
 from hyperha.core import events as e
@@ -540,3 +542,17 @@ def test_a_secondary_whose_disk_fills_leaves_and_is_outdated_only_then():
     assert world.a.settings.departures_wall_ms == ()
     world.command(world.b, "start")
     world.until(R.PRIM, R.SECOND)
+
+
+def test_a_thawed_primary_that_gives_way_is_no_split_brain():
+    """C02: it still says PRIM in its first words; nothing was acknowledged there meanwhile."""
+    world = pair()
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    status = world.a.state.peer
+    assert status is not None
+    thawed = replace(status, role=R.PRIM, epoch=world.a.lineage.held.counter - 1)
+    world.a.event(e.PeerHeard(thawed))
+    assert world.a.state.why.rule != "R16"
+    world.a.event(e.PeerHeard(replace(thawed, role=R.ALONE)))
+    assert world.a.state.why.rule == "R16"
