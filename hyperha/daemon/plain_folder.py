@@ -23,11 +23,12 @@ class PlainFolder(asyncio.Lock):
 
     def __init__(self) -> None:
         super().__init__()
-        self._thread: threading.Thread | None = None
+        self._working = False
+        """Whether a look has not come back; its thread may end a moment later than that."""
 
     async def do(self, folder: str, work: Callable[[str], R]) -> R:
         """Run `work` with the folder's path; the caller holds the lock."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._working:
             raise FailedError(f"a former look into {folder} has not ended", "Check its disk.")
         if layers(folder):
             # What is left of a daemon that died may hang whoever touches it (T1).
@@ -50,10 +51,11 @@ class PlainFolder(asyncio.Lock):
                 result = work(folder)
             except BaseException as failure:
                 problem = failure
+            self._working = False
             # The daemon may have ended meanwhile: then nobody waits.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(done, result, problem)
 
-        self._thread = threading.Thread(target=run, name=f"look into {folder}", daemon=True)
-        self._thread.start()
+        self._working = True
+        threading.Thread(target=run, name=f"look into {folder}", daemon=True).start()
         return await end

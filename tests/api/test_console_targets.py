@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hyperha.cli import console
+from hyperha.cli.context import options
 from hyperha.config import load_cluster
 from hyperha.config.home import Home
 from tests.api.test_routes import _cluster
@@ -15,6 +16,9 @@ from tests.api.test_routes import _cluster
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     made = _cluster(tmp_path, "paris")["node1"]
+    # What a command of an earlier test was given.
+    monkeypatch.setattr(options, "home", None)
+    monkeypatch.setattr(options, "url", None)
     monkeypatch.setenv("HYPERHA_HOME", str(made.config.parent))
     made.api_socket.parent.mkdir(parents=True, exist_ok=True)
     made.api_socket.touch()
