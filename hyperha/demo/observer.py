@@ -39,6 +39,7 @@ class Observer:
         self._heard: list[Heard] = []
         self._numbers: set[int] = set()
         self._gone: set[int] = set()
+        self._late: set[int] = set()
         self._last_pid = 0
         self.faults: list[str] = []
         self._closed = False
@@ -73,6 +74,22 @@ class Observer:
         with self._lock:
             return set(self._numbers)
 
+    def _note_late(self, heard: Heard) -> None:
+        """One that stood still may tell of the one order that was on both nodes before (L1, F2);
+        the caller has the lock."""
+        if heard.pid not in self._late:
+            self._late.add(heard.pid)
+            return
+        self.faults.append(
+            f"two applications at once: process {heard.pid} on {heard.node} acknowledged "
+            f"order {heard.number} after another one had begun"
+        )
+
+    def after(self, at_s: float, node: str) -> list[Heard]:
+        """The orders that a node acknowledged after a moment."""
+        with self._lock:
+            return [one for one in self._heard if one.at_s > at_s and one.node == node]
+
     def first_after(self, at_s: float, node: str) -> Heard | None:
         """The first order that a node acknowledged after a moment."""
         with self._lock:
@@ -103,11 +120,8 @@ class Observer:
                     f"{heard.node}: the first one was lost"
                 )
             if heard.pid in self._gone:
-                self.faults.append(
-                    f"two applications at once: process {heard.pid} on {heard.node} acknowledged "
-                    f"order {heard.number} after another one had begun"
-                )
-            if heard.pid != self._last_pid:
+                self._note_late(heard)
+            elif heard.pid != self._last_pid:
                 if self._last_pid:
                     self._gone.add(self._last_pid)
                 self._last_pid = heard.pid

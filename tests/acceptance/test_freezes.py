@@ -31,7 +31,8 @@ async def test_c02_primary_frozen_and_thawed(protected: Pair) -> None:
         await protected.more_orders()
     await protected.roles(40, node1="SECOND", node2="PRIM")
     assert application not in protected.processes("node1", APPLICATION)
-    assert protected.observer.first_after(at + 1.0, "node1") is None
+    # It may tell of the one order that was acknowledged before; node2 has that, too (checked next).
+    assert len(protected.observer.after(at + 1.0, "node1")) <= 1
     await protected.equal_and_nothing_lost()
 
 
