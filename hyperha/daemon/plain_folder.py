@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from hyperha.daemon.fencing import layers
@@ -36,25 +37,20 @@ class PlainFolder(asyncio.Lock):
         loop = asyncio.get_running_loop()
         end: asyncio.Future[R] = loop.create_future()
 
-        def done(result: R | None, problem: BaseException | None) -> None:
-            if end.done():
-                return
-            if problem is not None:
-                end.set_exception(problem)
-            else:
-                end.set_result(result)  # type: ignore[arg-type]
+        def settle(give: Callable[[], None]) -> None:
+            if not end.done():
+                give()
 
         def run() -> None:
-            result: R | None = None
-            problem: BaseException | None = None
+            give: Callable[[], None]
             try:
-                result = work(folder)
+                give = partial(end.set_result, work(folder))
             except BaseException as failure:
-                problem = failure
+                give = partial(end.set_exception, failure)
             self._working = False
             # The daemon may have ended meanwhile: then nobody waits.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(done, result, problem)
+                loop.call_soon_threadsafe(settle, give)
 
         self._working = True
         threading.Thread(target=run, name=f"look into {folder}", daemon=True).start()

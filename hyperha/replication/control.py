@@ -134,10 +134,11 @@ class Statistics(ProcessMessage):
     """Since the last frame of the peer in a session that is up; -1 without one."""
 
 
+@dataclass(frozen=True, slots=True)
 class Question(ProcessMessage):
     """Root of what the daemon asks beside the core's orders; answers name the `request`."""
 
-    __slots__ = ()
+    request: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +146,12 @@ class StartVerify(Question):
     """Compare both copies (R17), which are in sync; `repair`: mend what differs on the secondary.
     Answered by `VerifyTold` twice a second and at the end."""
 
-    request: int
     repair: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StopVerify(Question):
     """End a verification; its last `VerifyTold` follows."""
-
-    request: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +190,6 @@ class VerifyTold(ProcessMessage):
 class AskCandidates(Question):
     """What would a resync look at, by this copy's log? Answered by `CandidatesTold`."""
 
-    request: int
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -225,8 +221,6 @@ class CandidatesTold(ProcessMessage):
 class ListSafety(Question):
     """Which safety copies are there? Answered by `SafetyCopies`."""
 
-    request: int
-
 
 @dataclass(frozen=True, slots=True)
 class SafetyCopies(ProcessMessage):
@@ -243,7 +237,6 @@ class RestoreSafety(Question):
     """Make the state that a safety copy holds anew in `to` (absolute; missing or empty).
     Answered by `SafetyAnswered`, twice a second and at the end."""
 
-    request: int
     id: str
     to: str
 
@@ -252,7 +245,6 @@ class RestoreSafety(Question):
 class DeleteSafety(Question):
     """Delete a safety copy whose resync has ended. Answered by one `SafetyAnswered`."""
 
-    request: int
     id: str
 
 

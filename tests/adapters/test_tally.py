@@ -194,7 +194,7 @@ async def test_answers_find_their_questions_and_progress_is_passed_on() -> None:
         asking.ask(process.send, AskCandidates, CandidatesTold, silence_s=5)
     )
     await _asked(process, 2)
-    one, two = (question.request for question in process.asked)  # type: ignore[attr-defined]
+    one, two = (question.request for question in process.asked)
     assert asking.answer(CandidatesTold(two, False, "b", 0, 0, ()))
     assert (await second).base == "b"
     assert asking.answer(VerifyTold(one, objects=3))

@@ -96,7 +96,8 @@ class Recorder:
 
     def _parent(self, path: PathOrFd, dir_fd: int | None) -> tuple[Any, bytes]:
         """The directory that a path's last name is in, and the name."""
-        raw = os.fsencode(path)  # type: ignore[arg-type]
+        assert not isinstance(path, int), "a descriptor has no last name"
+        raw = os.fsencode(path)
         above, _, name = raw.rpartition(b"/")
         if dir_fd is not None and not above:
             return self._of(dir_fd), name

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hyperha.config import Home
 from hyperha.core.records import Lineage, Settings
 from hyperha.daemon.records import ModuleRecords
@@ -74,13 +76,10 @@ class _Values:
 @contextlib.contextmanager
 def _no_write_through(*, without: bool) -> Iterator[None]:
     """A platform without O_DSYNC."""
-    kept = os.O_DSYNC
-    try:
+    with pytest.MonkeyPatch.context() as patch:
         if without:
-            del os.O_DSYNC
+            patch.delattr(os, "O_DSYNC")
         yield
-    finally:
-        os.O_DSYNC = kept  # type: ignore[misc]
 
 
 def values(base: Path, *, write_through: bool = True) -> Tried:

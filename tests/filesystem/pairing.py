@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -136,13 +136,13 @@ class Trio:
         if self._failed:
             raise self._failed.pop()
 
-    def _start(self, work: object) -> None:
+    def _start(self, work: Callable[[], None]) -> None:
         self.settle()
         self._resynced = True
 
         def run() -> None:
             try:
-                work()  # type: ignore[operator]
+                work()
             except BaseException as problem:
                 self._failed.append(problem)
 
