@@ -24,10 +24,11 @@ from hyperha.replication.clock import now_ms
 from hyperha.replication.comparison import inode_of, is_gone
 from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Welcome
-from hyperha.replication.inquiry import TRIES, Ended, Inquiry, runs
+from hyperha.replication.inquiry import TRIES, Ended, Inquiry
 from hyperha.replication.milestones import Milestones
 from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind, Target
 from hyperha.replication.primary import Primary
+from hyperha.replication.runs import runs
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.wire import BLOCK_BYTES, BLOCKS_PER_ZONE, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import (

@@ -31,10 +31,11 @@ from hyperha.replication.comparison import (
     zone_digests,
 )
 from hyperha.replication.control import Difference, StartVerify, VerifyTold
-from hyperha.replication.inquiry import Ended, Inquiry, runs
+from hyperha.replication.inquiry import Ended, Inquiry
 from hyperha.replication.intent_log import HOLD
 from hyperha.replication.operations import NO_ID, ROOT_ID, FileId, Record, RecordKind, Target
 from hyperha.replication.primary import Primary
+from hyperha.replication.runs import runs
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
 

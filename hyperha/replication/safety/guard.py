@@ -35,6 +35,7 @@ from hyperha.replication.operations import (
     Target,
     Truncate,
 )
+from hyperha.replication.runs import runs
 from hyperha.replication.safety.saver import Saver, is_regular
 from hyperha.replication.safety.undo_log import BLOCK_SHIFT
 
@@ -214,7 +215,7 @@ class Guard:
             except OSError:
                 # Not here: there is nothing of it to save.
                 continue
-            wanted += [(held, handle, first, count) for first, count in _runs(sorted(numbers))]
+            wanted += [(held, handle, first, count) for first, count in runs(sorted(numbers))]
 
         def save(one: Saver) -> None:
             for held, handle, first, count in wanted:
@@ -289,14 +290,3 @@ class Guard:
             return
         held = store.data(file)
         self.data(held.fd, syscalls.file_handle(held.fd)[0], start, length)
-
-
-def _runs(numbers: list[int]) -> list[tuple[int, int]]:
-    """(first, count) of what is consecutive."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and sum(runs[-1]) == number:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((number, 1))
-    return runs
