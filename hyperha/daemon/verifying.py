@@ -19,6 +19,7 @@ from hyperha.daemon.views import rfc3339
 from hyperha.domain import Role
 from hyperha.errors import HyperhaError
 from hyperha.replication.control import Question, StartVerify, StopVerify, VerifyTold
+from hyperha.replication.milestones import Milestones
 from hyperha.text import count_text, size_text
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 SILENCE_S = 60.0
 """The process tells twice a second; a barrier or a slow disk may take longer."""
 _TOLD_EVERY_MS = 1000
-_LOGGED_EVERY_MS = 60_000
-_LOGGED_PARTS = 10
 _EQUAL, _SO_FAR = "equal", "no difference so far"
 
 
@@ -41,8 +40,8 @@ class Verifying:
         """The one that runs."""
         self._number = 0
         self._told = VerifyTold(0)
-        self._told_ms = self._logged_ms = 0
-        self._logged_part = 0
+        self._told_ms = 0
+        self._milestones = Milestones(0)
 
     def refusal(self) -> str:
         """Why nothing can be compared now; empty when it can."""
@@ -63,8 +62,8 @@ class Verifying:
         """Begin one; its end is the operation's."""
         self.operation = operation
         self._told = VerifyTold(0)
-        self._logged_ms = self._told_ms = boottime_ms()
-        self._logged_part = 0
+        self._told_ms = boottime_ms()
+        self._milestones = Milestones(self._told_ms, quiet_ms=0)
         self._host.go(self._run(operation, repair, serial))
 
     def stop(self) -> None:
@@ -113,9 +112,7 @@ class Verifying:
         if now_ms - self._told_ms >= _TOLD_EVERY_MS:
             self._told_ms = now_ms
             host.around.progressed(operation.id, told.done_bytes, told.total_bytes)
-        part = _LOGGED_PARTS * told.done_bytes // max(1, told.total_bytes)
-        if part > self._logged_part or now_ms - self._logged_ms >= _LOGGED_EVERY_MS:
-            self._logged_part, self._logged_ms = part, now_ms
+        if self._milestones.due(told.done_bytes, told.total_bytes, now_ms):
             far = f"{size_text(told.done_bytes)} of {size_text(told.total_bytes)} compared"
             host.log("I", "verify", "R17", f"{far}: {_findings(told, host.peer, _SO_FAR)}")
 

@@ -10,10 +10,10 @@ MINUTE_MS: Final = 60_000
 
 
 class Milestones:
-    """Of one piece of work. Times in milliseconds of one clock."""
+    """Of one piece of work, silent at first for `quiet_ms`. Times in milliseconds of one clock."""
 
-    def __init__(self, started_ms: int) -> None:
-        self._started_ms = started_ms
+    def __init__(self, started_ms: int, quiet_ms: int = QUIET_MS) -> None:
+        self._begins_ms = started_ms + quiet_ms
         self._told_ms = started_ms
         self._tenth = 0
 
@@ -21,7 +21,7 @@ class Milestones:
         """Whether a line is due now; it counts as written then."""
         tenth = done * 10 // total if total else 0
         further, self._tenth = tenth > self._tenth, max(tenth, self._tenth)
-        if now_ms - self._started_ms <= QUIET_MS:
+        if now_ms < self._begins_ms:
             return False
         if not further and now_ms - self._told_ms < MINUTE_MS:
             return False
