@@ -160,6 +160,8 @@ class ModuleNodeView(Response):
     """Whether the guest's writes are held."""
     generation: str = ""
     epoch: int = 0
+    replication_lan: str = ""
+    """Which LAN carries the stream, on the node that sends it; empty without a session."""
     operation: OperationView | None = None
     """The command that is being carried out on this node."""
     damage: str = ""

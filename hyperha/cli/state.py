@@ -82,6 +82,8 @@ def _show_module(name: str, view: ModuleView, verbose: bool) -> None:
             used = f"{budget.used} of {budget.of} in {budget.window_h} h" if budget else "-"
             print(f"  {'':10}boot {side.boot}, module {view.number}, epoch {side.epoch},")
             print(f"  {'':10}restarts {used}, generation {side.generation[:16] or '-'}")
+            if side.replication_lan:
+                print(f"  {'':10}replication over {side.replication_lan}")
             for one in side.checkers:
                 held = f" (suspended: {one.suspended.reason})" if one.suspended else ""
                 print(f"  {'':10}checker {one.kind}.{one.name} {one.state}{held}")

@@ -80,6 +80,9 @@ class ReplicationListener:
         try:
             async with asyncio.timeout(_PREAMBLE_LIMIT_S):
                 raw = await self._read(connection)
+            if not raw:
+                # Only a look whether the port can be reached (W8, D12).
+                return
             found = preamble.decode(raw)
             if found.cluster_hash != self._cluster or found.node != self._peer:
                 text = f"it belongs to another cluster or node ({found.node})"
@@ -102,6 +105,8 @@ class ReplicationListener:
         raw = b""
         while len(raw) < preamble.SIZE:
             part = await loop.sock_recv(connection, preamble.SIZE - len(raw))
+            if not part and not raw:
+                return b""
             if not part:
                 raise ReplicationError("the connection ended before its preamble was whole")
             raw += part

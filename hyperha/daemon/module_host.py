@@ -445,9 +445,28 @@ class ModuleHost:
                 damage=self.damage or self.task.broken,
                 more=self._more_commands(),
                 safety_copies=self.safety.views,
+                replication_lan=self._lan(),
             ),
             verify=self.observed.verify,
         )
+
+    def _lan(self) -> str:
+        return "" if self.statistics is None else self.statistics.lan
+
+    def _off_the_preferred_lan(self) -> list[PreflightItem]:
+        """D12: the stream has moved away from a LAN that it would come back to."""
+        preferred = self.around.configuration.cluster.replication_lans()[0].name
+        lan = self._lan()
+        if lan in ("", preferred):
+            return []
+        return [
+            PreflightItem(
+                code="replication-lan",
+                node=self.node,
+                text=f"replication goes over {lan}, since {preferred} did not carry it",
+                fix=f"Look at {preferred}; replication returns when it was stable for a while.",
+            )
+        ]
 
     def _more_commands(self) -> dict[str, str]:
         """Commands that are no business of the core's, and why they are refused now."""
@@ -472,6 +491,7 @@ class ModuleHost:
             PreflightItem(code=one.code, node=self.node, text=one.text, fix=one.fix)
             for one in reasons
         ]
+        found += self._off_the_preferred_lan()
         if found != self.preflight:
             self.preflight = found
             self.around.changed()

@@ -67,6 +67,7 @@ def side(
     damage: str,
     more: dict[str, str],
     safety_copies: list[SafetyCopyView],
+    replication_lan: str,
 ) -> ModuleNodeView:
     """This node's side of a module. `more`: other commands than the core's, each with the reason
     why it is refused, or nothing."""
@@ -112,6 +113,7 @@ def side(
         operation=operation,
         damage=damage,
         safety_copies=safety_copies,
+        replication_lan=replication_lan,
     )
 
 

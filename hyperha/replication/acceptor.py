@@ -23,6 +23,7 @@ from hyperha.replication.control import EngineConfig, TlsFiles
 from hyperha.replication.handshake import Refusal
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.preamble import Direction, Preamble, cluster_hash
+from hyperha.replication.resuming import refuse
 from hyperha.replication.secondary import Report, SecondarySession
 from hyperha.replication.store import Store
 from hyperha.replication.transport import Connection
@@ -40,6 +41,8 @@ class _Pair:
 
     session: SessionKey
     since_ms: int
+    resumes: bool
+    """For a session that is served already (T4)."""
     forward: Connection | None = None
     backward: Connection | None = None
 
@@ -152,14 +155,31 @@ class Acceptor:
         with self._lock:
             pair = self._pairs.get(preamble.pair)
             if pair is None:
-                pair = self._pairs[preamble.pair] = _Pair(preamble.session, now_ms())
+                pair = _Pair(preamble.session, now_ms(), preamble.resumes)
+                self._pairs[preamble.pair] = pair
             if preamble.direction is Direction.FORWARD:
                 former, pair.forward = pair.forward, connection
             else:
                 former, pair.backward = pair.backward, connection
+            whole = pair.forward is not None and pair.backward is not None
+            if whole and pair.resumes:
+                del self._pairs[preamble.pair]
         if former is not None:
             former.close()
-        self._match()
+        if not pair.resumes:
+            self._match()
+        elif whole:
+            self._resume(pair)
+
+    def _resume(self, pair: _Pair) -> None:
+        """Give a pair to the session that is served, or refuse it at once (T4)."""
+        session = self._session
+        if session is None or session.key != pair.session:
+            self._refuse(pair, handshake.GONE)
+            return
+        assert pair.forward is not None
+        assert pair.backward is not None
+        session.resume(pair.forward, pair.backward)
 
     def _check(self, preamble: Preamble, tls: TlsFiles | None) -> None:
         config = self._config
@@ -186,11 +206,14 @@ class Acceptor:
                 return
             key, start = self._expected
             for name, pair in list(self._pairs.items()):
-                if pair.forward is None or pair.backward is None:
+                if pair.forward is None or pair.backward is None or pair.resumes:
                     continue
                 del self._pairs[name]
                 if pair.session == key:
-                    session = SecondarySession(self._store, self._intent, key, start, self._report)
+                    patience_ms = self._config.stall_limit_ms
+                    session = SecondarySession(
+                        self._store, self._intent, key, start, self._report, patience_ms
+                    )
                     self._session = session
                     session.serve(pair.forward, pair.backward)
                     return
@@ -208,14 +231,8 @@ class Acceptor:
         with self._lock:
             self._expire()
 
-    def _refuse(self, pair: _Pair) -> None:
+    def _refuse(self, pair: _Pair, code: str = handshake.NOT_EXPECTED) -> None:
         text = f"session {pair.session.number} of {pair.session.epoch} is not expected here"
-        payload = handshake.encode_refusal(Refusal(handshake.NOT_EXPECTED, text))
         if pair.backward is not None:
-            raw = wire.frame(wire.Kind.REFUSED, wire.session_tag(pair.session), 0, payload)
-            try:
-                pair.backward.set_timeout(0.2)
-                pair.backward.send([raw])
-            except OSError as error:
-                log.debug("the refused side has gone: %s", error)
+            refuse(pair.backward, wire.session_tag(pair.session), Refusal(code, text))
         pair.close()

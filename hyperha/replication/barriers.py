@@ -17,6 +17,7 @@ from hyperha.core.actions import Acknowledge
 from hyperha.core.events import SessionStalled
 from hyperha.replication import wire
 from hyperha.replication.clock import now_ms
+from hyperha.replication.lans import STABLE_LIMITS, Lans, silent_limit_ms
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.wire import Kind
 
@@ -76,6 +77,8 @@ class Barriers:
         self._alive_ms = 0
         self._told_ms = 0
         self._watching_since_ms = now_ms()
+        config = primary.config
+        self.lans = Lans(config.links, STABLE_LIMITS * config.stall_limit_ms)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -158,6 +161,11 @@ class Barriers:
             return None
         del self._running[number]
         return barrier
+
+    def running(self, session: PrimarySession) -> list[int]:
+        """The barriers that the session's peer has not done; the caller has the lock."""
+        found = self._running.items()
+        return [number for number, one in found if one.session is session and not one.remote]
 
     def finish(self, barrier: Barrier) -> None:
         """Both nodes are done, or cannot be: retire what it covers and tell who waits."""
@@ -249,6 +257,7 @@ class Barriers:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self.lans.close()
 
     def _watch(self) -> None:
         last = now_ms()
@@ -266,6 +275,7 @@ class Barriers:
 
     def _tick(self, now: int) -> None:
         self._watch_peer(now)
+        self._watch_lan(now)
         self._say_alive(now)
         if now - self._last_times_ms < _TIMES_MS:
             if self._primary.intent.used * 4 >= self._primary.intent.capacity * 3:
@@ -317,6 +327,23 @@ class Barriers:
             session = primary.session
             if session is not None and session.up:
                 primary.put(session, wire.frame(Kind.ALIVE, session.tag, 0, b""))
+
+    def _watch_lan(self, now: int) -> None:
+        """D12: before a silent LAN becomes a lost peer another one is tried, and later left again
+        for the preferred one."""
+        session = self._primary.session
+        if session is None or not session.up or not session.copied:
+            return
+        link = session.link
+        silent = now - max(session.told_ms, session.progress_ms, self._watching_since_ms)
+        if silent >= silent_limit_ms(self._primary.config.suspect_ms):
+            others = self.lans.others(link)
+            if others and link is not None:
+                session.move(others, f"{link.lan} has been silent for {silent} ms", alarm=True)
+            return
+        better = self.lans.better(link, now)
+        if better is not None:
+            session.move([better], f"{better.lan} is preferred and stable again", alarm=False)
 
     def _watch_peer(self, now: int) -> None:
         """D8': the limit is on time without progress while something waits for the peer."""

@@ -132,6 +132,8 @@ class Statistics(ProcessMessage):
     handles_open: int
     heard_ms_ago: int = -1
     """Since the last frame of the peer in a session that is up; -1 without one."""
+    lan: str = ""
+    """What carries the primary's stream; empty without a session."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -548,7 +548,7 @@ class Engine:
         if ours is not None:
             heard_ms = max(ours.progress_ms, ours.told_ms) if ours.up else 0
             state = "connecting" if not ours.up else "up" if ours.copied else "resync"
-            queue = ours.queued_bytes - ours.sent_bytes
+            queue = ours.unsent_bytes
         elif serving is not None and serving.up:
             state = "resync" if serving.resyncing else "serving"
             queue = serving.waiting_bytes
@@ -567,6 +567,7 @@ class Engine:
             queue_bytes=queue,
             handles_open=session.handles_open(),
             heard_ms_ago=now_ms() - heard_ms if heard_ms else -1,
+            lan="" if ours is None or ours.link is None or not ours.up else ours.link.lan,
         )
 
     _HANDLERS: Final[dict[type[actions.EngineAction], Callable[..., None]]] = {

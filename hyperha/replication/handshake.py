@@ -15,9 +15,11 @@ from hyperha.domain import Epoch, SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication.wire import ZONE_BYTES
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 NOT_EXPECTED: Final = "not expected"
 """Refusal of a session that the secondary's core has not ordered (yet): worth another try."""
+GONE: Final = "gone"
+"""Refusal to go on with a session that this process does not serve, or not any more (T4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,10 @@ class Hello:
     candidates: int
     seed: int
     """Of the digests of this session's resync."""
+    instance: str = ""
+    """The session is to go on (T4): of the process that serves it. Empty: it is to begin."""
+    answers: int = 0
+    """How many answers of the secondary's copy have come, when the session goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,8 @@ class Welcome:
     candidates: int
     instance: str
     """Of the secondary's process."""
+    received: int = 0
+    """Frames of the session that it has, when the session goes on (T4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,8 @@ def encode_hello(hello: Hello) -> bytes:
         "start": hello.start.value,
         "candidates": hello.candidates,
         "seed": hello.seed,
+        "instance": hello.instance,
+        "answers": hello.answers,
     }
     return json.dumps(body).encode()
 
@@ -80,18 +90,26 @@ def decode_hello(payload: bytes | memoryview) -> Hello:
         raise ReplicationError(f"the hello says start {body.get('start')!r}") from None
     epoch = Epoch(_number(body, "counter"), _text(body, "node"))
     key = SessionKey(_text(body, "generation"), epoch, _number(body, "number"))
-    return Hello(key, start, _number(body, "candidates"), _number(body, "seed"))
+    candidates, seed = _number(body, "candidates"), _number(body, "seed")
+    instance, answers = _text(body, "instance"), _number(body, "answers")
+    return Hello(key, start, candidates, seed, instance, answers)
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
     """Payload of WELCOME."""
-    return json.dumps({"candidates": welcome.candidates, "instance": welcome.instance}).encode()
+    body = {
+        "candidates": welcome.candidates,
+        "instance": welcome.instance,
+        "received": welcome.received,
+    }
+    return json.dumps(body).encode()
 
 
 def decode_welcome(payload: bytes | memoryview) -> Welcome:
     """Read WELCOME."""
     body = _object(payload, "welcome")
-    return Welcome(_number(body, "candidates"), _text(body, "instance"))
+    received = _number(body, "received")
+    return Welcome(_number(body, "candidates"), _text(body, "instance"), received)
 
 
 def encode_refusal(refusal: Refusal) -> bytes:

@@ -207,9 +207,9 @@ class Inquiry:
             if not filled:
                 self._buffers.give_back(buffer)
                 return 0
-            number = primary.number = session.last_number = primary.number + 1
+            number = primary.number = primary.number + 1
             head = wire.block_head(filled, session.tag, number, file, offset)
-            session.put_lent(head, room[:filled], self._buffers.give_back_view)
+            session.put_lent(head, room[:filled], number, self._buffers.give_back_view)
             return number
 
         number = self._steadily(file, zone, read, put)

@@ -85,9 +85,7 @@ class Ledger:
 
     def put(self, session: PrimarySession, raw: bytes, number: int = 0) -> None:
         """Put a frame into the stream; the caller has the lock. Numbered ones are acknowledged."""
-        session.put(raw)
-        if number:
-            session.last_number = number
+        session.put(raw, number)
 
     def _complete(
         self,
@@ -104,7 +102,7 @@ class Ledger:
                 now = (
                     session is None
                     or session is not self.session
-                    or session.queued_bytes - session.sent_bytes < BACKLOG_BYTES
+                    or session.unsent_bytes < BACKLOG_BYTES
                     or number <= self.acknowledged_number
                 )
             elif self.mode is Acknowledge.BOTH:
@@ -278,6 +276,7 @@ class Ledger:
             if session is not self.session or number <= self.acknowledged_number:
                 return
             self.acknowledged_number = number
+            session.retained.acknowledged(number)
             parked, ready = self._parked, []
             if self.mode is not Acknowledge.NONE:
                 while parked and parked[0][0] <= number and parked[0][1] is session:

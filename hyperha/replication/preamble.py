@@ -16,8 +16,8 @@ from hyperha.domain import MODULE_NAME_PATTERN, NODE_NAME_PATTERN, Epoch, Sessio
 from hyperha.errors import ReplicationError
 
 MAGIC: Final = b"hyperha\n"
-VERSION: Final = 2
-_LAYOUT: Final = struct.Struct("<8sHBBH2x16s32s16sQ32sQ32s16s")
+VERSION: Final = 3
+_LAYOUT: Final = struct.Struct("<8sHBBHBx16s32s16sQ32sQ32s16s")
 SIZE: Final = 256
 _CHECKSUM_SIZE: Final = 16
 _PADDING: Final = SIZE - _LAYOUT.size - _CHECKSUM_SIZE
@@ -46,6 +46,8 @@ class Preamble:
     pair: bytes
     """16 random bytes that both connections of one attempt have in common."""
     encrypted: bool
+    resumes: bool = False
+    """The session is to go on over this connection (T4)."""
 
 
 def cluster_hash(cluster_id: str) -> bytes:
@@ -66,6 +68,7 @@ def encode(preamble: Preamble) -> bytes:
         preamble.direction,
         1 if preamble.encrypted else 0,
         preamble.number,
+        1 if preamble.resumes else 0,
         preamble.cluster_hash,
         preamble.module.encode(),
         preamble.pair,
@@ -89,8 +92,8 @@ def decode(raw: bytes) -> Preamble:
     if hashlib.sha256(body).digest()[:_CHECKSUM_SIZE] != checksum:
         raise ReplicationError("the replication preamble is damaged")
     fields = _LAYOUT.unpack_from(body)
-    _, version, direction, encrypted, number, cluster, module, pair = fields[:8]
-    counter, epoch_node, session_number, node, generation = fields[8:]
+    _, version, direction, encrypted, number, resumes, cluster, module, pair = fields[:9]
+    counter, epoch_node, session_number, node, generation = fields[9:]
     if version != VERSION:
         raise ReplicationError(
             f"the peer speaks replication version {version}, this node {VERSION}",
@@ -105,6 +108,10 @@ def decode(raw: bytes) -> Preamble:
         raise ReplicationError(f"the preamble names module {module_text!r}, node {node_text!r}")
     if encrypted not in (0, 1):
         raise ReplicationError(f"the preamble says {encrypted} where 0 (plain) or 1 (TLS) belongs")
+    if resumes not in (0, 1):
+        raise ReplicationError(f"the preamble says {resumes} where 0 (new) or 1 (resumed) belongs")
     hexadecimal = generation.hex() if generation.strip(b"\0") else ""
     key = SessionKey(hexadecimal, Epoch(counter, epoch_text), session_number)
-    return Preamble(cluster, module_text, number, node_text, key, way, pair, encrypted == 1)
+    return Preamble(
+        cluster, module_text, number, node_text, key, way, pair, encrypted == 1, resumes == 1
+    )

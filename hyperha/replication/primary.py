@@ -20,6 +20,7 @@ from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
 from hyperha.replication.barriers import Barriers
+from hyperha.replication.comparison import is_gone
 from hyperha.replication.control import EngineConfig, LogLine
 from hyperha.replication.handshake import Welcome
 from hyperha.replication.intent_log import HOLD, Entry, IntentLog
@@ -103,7 +104,8 @@ class Primary(Ledger):
     ) -> bool:
         size = len(data)
         zone = offset >> _ZONE_SHIFT
-        kept = now = False
+        kept = False
+        sender = None
         records: tuple[Record, ...] = ()
         if (offset + size - 1) >> _ZONE_SHIFT != zone or (1, file, zone) not in self._active:
             records = self._zones(file, offset, size)
@@ -124,12 +126,12 @@ class Primary(Ledger):
             if session is not None:
                 remote = flush is not None and flush.session is not None
                 head = self._write_head(session, number, file, offset, size, remote)
-                now = session.put_now(head, data, give_back)
-                kept = give_back is not None and not now
+                sender = session.put_write(head, data, number, give_back)
+                kept = give_back is not None and sender is None
             if self.watched:
                 self._touch(file, offset, size)
-        if now and session is not None:
-            kept = not session.send_now(head, data, give_back) and give_back is not None
+        if sender is not None:
+            kept = not sender.send_now(head, data, give_back) and give_back is not None
         error = self._perform(file, offset, data)
         if error is not None:
             self._write_failed(number, file, (offset, size), error, answer, barrier)
@@ -228,20 +230,20 @@ class Primary(Ledger):
         with self.lock:
             number = self.number = self.number + 1
             flush = self._begin_barrier(number, self.session, answer)
-            asked, frames = flush.session, b""
-            if asked is not None:
-                flags = wire.FLAG_DATA_ONLY if data_only else 0
-                frames = wire.frame(Kind.FLUSH, asked.tag, number, file, flags)
-                asked.last_number = number
-            session = self.session
-            if times is not None and session is not None and times[0] == self.version:
+            session, sender = self.session, None
+            change = asked = b""
+            if session is not None and times is not None and times[0] == self.version:
                 self._written.discard(file)
                 change = wire.frame(Kind.CHANGE, session.tag, 0, times[1])
-                frames = change + frames
-            now = bool(frames) and session is not None and session.put_now(frames)
+            if session is not None and flush.session is session:
+                flags = wire.FLAG_DATA_ONLY if data_only else 0
+                asked = wire.frame(Kind.FLUSH, session.tag, number, file, flags)
+                sender = session.put_flush(change, asked, number)
+            elif session is not None and change:
+                session.put(change)
             self.completed = number
-        if now and session is not None:
-            session.send_now(frames)
+        if sender is not None:
+            sender.send_now(change, asked)
         self.syncer.file(file, data_only, lambda error: self._synced(number, flush, error))
 
     def closed(self, file: FileId) -> None:
@@ -266,7 +268,8 @@ class Primary(Ledger):
                 self.intent.touch(records, number)
                 if data:
                     size = len(data)
-                    session.put(self._write_head(session, number, file, offset, size, False) + data)
+                    head = self._write_head(session, number, file, offset, size, False)
+                    session.put(head + data, number)
                 self.completed = number
         self._written.add(file)
         return True
@@ -301,7 +304,6 @@ class Primary(Ledger):
         if index is None:
             index = session.announced[file] = len(session.announced) + 1
             session.put(wire.frame(Kind.BIND, session.tag, 0, wire.encode_bind(index, file)))
-        session.last_number = number
         return wire.write_head(size, session.tag, number, index, offset, barrier)
 
     def _activate(self, records: tuple[Record, ...]) -> None:
@@ -359,7 +361,7 @@ class Primary(Ledger):
                     self.number += 1
                     length = len(actual)
                     head = self._write_head(session, self.number, file, offset, length, False)
-                    session.put(head + actual)
+                    session.put(head + actual, self.number)
                 self.number += 1
                 change = encode_change(Truncate(file, end.size, end.mtime_ns))
                 raw = wire.frame(Kind.CHANGE, session.tag, self.number, change)
@@ -500,6 +502,27 @@ class Primary(Ledger):
     def session_lost(self, session: PrimarySession, text: str, refused: bool) -> None:
         """Everything unacknowledged stays parked until the core has decided (D1)."""
         self._detach(session, text, lambda: self.report(SessionLost(session.key, text, refused)))
+
+    def session_resumed(self, session: PrimarySession, text: str, *, alarm: bool) -> None:
+        """T4: nothing has changed but the connections; what was said over the former ones may be
+        lost, so that every barrier is asked for once more."""
+        self.report(LogLine("W", "T4", text) if alarm else LogLine("I", "D12", text))
+        with self.lock:
+            if session is not self.session:
+                return
+            asked = [n for n, one in self._flushes.items() if one.session is session]
+            for number in (*asked, *self.barriers.running(session)):
+                # Not by its number: everything up to there is in the stream already.
+                session.put(wire.frame(Kind.SYNC, session.tag, number))
+
+    def read_again(self, file: FileId, offset: int, length: int) -> bytes:
+        """What a file holds there now; nothing when it is gone, which the peer hears later."""
+        try:
+            return self.store.read(file, offset, length)
+        except OSError as error:
+            if is_gone(error):
+                return b""
+            raise ReplicationError(f"what was written cannot be read again: {error}") from None
 
     def peer_failed(self, session: PrimarySession, text: str) -> None:
         """The peer's copy is outdated; the session ends with its own words."""

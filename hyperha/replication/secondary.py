@@ -4,6 +4,8 @@ One thread receives, acknowledges once per received chunk, and applies small wri
 second one applies the rest. What they and the fsync pool have to say goes through a `Speaker`. It
 stops receiving while the applier's queue is over its bound.
 One session at a time: the next one is served only after this one's receiver and applier have ended.
+A connection that ends without a goodbye ends the session only if the primary does not go on with it
+over another one within stall_limit (T4): the applier and its queue know nothing of that.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from hyperha.replication.applier import Applier
 from hyperha.replication.buffers import Buffers
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import LogLine
-from hyperha.replication.handshake import Refusal, Welcome
+from hyperha.replication.handshake import Hello, Refusal, Welcome
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.reserve import Reserve
+from hyperha.replication.resuming import Answers, NextLine, read_hello, refuse
 from hyperha.replication.resync_target import TargetSide
 from hyperha.replication.speaker import Speaker
 from hyperha.replication.store import Store
@@ -55,10 +58,17 @@ class SecondarySession:
     """Serves one session over two accepted connections whose TLS is done."""
 
     def __init__(
-        self, store: Store, intent: IntentLog, key: SessionKey, start: SessionStart, report: Report
+        self,
+        store: Store,
+        intent: IntentLog,
+        key: SessionKey,
+        start: SessionStart,
+        report: Report,
+        patience_ms: int,
     ) -> None:
         self.key = key
         self.start_mode = start
+        self._patience_s = patience_ms / 1000
         self._store = store
         self._intent = intent
         self._report = report
@@ -81,6 +91,16 @@ class SecondarySession:
         self._thread: threading.Thread | None = None
         self._target: TargetSide | None = None
         self._goodbye = False
+        self._former: tuple[Connection, ...] = ()
+        """What carried it before: closed when nobody can be about to speak over it any more."""
+        self._next = NextLine()
+        self._answers = Answers()
+        self._saying = threading.Lock()
+        """Held while an answer is noted and while another line takes over: none falls between."""
+        self._received = 0
+        """Frames since the handshake, over all connections."""
+        self._acknowledged = 0
+        """The number that was acknowledged last."""
         self.up = False
         """Whether the handshake is done and the stream has not ended."""
 
@@ -121,9 +141,8 @@ class SecondarySession:
         Why this copy does not hold all of that, or nothing.
         """
         self._closing = True
-        for connection in (self._forward, self._backward):
-            if connection is not None:
-                connection.abort()
+        self._next.close()
+        _abort(self._forward, self._backward)
         if self._thread is not None:
             self._thread.join()
         if self._applier is not None:
@@ -143,9 +162,44 @@ class SecondarySession:
         return self._failure
 
     def say(self, raw: bytes) -> None:
-        """Send a frame to the primary, from any thread; an empty one is not sent."""
-        if raw and self._speaker is not None:
-            self._speaker.say(raw)
+        """Send frames to the primary, from any thread; nothing for none."""
+        if not raw or self._speaker is None:
+            return
+        with self._saying:
+            self._answers.note(raw)
+            speaker = self._speaker
+        speaker.say(raw)
+
+    def resume(self, forward: Connection, backward: Connection) -> None:
+        """Go on over these connections, whose TLS is done, or refuse that and close them (T4).
+
+        The primary may have several tries under way: only who has said hello gets the session.
+        """
+        try:
+            forward.set_timeout(_HELLO_TIMEOUT_S)
+            hello = read_hello(forward, self._tag)
+            problem = self._why_not(hello)
+            if forward.hung_up():
+                # It has lain here while this process stood still: the line that there is may live.
+                problem = "the primary has given up waiting for an answer"
+            carrying = self._forward, self._backward
+            if not problem and self._next.offer((forward, backward, hello.answers)):
+                # Also where nothing is wrong with it: the receiver is to find the next one.
+                _abort(*carrying)
+                return
+            refusal = Refusal(handshake.GONE, problem or "the session is closed")
+            refuse(backward, self._tag, refusal)
+        except (OSError, ReplicationError) as error:
+            log.info("a try to go on with the session came to nothing: %s", error)
+        forward.close()
+        backward.close()
+
+    def _why_not(self, hello: Hello) -> str:
+        if hello.session != self.key or hello.instance != INSTANCE:
+            return f"{hello.session} of {hello.instance} is not served by this process"
+        if self._failure or self._goodbye or not self.up:
+            return self._failure or "the session has ended"
+        return "the copies are not equal yet" if self.resyncing else ""
 
     def _wake_up(self) -> None:
         with self._wake_lock:
@@ -162,8 +216,7 @@ class SecondarySession:
             text = self._begin(self._forward, self._backward)
             refused = bool(text)
             if not refused:
-                self._serve(self._forward)
-                text = "the primary ended the session" if self._goodbye else "the stream ended"
+                text = self._serve_on()
         except ReplicationError as problem:
             text, refused = problem.text, False
         except OSError as problem:
@@ -173,23 +226,60 @@ class SecondarySession:
             text, refused = f"the stream failed: {problem!r}", False
         finally:
             self.up = False
-            self._forward.close()
-            self._backward.close()
+            self._next.close()
+            for connection in (*self._former, self._forward, self._backward):
+                connection.close()
         if not self._closing:
             self._report(SessionLost(self.key, text, refused))
+
+    def _serve_on(self) -> str:
+        """Serve the session over one line after the other: why it ended."""
+        while True:
+            assert self._forward is not None
+            try:
+                self._serve(self._forward)
+                text = "the primary ended the session" if self._goodbye else "the stream ended"
+            except OSError as problem:
+                text = f"the stream broke ({problem.strerror or problem})"
+            if self._goodbye or self._closing or self._failure or self.resyncing:
+                return text
+            offered = self._next.take(self._patience_s)
+            if offered is None:
+                return text
+            try:
+                self._take_over(*offered)
+            except OSError as problem:
+                # Broken again: the loop finds it so, and waits for another one.
+                log.info("the next line broke at once: %s", problem)
+
+    def _take_over(self, forward: Connection, backward: Connection, answers: int) -> None:
+        """Go on over these connections: say how far this copy is, and what may have been lost."""
+        assert self._forward is not None
+        assert self._backward is not None
+        for connection in self._former:
+            connection.close()
+        self._former = self._forward, self._backward
+        _abort(*self._former)
+        self._forward, self._backward = forward, backward
+        if self._closing:
+            # `close` may have aborted the former ones only.
+            _abort(forward, backward)
+        welcome = Welcome(0, INSTANCE, self._received)
+        frames = [wire.frame(Kind.WELCOME, self._tag, 0, handshake.encode_welcome(welcome))]
+        frames.append(wire.frame(Kind.ACKNOWLEDGED, self._tag, self._acknowledged))
+        speaker = Speaker(backward, self._wake_up)
+        with self._saying:
+            frames += self._answers.behind(answers)
+            self._speaker = speaker
+            for frame in frames:
+                speaker.say(frame)
+        forward.set_timeout(None)
+        backward.set_timeout(None)
 
     def _begin(self, forward: Connection, backward: Connection) -> str:
         """Read the hello and answer it. Why the session was refused, or nothing."""
         forward.set_timeout(_HELLO_TIMEOUT_S)
-        head = forward.receive_exactly(wire.HEAD.size)
-        length = wire.HEAD.unpack(head)[0]
-        if length > wire.FRAME_LIMIT:
-            raise ReplicationError(f"the session begins with a frame of {length} bytes")
-        raw = head + forward.receive_exactly(length)
-        frame = Parser(self._tag, from_primary=True).feed(raw)[0]
-        if frame.kind is not Kind.HELLO:
-            raise ReplicationError(f"the session begins with {frame.kind.name}, not with a hello")
-        hello = handshake.decode_hello(frame.payload)
+        hello = read_hello(forward, self._tag)
         mine = self._intent.candidate_count()
         problem = handshake.contradiction(self.start_mode, mine, hello.candidates)
         if hello.session != self.key or hello.start is not self.start_mode:
@@ -310,6 +400,7 @@ class SecondarySession:
                 writes, used = parser.writes(chunk)
                 if used == size and applier.announce_warm(writes, size):
                     parser.skipped()
+                    self._received += len(writes)
                     self._take_warm(applier, writes, size)
                     frames = []
                 else:
@@ -325,7 +416,7 @@ class SecondarySession:
         """Acknowledge a chunk of small writes to warm zones, then apply it."""
         assert self._speaker is not None
         try:
-            number = writes[-1][0]
+            number = self._acknowledged = writes[-1][0]
             self._speaker.say_now(wire.HEAD.pack(0, wire.ACKNOWLEDGED, 0, 0, self._tag, number))
         finally:
             # A broken connection may have carried the acknowledgement all the same.
@@ -337,6 +428,7 @@ class SecondarySession:
         assert self._speaker is not None
         number = 0
         quiet = False
+        self._received += len(frames)
         for frame in frames:
             kind = frame.kind
             # Retire frames name an operation of the past; that a flush has ended is said anyway.
@@ -355,6 +447,7 @@ class SecondarySession:
         at_once = self._applier.announce(frames)
         try:
             if number:
+                self._acknowledged = max(self._acknowledged, number)
                 self._speaker.say_now(wire.HEAD.pack(0, wire.ACKNOWLEDGED, 0, 0, self._tag, number))
         finally:
             # A broken connection may have carried the acknowledgement all the same.
@@ -393,3 +486,9 @@ class SecondarySession:
         self._failure = f"fsync failed: {error.strerror or error}"
         self.say(wire.frame(Kind.FAILED, self._tag, 0, self._failure.encode()))
         self._report(LocalDiskFailed(self._failure))
+
+
+def _abort(*connections: Connection | None) -> None:
+    for connection in connections:
+        if connection is not None:
+            connection.abort()

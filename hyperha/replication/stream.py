@@ -1,10 +1,13 @@
-"""The primary's end of one session: two connections, a sender thread and a receiver thread (T6).
+"""The primary's end of one session: its connections, a sender and a receiver thread (T6).
 
 The pipeline puts frames into the queue, in order, from the moment the session is made; they leave
-once the handshake is done. The forward connection is written to by one thread at a time: the sender
-or, without TLS, the data path, which never waits (T5, T8). Only the receiver reads the backward
-one. Data of large writes is lent, not copied: its buffer is given back when it was sent. What the
-peer says is handed to the listener; nothing here decides.
+once the handshake is done. The forward connection is written to by one thread at a time, which is
+the sender's affair (T5, T8). Only the receiver reads the backward one. What the peer says is handed
+to the listener; nothing here decides.
+
+A session outlives its connections (T4, D12): while both copies are equal and the peer's process is
+the same, it goes on over another one, on any LAN, and what the peer lacks is sent again. Whatever
+speaks against that ends it: a peer that refuses or hangs up, and `stall_limit`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Final, Protocol
 
@@ -21,13 +25,16 @@ from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication import handshake, wire
 from hyperha.replication.clock import now_ms
+from hyperha.replication.connecting import Line
 from hyperha.replication.control import EngineConfig, PeerLink
 from hyperha.replication.handshake import Hello, Welcome
+from hyperha.replication.lines import Found, Lines, not_over, welcome_of
 from hyperha.replication.operations import FileId, GiveBack, Record
-from hyperha.replication.preamble import Direction, Preamble, cluster_hash
-from hyperha.replication.preamble import encode as encode_preamble
+from hyperha.replication.resuming import is_answer
+from hyperha.replication.retained import Read, Retained, again
+from hyperha.replication.sender import Sender
 from hyperha.replication.syscalls import show_thread_name
-from hyperha.replication.transport import RECEIVE_BYTES, Connection, Piece, connect
+from hyperha.replication.transport import RECEIVE_BYTES, Piece
 from hyperha.replication.wire import Frame, Kind, Parser
 
 log = logging.getLogger(__name__)
@@ -48,6 +55,10 @@ class Listener(Protocol):
     def session_lost(self, session: PrimarySession, text: str, refused: bool) -> None:
         """It ended, or could not begin; said once, not after `close`."""
 
+    def session_resumed(self, session: PrimarySession, text: str, *, alarm: bool) -> None:
+        """It goes on over other connections; what the peer said over the former ones may be lost.
+        `text`: why and how; `alarm`: something was wrong."""
+
     def acknowledged(self, session: PrimarySession, number: int) -> None:
         """The peer has everything up to `number` in memory."""
 
@@ -57,14 +68,15 @@ class Listener(Protocol):
     def peer_failed(self, session: PrimarySession, text: str) -> None:
         """The peer could not apply something: its copy is outdated."""
 
+    def read_again(self, file: FileId, offset: int, length: int) -> bytes:
+        """What a file holds there now; nothing when it is gone."""
+
+    operation: threading.Lock
+    """Held while an operation is under way: what is in the stream may not be done here yet."""
+
 
 class PrimarySession:
-    """One session as seen by the primary.
-
-    Frames are put under the pipeline's lock. Exactly one thread at a time sends: whoever has set
-    `_busy`. That is the sender thread, or the data path itself on an idle connection without TLS:
-    it never waits (T8), and it saves the change of threads.
-    """
+    """One session as seen by the primary. Frames are put under the pipeline's lock."""
 
     def __init__(
         self, config: EngineConfig, key: SessionKey, start: SessionStart, lock: threading.Lock
@@ -76,21 +88,15 @@ class PrimarySession:
         self.tag = wire.session_tag(key)
         self.seed = secrets.randbits(63)
         self.announced: dict[FileId, int] = {}
-        self._pending: list[Piece] = []
-        """To be sent. A view is of a buffer that is ours until then."""
-        self._busy = True
-        """Somebody sends, or the handshake is not done; under the lock."""
-        self._wake: SimpleQueue[list[Piece] | None] = SimpleQueue()
-        """To the sender: what to send first, then all that is pending; None: end."""
-        self._direct = False
+        self.sender = Sender(lock)
+        """Of the connection that carries the session now; replaced under the pipeline's lock."""
+        self.retained = Retained()
         self.replies: SimpleQueue[Frame | None] = SimpleQueue()
-        """What concerns a resync; None when the session has ended."""
-        self._give_back: GiveBack | None = None
-        """Called with each view that was sent: all are of the data path's buffers."""
-        self.queued_bytes = 0
-        """Written under the pipeline's lock."""
-        self.sent_bytes = 0
-        """Written by the sender."""
+        """Answers of the peer's copy; None when the session has ended."""
+        self._answers = 0
+        """How many came; after a break the peer says again what is missing (T4)."""
+        self._twice = 0
+        """So many answers came over the former line, too, while the peer was asked for this one."""
         self.last_number = 0
         """Of the last frame that is to be acknowledged; written under the pipeline's lock."""
         self.copied = False
@@ -110,11 +116,20 @@ class PrimarySession:
         self._lost = False
         self._reason = ""
         """Why this side ended it; empty while it has not."""
-        self._lock = threading.Lock()
-        self._forward: Connection | None = None
-        self._backward: Connection | None = None
-        self._sender: threading.Thread | None = None
+        self._lines = Lines(config, self.tag, self._hello, self._ended)
         self._receiver: threading.Thread | None = None
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Queued and not yet handed to the kernel."""
+        sender = self.sender
+        return sender.queued_bytes - sender.sent_bytes
+
+    @property
+    def link(self) -> PeerLink | None:
+        """The LAN that carries the session."""
+        line = self._lines.line
+        return None if line is None else line.link
 
     # --- life -----------------------------------------------------------------------------
 
@@ -134,55 +149,62 @@ class PrimarySession:
         if clean and self.up:
             with self.lock:
                 self.put(wire.frame(Kind.GOODBYE, self.tag))
-            self._wake.put(None)
-            if self._sender is not None:
-                self._sender.join(1.0)
-        self._abort()
-        for thread in (self._sender, self._receiver):
-            if thread is not None and thread is not threading.current_thread():
-                thread.join()
+                sender = self.sender
+            sender.end(1.0)
+        self._lines.abort()
+        if self._receiver is not None and self._receiver is not threading.current_thread():
+            self._receiver.join()
+        self._lines.join()
 
     def fail(self, text: str) -> None:
         """End the session for a reason of this side, from any thread: the listener hears of the
         loss as of any other. Returns at once."""
         self._reason = self._reason or text
-        self._abort()
+        self._lines.abort()
 
-    def _abort(self) -> None:
-        self._wake.put(None)
-        with self._lock:
-            connections = (self._forward, self._backward)
-        for connection in connections:
-            if connection is not None:
-                connection.abort()
+    def move(self, links: Sequence[PeerLink], why: str, *, alarm: bool) -> None:
+        """Have the session go on over one of these LANs, if one can be had (D12). The line it has
+        stays until then. Returns at once. `alarm`: something is wrong with that line."""
+        if self.copied and self.up:
+            self._lines.move(links, why, alarm=alarm)
+
+    def _ended(self) -> str:
+        """Why nothing is to be tried any more, or nothing."""
+        return self._reason or ("the session was closed" if self._closing else "")
 
     def _run(self, listener: Listener, candidates: int) -> None:
         text, refused = "", False
         show_thread_name()
         try:
             text, refused = self._begin(listener, candidates)
-            if not text:
-                self._receive(listener)
-                text = "the peer closed the replication connection"
+            while not text:
+                text = self._go_on(listener, self._until_it_breaks(listener))
         except ReplicationError as problem:
             text = problem.text
         except OSError as problem:
-            text = f"the replication connection broke ({problem.strerror or problem})"
+            text = _broken(problem)
         except Exception as problem:
             # Whoever waits for the peer must learn it.
             log.exception("the session failed in an unforeseen way")
             text = f"the session failed: {problem!r}"
         self.up = False
-        self._abort()
-        if self._sender is not None:
-            self._sender.join()
-        for connection in (self._forward, self._backward):
-            if connection is not None:
-                connection.close()
+        self._lines.abort()
+        self.sender.end()
+        self._lines.close()
         self.replies.put(None)
         if not self._closing and not self._lost:
             self._lost = True
             listener.session_lost(self, self._reason or text, refused)
+
+    def _until_it_breaks(self, listener: Listener) -> str:
+        """Hear the peer until the line ends: how it did."""
+        line = self._lines.line
+        assert line is not None
+        try:
+            self._receive(listener, line)
+        except OSError as problem:
+            return _broken(problem)
+        return "the peer closed the replication connection"
 
     # --- handshake ------------------------------------------------------------------------
 
@@ -190,213 +212,152 @@ class PrimarySession:
         """Connect and agree. (reason, refused) when it cannot be; an empty reason when it is up."""
         deadline = now_ms() + self.config.stall_limit_ms
         problem = "no LAN carries replication"
+        hello = Hello(self.key, self.start, candidates, self.seed)
         while True:
             for link in self.config.links:
-                if self._closing or self._reason:
-                    return self._reason or "closed", False
+                if self._ended():
+                    return self._ended(), False
                 try:
-                    answer = self._offer(link, candidates)
+                    line, answer = self._lines.connector.offer(
+                        link, hello, connect_s=_CONNECT_TIMEOUT_S, answer_s=_WELCOME_TIMEOUT_S
+                    )
                 except (OSError, ReplicationError) as error:
-                    problem = f"{link.lan} to {link.peer_address}:{link.peer_port}: {error}"
-                    self._drop()
+                    problem = not_over(link, error)
                     continue
                 if answer.kind is Kind.REFUSED:
                     refusal = handshake.decode_refusal(answer.payload)
                     problem = refusal.text
-                    self._drop()
+                    line.close()
                     if refusal.code != handshake.NOT_EXPECTED:
                         return problem, True
                     continue
-                return self._agree(listener, candidates, answer)
+                self._lines.begin(line)
+                return self._agree(listener, candidates, line, answer)
             if now_ms() >= deadline:
                 return problem, False
             time.sleep(_RETRY_S)
 
-    def _offer(self, link: PeerLink, candidates: int) -> Frame:
-        pair = secrets.token_bytes(16)
-        for direction in Direction:
-            connection = connect(
-                link.peer_address, link.peer_port, link.local_address, _CONNECT_TIMEOUT_S
-            )
-            with self._lock:
-                if direction is Direction.FORWARD:
-                    self._forward = connection
-                else:
-                    self._backward = connection
-            connection.send([encode_preamble(self._preamble(link, direction, pair))])
-            if link.tls is not None:
-                peer = self.config.peer
-                connection.secure(link.tls, peer, server=False, timeout_s=_WELCOME_TIMEOUT_S)
-        assert self._forward is not None
-        assert self._backward is not None
-        hello = Hello(self.key, self.start, candidates, self.seed)
-        self._forward.send([wire.frame(Kind.HELLO, self.tag, 0, handshake.encode_hello(hello))])
-        self._backward.set_timeout(_WELCOME_TIMEOUT_S)
-        return self._one_frame()
-
-    def _preamble(self, link: PeerLink, direction: Direction, pair: bytes) -> Preamble:
-        config = self.config
-        return Preamble(
-            cluster_hash(config.cluster_id),
-            config.module,
-            config.number,
-            config.node,
-            self.key,
-            direction,
-            pair,
-            link.tls is not None,
-        )
-
-    def _one_frame(self) -> Frame:
-        """A single frame, and not one byte beyond it."""
-        assert self._backward is not None
-        head = self._backward.receive_exactly(wire.HEAD.size)
-        length = wire.HEAD.unpack(head)[0]
-        if length > wire.FRAME_LIMIT:
-            raise ReplicationError(f"the peer answers with a frame of {length} bytes")
-        raw = head + self._backward.receive_exactly(length)
-        return Parser(self.tag, from_primary=False).feed(raw)[0]
-
-    def _agree(self, listener: Listener, mine: int, answer: Frame) -> tuple[str, bool]:
-        if answer.kind is not Kind.WELCOME:
-            raise ReplicationError(f"the peer answers the hello with {answer.kind.name}")
-        welcome = handshake.decode_welcome(answer.payload)
+    def _agree(self, listener: Listener, mine: int, line: Line, answer: Frame) -> tuple[str, bool]:
+        welcome = welcome_of(answer)
         problem = handshake.contradiction(self.start, mine, welcome.candidates)
         if problem:
             return problem, True
         theirs: list[Record] = []
         while self.start is SessionStart.CANDIDATES:
-            part = self._one_frame()
+            part = self._lines.connector.one_frame(line)
             if part.kind is not Kind.CANDIDATES:
                 raise ReplicationError(f"the peer sends {part.kind.name} before its candidates")
             theirs += wire.decode_records(part.payload, "candidates")
             if part.flags & wire.FLAG_LAST:
                 break
-        assert self._forward is not None
-        assert self._backward is not None
-        self._forward.set_timeout(None)
-        self._backward.set_timeout(None)
+        line.set_timeout(None)
+        self._lines.instance = welcome.instance
         self.progress_ms = now_ms()
-        self._sender = threading.Thread(target=self._send, name="session-send", daemon=True)
         self.up = True
-        self._sender.start()
-        self._wake.put([])
-        self._direct = not self._forward.encrypted
+        self.sender.start(line.forward)
         listener.session_up(self, welcome, theirs)
         return "", False
 
-    def _drop(self) -> None:
-        with self._lock:
-            connections = (self._forward, self._backward)
-            self._forward = self._backward = None
-        for connection in connections:
-            if connection is not None:
-                connection.close()
+    # --- another line ---------------------------------------------------------------------
 
-    # --- threads --------------------------------------------------------------------------
+    def _go_on(self, listener: Listener, broke: str) -> str:
+        """Go on over another line (T4). Why that cannot be, or nothing."""
+        begun_ms = now_ms()
+        deadline_ms = begun_ms + self.config.stall_limit_ms
+        while self.copied and not self._ended():
+            found, problem = self._lines.following(deadline_ms, broke)
+            if found is None:
+                return problem
+            try:
+                self._replay(listener, found, begun_ms)
+                return ""
+            except OSError as error:
+                broke = _broken(error)
+                if now_ms() >= deadline_ms:
+                    break
+        return self._ended() or broke
 
-    def put(self, raw: bytes) -> None:
-        """Queue a frame and have it sent; the caller has the pipeline's lock."""
-        self._pending.append(raw)
-        self.queued_bytes += len(raw)
-        if not self._busy:
-            self._busy = True
-            self._wake.put([])
+    def _hello(self) -> Hello:
+        instance = self._lines.instance
+        return Hello(self.key, self.start, 0, self.seed, instance, self._answers)
 
-    def put_lent(self, head: bytes, data: memoryview, give_back: GiveBack) -> None:
-        """Queue a frame whose data is lent, for the sender; the caller has the pipeline's lock."""
-        self.queued_bytes += len(head) + len(data)
-        self._give_back = give_back
-        self._pending.append(head)
-        self._pending.append(data)
-        if not self._busy:
-            self._busy = True
-            self._wake.put([])
+    def _replay(self, listener: Listener, found: Found, begun_ms: int) -> None:
+        """Send what the peer lacks, then all that was put meanwhile and is put from now on."""
+        former, line = self.sender, found.line
+        # No operation is under way: whatever was put has been done here, so that a write's data
+        # can be read again. What begins behind this point is in the next sender's queue.
+        with listener.operation, self.lock:
+            frames = self.retained.behind(found.received)
+            self.sender = Sender(self.lock)
+            files = {index: file for file, index in self.announced.items()}
+        former.end()
+        self._twice = self._answers - found.answers
+        self._send_again(line, frames, files, listener.read_again)
+        self.sender.start(line.forward)
+        self.progress_ms = self.told_ms = now_ms()
+        took_ms = now_ms() - begun_ms
+        text = (
+            f"the session with {self.config.peer} goes on over {line.link.lan} after {took_ms} ms, "
+            f"{len(frames)} frames were sent again: {found.why}"
+        )
+        listener.session_resumed(self, text, alarm=found.alarm)
 
-    def put_now(self, head: bytes, data: Piece = b"", give_back: GiveBack | None = None) -> bool:
-        """Queue a frame; the caller has the pipeline's lock.
+    def _send_again(
+        self, line: Line, frames: list[bytes], files: dict[int, FileId], read: Read
+    ) -> None:
+        batch: list[Piece] = []
+        size = 0
+        for raw in frames:
+            pieces = again(raw, self.tag, files, read)
+            batch += pieces
+            size += sum(map(len, pieces))
+            if size >= _BATCH_BYTES:
+                line.forward.send(batch)
+                batch, size = [], 0
+        if batch:
+            line.forward.send(batch)
 
-        True: the caller must give the same to `send_now` after releasing the lock. Else a view is
-        copied, unless there is `give_back`: then its buffer is the session's until it calls that.
-        """
-        self.queued_bytes += len(head) + len(data)
-        if not self._busy and self._direct:
-            self._busy = True
-            return True
-        pending = self._pending
-        pending.append(head)
-        if give_back is not None:
-            self._give_back = give_back
-            pending.append(data)
-        elif data:
-            pending.append(bytes(data))
-        if not self._busy:
-            self._busy = True
-            self._wake.put([])
-        return False
+    # --- the stream -----------------------------------------------------------------------
 
-    def send_now(self, head: bytes, data: Piece = b"", give_back: GiveBack | None = None) -> bool:
-        """Send without waiting; the sender goes on with the rest. Whether all was sent at once:
-        then the buffer is not kept."""
-        assert self._forward is not None
-        size = len(head) + len(data)
-        rest = self._forward.send_some([head, data], size)
-        with self.lock:
-            self.sent_bytes += size - sum(map(len, rest)) if rest else size
-            if not rest and not self._pending:
-                self._busy = False
-                return True
-        if give_back is None:
-            rest = list(map(bytes, rest))
-        else:
-            self._give_back = give_back
-        self._wake.put(rest)
-        return not rest
+    def put(self, raw: bytes, number: int = 0) -> None:
+        """Queue a frame and have it sent; the caller has the pipeline's lock. `number`: what the
+        peer acknowledges it by, if it does."""
+        self._retain(raw, number)
+        self.sender.put(raw)
 
-    def _send(self) -> None:
-        """The sender thread."""
-        show_thread_name()
-        assert self._forward is not None
-        get, send, lock = self._wake.get, self._forward.send, self.lock
-        try:
-            while (batch := get()) is not None:
-                while True:
-                    if batch:
-                        send(batch)
-                    with lock:
-                        self.sent_bytes += sum(map(len, batch))
-                        following = self._take()
-                        if not following:
-                            self._busy = False
-                    give_back = self._give_back
-                    if give_back is not None:
-                        for piece in batch:
-                            give_back(piece)
-                    if not following:
-                        break
-                    batch = following
-        except OSError:
-            # The receiver sees the end too, and reports it.
-            for connection in (self._forward, self._backward):
-                if connection is not None:
-                    connection.abort()
+    def put_lent(self, head: bytes, data: memoryview, number: int, give_back: GiveBack) -> None:
+        """`put` for a frame whose data is lent; not sent again after a break."""
+        self._retain(head, number)
+        self.sender.put_lent(head, data, give_back)
 
-    def _take(self) -> list[Piece]:
-        """What is to be sent next; the caller has the lock."""
-        pending, total = self._pending, 0
-        for i, raw in enumerate(pending):
-            total += len(raw)
-            if total >= _BATCH_BYTES:
-                self._pending = pending[i + 1 :]
-                return pending[: i + 1]
-        self._pending = []
-        return pending
+    def put_write(
+        self, head: bytes, data: Piece, number: int, give_back: GiveBack | None
+    ) -> Sender | None:
+        """`put` for a write of the data path. If there is a sender, the caller must give it head
+        and data to `send_now` after releasing the lock; see `Sender.put_now`."""
+        self.last_number = number
+        self.retained.put(number, head)
+        sender = self.sender
+        return sender if sender.put_now(head, data, give_back) else None
 
-    def _receive(self, listener: Listener) -> None:
-        assert self._backward is not None
+    def put_flush(self, change: bytes, flush: bytes, number: int) -> Sender | None:
+        """`put_write` for a flush, with a change before it or nothing: to be sent as they are."""
+        if change:
+            self._retain(change, 0)
+        self._retain(flush, number)
+        sender = self.sender
+        return sender if sender.put_now(change, flush, None) else None
+
+    def _retain(self, raw: bytes, number: int) -> None:
+        if number:
+            self.last_number = number
+        # What has no number was received when something behind it was.
+        self.retained.put(number or self.last_number + 1, raw)
+
+    def _receive(self, listener: Listener, line: Line) -> None:
         parser = Parser(self.tag, from_primary=False)
         buffer = memoryview(bytearray(RECEIVE_BYTES))
-        receive, feed = self._backward.receive_into, parser.feed
+        receive, feed = line.backward.receive_into, parser.feed
         acknowledged, flushed = listener.acknowledged, listener.flushed
         unpack = wire.HEAD.unpack_from
         while True:
@@ -425,7 +386,10 @@ class PrimarySession:
                     self._note_progress(frame)
                 elif kind is Kind.FAILED:
                     listener.peer_failed(self, bytes(frame.payload).decode("utf-8", "replace"))
+                elif is_answer(kind) and self._twice:
+                    self._twice -= 1
                 else:
+                    self._answers += is_answer(kind)
                     self.replies.put(frame)
             if number >= 0:
                 self.progress_ms = now_ms()
@@ -445,3 +409,7 @@ class PrimarySession:
         self._applied = progress.applied
         if moved or (syncing and now - self._syncing_since_ms <= self.slow_sync_ms):
             self.progress_ms = now
+
+
+def _broken(problem: OSError) -> str:
+    return f"the replication connection broke ({problem.strerror or problem})"

@@ -9,7 +9,7 @@ outlast it).
 
 from __future__ import annotations
 
-import errno
+import select
 import socket
 import ssl
 import struct
@@ -27,6 +27,10 @@ _VECTOR_LIMIT: Final = 512
 
 Piece = bytes | memoryview
 """What is sent: a view must stay as it is until it was sent."""
+
+
+class HungUpError(ReplicationError):
+    """The other side has ended the connection where an answer was due."""
 
 
 class Connection:
@@ -51,8 +55,9 @@ class Connection:
         self._sealed = memoryview(Buffers().take(_SEALED_BYTES))
         try:
             self._shake(cipher)
-        except (OSError, ValueError) as problem:
-            raise ReplicationError(
+        except (OSError, ValueError, HungUpError) as problem:
+            kind = HungUpError if isinstance(problem, HungUpError) else ReplicationError
+            raise kind(
                 f"no TLS with {peer}: {problem}",
                 "Both nodes need certificates of this cluster's authority.",
             ) from None
@@ -73,7 +78,7 @@ class Connection:
             if not done:
                 size = self._socket.recv_into(self._sealed)
                 if not size:
-                    raise ConnectionResetError(errno.ECONNRESET, "the other side hung up")
+                    raise HungUpError("the other side hung up")
                 cipher.feed(self._sealed[:size])
 
     def set_timeout(self, timeout_s: float | None) -> None:
@@ -162,15 +167,21 @@ class Connection:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     def receive_exactly(self, size: int) -> bytes:
-        """Receive `size` bytes. Raises ReplicationError when the stream ends before."""
+        """Receive `size` bytes. Raises HungUpError when the stream ends before."""
         data = memoryview(bytearray(size))
         filled = 0
         while filled < size:
             count = self.receive_into(data[filled:])
             if not count:
-                raise ReplicationError("the peer closed the connection")
+                raise HungUpError("the peer closed the connection")
             filled += count
         return bytes(data)
+
+    def hung_up(self) -> bool:
+        """Whether the other side has ended its half of the connection by now."""
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def pending(self) -> bool:
         """Whether received bytes wait inside the TLS layer, where poll(2) does not see them."""

@@ -28,6 +28,7 @@ from hyperha.core.events import (
     SessionUp,
 )
 from hyperha.domain import Epoch, SessionKey
+from hyperha.errors import ReplicationError
 from hyperha.replication import preamble
 from hyperha.replication.acceptor import Acceptor
 from hyperha.replication.control import EngineConfig, LogLine, PeerLink
@@ -104,9 +105,18 @@ class Side:
                 accepted, _ = self._listener.accept()
             except OSError:
                 return
-            with contextlib.suppress(OSError):
-                raw = accepted.recv(preamble.SIZE, socket.MSG_WAITALL)
-                self.acceptor.take(accepted, preamble.decode(raw), None)
+            threading.Thread(target=self._greet, args=(accepted,), daemon=True).start()
+
+    def _greet(self, accepted: socket.socket) -> None:
+        try:
+            raw = accepted.recv(preamble.SIZE, socket.MSG_WAITALL)
+            found = preamble.decode(raw)
+        except (OSError, ReplicationError):
+            # Only looked at, or broken before it began.
+            accepted.close()
+            return
+        with contextlib.suppress(OSError, ReplicationError):
+            self.acceptor.take(accepted, found, None)
 
     def tick(self) -> None:
         """What the process does every second."""
