@@ -70,6 +70,8 @@ def judge(found: FolderFacts, accept: tuple[Marker, ...]) -> tuple[MarkerState, 
 class ReadOnly:
     """The pipeline of a folder that is covered but not ours: every mutation is refused (R12)."""
 
+    keeps: object = None
+
     def writable(self) -> bool:
         """Never."""
         return False
@@ -102,3 +104,6 @@ class ReadOnly:
 
     def closed(self, file: FileId) -> None:
         """Nothing was written."""
+
+    def send_kept(self) -> None:
+        """Nothing was kept."""

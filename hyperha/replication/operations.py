@@ -223,5 +223,13 @@ class Pipeline(Protocol):
     def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
         """A barrier on a file or directory: fsync here and there, then the answer."""
 
+    @property
+    def keeps(self) -> object:
+        """What was not sent yet, in the hope of company: then `send_kept` must be called before
+        the data path waits for a request, or after some more of them. None: nothing."""
+
+    def send_kept(self) -> None:
+        """Send several small writes by one call: several at once cost the peer little more."""
+
     def closed(self, file: FileId) -> None:
         """The last handle of a file that was open for writing is gone: its mtime may be sent."""

@@ -37,6 +37,7 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.parking import Ledger
+from hyperha.replication.sender import Sender
 from hyperha.replication.store import Store
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.syncer import Syncer
@@ -64,6 +65,7 @@ class Primary(Ledger):
         self.operation = threading.Lock()
         """Held while an operation is under way: a resync that finds no quiet moment takes it."""
         self.resync_started: Callable[[PrimarySession, Welcome, list[Record]], None] = _no_resync
+        self.keeps: Sender | None = None
         self.writes = 0
         self.written_bytes = 0
         self._active: dict[tuple[int, FileId, int], Entry] = intent.active
@@ -109,6 +111,8 @@ class Primary(Ledger):
         records: tuple[Record, ...] = ()
         if (offset + size - 1) >> _ZONE_SHIFT != zone or (1, file, zone) not in self._active:
             records = self._zones(file, offset, size)
+            # The log's disk is waited for.
+            self.send_kept()
             self._activate(records)
         with self.lock:
             entry = None if records else self._active.get((1, file, zone))
@@ -131,7 +135,11 @@ class Primary(Ledger):
             if self.watched:
                 self._touch(file, offset, size)
         if sender is not None:
-            kept = not sender.send_now(head, data, give_back) and give_back is not None
+            if self._has_company(number) and give_back is None and not records:
+                sender.keep(head, data)
+                self.keeps = sender
+            else:
+                kept = not sender.send_now(head, data, give_back) and give_back is not None
         error = self._perform(file, offset, data)
         if error is not None:
             self._write_failed(number, file, (offset, size), error, answer, barrier)
@@ -191,6 +199,7 @@ class Primary(Ledger):
     ) -> None:
         if self._refusing:
             raise OSError(errno.EIO, self._refusing)
+        self.send_kept()
         self._activate(records)
         guard = self.store.guard
         if guard is not None:
@@ -245,6 +254,17 @@ class Primary(Ledger):
         if sender is not None:
             sender.send_now(change, asked)
         self.syncer.file(file, data_only, lambda error: self._synced(number, flush, error))
+
+    def send_kept(self) -> None:
+        """Send what was kept for company, without waiting."""
+        sender, self.keeps = self.keeps, None
+        if sender is not None:
+            sender.send_kept()
+
+    def _has_company(self, number: int) -> bool:
+        """Whether others wait for the peer, so that more requests are likely to follow at once.
+        With a safety copy a write may wait for a disk, which nothing kept may wait for."""
+        return number - self.acknowledged_number > 1 and self.store.guard is None
 
     def closed(self, file: FileId) -> None:
         """The last writing handle is gone: its mtime may be sent (Z9)."""

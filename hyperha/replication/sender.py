@@ -136,6 +136,31 @@ class Sender:
         self._wake.put(rest)
         return not rest
 
+    def keep(self, head: bytes, data: Piece) -> None:
+        """Instead of `send_now`: leave it queued, with all that is put from now on. Who keeps must
+        call `send_kept` before it waits for anything."""
+        with self.lock:
+            # Others may have put something since.
+            self._pending[:0] = (head, bytes(data))
+
+    def send_kept(self) -> None:
+        """Send all that is queued since `keep`, without waiting, as `send_now` does."""
+        assert self._connection is not None
+        with self.lock:
+            batch, self._pending = self._pending, []
+        total = sum(map(len, batch))
+        rest = self._connection.send_some(batch, total)
+        with self.lock:
+            self.sent_bytes += total - sum(map(len, rest))
+            more = bool(rest or self._pending)
+            self._busy = more
+        give_back = self._give_back
+        if give_back is not None:
+            for piece in batch[: len(batch) - len(rest)]:
+                give_back(piece)
+        if more:
+            self._wake.put(rest)
+
     def _send(self) -> None:
         show_thread_name()
         assert self._connection is not None

@@ -82,6 +82,35 @@ def test_no_answer_before_the_peer_has_it(pair: Pair) -> None:
     assert pair.a.intent.candidate_count() >= 3
 
 
+def test_small_writes_wait_for_company_only_while_others_wait_for_the_peer(pair: Pair) -> None:
+    """T6: what was kept is sent by one call, in its order, before the reader waits for anything."""
+    pair.in_sync()
+    guest, primary = Guest(pair.a), pair.a.primary
+    file = guest.create(ROOT_ID, b"f")
+    guest.write(file, 0, b"warm")
+    wait_for(lambda: guest.answers == 2)
+    guest.more = True
+    guest.write(file, 0, b"alone")
+    assert primary.keeps is None, "nobody else waits"
+    wait_for(lambda: guest.answers == 3)
+    with primary.lock:
+        # As if the acknowledgement of the last one were on its way.
+        primary.acknowledged_number -= 1
+    for number in range(4):
+        guest.write(file, number * 2, b"%d" % number)
+    assert primary.keeps is not None
+    time.sleep(0.1)
+    assert guest.answers == 3
+    # A zone that is not warm waits for the log's disk, which nothing kept may wait for.
+    guest.write(file, 5 << 20, b"cold")
+    wait_for(lambda: guest.answers >= 7)
+    guest.more = False
+    guest.write(file, 3, b"last")
+    wait_for(lambda: guest.answers == 9)
+    assert not guest.errors
+    pair.check_equal()
+
+
 def test_a_frozen_primary_answers_nothing_and_ends_writes_on_order(pair: Pair) -> None:
     pair.in_sync()
     guest = Guest(pair.a)

@@ -290,6 +290,8 @@ class Guest:
         self.side = side
         self.answers = 0
         self.errors: list[int] = []
+        self.more = False
+        """Further requests wait: what is kept for their company is not sent yet."""
         self._lock = threading.Lock()
 
     def _answered(self, error: int = 0, _payload: bytes = b"") -> None:
@@ -298,14 +300,21 @@ class Guest:
             if error:
                 self.errors.append(error)
 
+    def _send_kept(self) -> None:
+        if not self.more:
+            self.side.primary.send_kept()
+
     def change(self, records: list[Record], execute: Callable[[], Change | None]) -> None:
         self.side.primary.change(tuple(records), execute, self._answered)
+        self._send_kept()
 
     def write(self, file: FileId, offset: int, data: bytes, *, barrier: bool = False) -> None:
         self.side.primary.write(file, offset, data, barrier=barrier, answer=self._answered)
+        self._send_kept()
 
     def flush(self, file: FileId) -> None:
         self.side.primary.flush(file, data_only=True, answer=self._answered)
+        self._send_kept()
 
     def _mtime(self, directory: FileId) -> int:
         return self.side.store.attributes(Target(directory)).mtime_ns
@@ -388,6 +397,16 @@ class Monkey:
         self.files: list[tuple[FileId, FileId, bytes]] = []
 
     def step(self) -> None:
+        count = self.chance.choice((1, 1, 3))
+        for number in range(count):
+            self.guest.more = number < count - 1
+            try:
+                self._one()
+            finally:
+                self.guest.more = False
+        self.guest.side.primary.send_kept()
+
+    def _one(self) -> None:
         choice = self.chance.random()
         if choice < 0.15 or not self.files:
             self._create()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 _ENDED: Final = (errno.ENODEV, errno.ECONNABORTED)
 _AGAIN: Final = (errno.EINTR, errno.ENOENT, errno.EAGAIN)
 _INVALIDATE_MS: Final = 2000
+_KEPT_LIMIT: Final = 16
+"""So many requests at most are served while what is to be sent is kept."""
 
 
 def records_of(change: Change) -> tuple[Record, ...]:
@@ -149,7 +152,17 @@ class Session:
         unpack, buffer = protocol.IN_HEADER.unpack_from, connection.buffer
         readv, limit = os.readv, protocol.OP_LIMIT
         view, split, write = connection.view, protocol.DATA_OFFSET, int(Op.WRITE)
+        pipeline = connection.pipeline
+        waiting = select.poll()
+        waiting.register(device, select.POLLIN)
+        served = 0
         while True:
+            if pipeline.keeps is not None:
+                # One system call more, and as many less as there are requests to be served first.
+                served += 1
+                if served >= _KEPT_LIMIT or not waiting.poll(0):
+                    pipeline.send_kept()
+                    served = 0
             try:
                 readv(device, connection.targets)
             except OSError as error:
