@@ -46,6 +46,7 @@ from hyperha.replication.wire_changes import encode_change
 
 Report = Callable[[Event | LogLine], None]
 _ZONE_SHIFT: Final = 20
+_NONE: Final[tuple[Record, ...]] = ()
 _DISK_ERRORS: Final = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN)
 """Errors of a local write that mean a failed disk (D10); others are the guest's to know."""
 _CHANGE_ERRORS: Final = (errno.EIO, errno.EUCLEAN)
@@ -106,13 +107,10 @@ class Primary(Ledger):
     ) -> bool:
         size = len(data)
         zone = offset >> _ZONE_SHIFT
-        kept = False
-        sender = None
-        records: tuple[Record, ...] = ()
+        kept, sender, records = False, None, _NONE
         if (offset + size - 1) >> _ZONE_SHIFT != zone or (1, file, zone) not in self._active:
             records = self._zones(file, offset, size)
-            # The log's disk is waited for.
-            self.send_kept()
+            self.send_kept()  # Since the log's disk is waited for.
             self._activate(records)
         with self.lock:
             entry = None if records else self._active.get((1, file, zone))
@@ -135,7 +133,7 @@ class Primary(Ledger):
             if self.watched:
                 self._touch(file, offset, size)
         if sender is not None:
-            if self._has_company(number) and give_back is None and not records:
+            if give_back is None and not records and self._has_company(number):
                 sender.keep(head, data)
                 self.keeps = sender
             else:
@@ -153,10 +151,10 @@ class Primary(Ledger):
         if self.watched:
             with self.lock:
                 self._touch(file, offset, size)
-        if flush is not None:
-            self._complete_barrier(number, file, flush)
-        else:
+        if flush is None:
             self._complete(number, session, answer)
+        else:
+            self._complete_barrier(number, file, flush)
         return kept
 
     def _perform(self, file: FileId, offset: int, data: bytes | memoryview) -> OSError | None:
