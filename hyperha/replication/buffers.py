@@ -13,7 +13,11 @@ from typing import Final
 
 _KEPT: Final = 8
 
-Buffer = mmap.mmap
+
+class Buffer(mmap.mmap):
+    """One buffer. It knows where it is kept: who sends for several lenders gives each its own."""
+
+    pool: Buffers
 
 
 class Buffers:
@@ -32,7 +36,9 @@ class Buffers:
             buffer = self._free.pop()
             if len(buffer) == size:
                 return buffer
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        buffer = Buffer(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        buffer.pool = self
+        return buffer
 
     def give_back(self, buffer: Buffer) -> None:
         """The owner has no use for it any more, and nothing else reads it."""
@@ -40,9 +46,13 @@ class Buffers:
             self._free.append(buffer)
 
     def give_back_view(self, view: object) -> None:
-        """`give_back` for who was handed a part of a buffer, and nothing for any other object."""
+        """`give_back` for who was handed a part of a buffer, and nothing for any other object.
+
+        To the pool that it was taken from, whoever is asked: its taker may still read it here, and
+        takes nothing meanwhile; another one would fill it anew.
+        """
         if isinstance(view, memoryview) and isinstance(view.obj, Buffer):
-            self.give_back(view.obj)
+            view.obj.pool.give_back(view.obj)
 
     def trim(self) -> None:
         """For the taking thread, now and then: free all if none was taken since the last time."""

@@ -53,7 +53,7 @@ class Sender:
         """To the thread: what to send first, then all that is pending; None: end."""
         self._direct = False
         self._give_back: GiveBack | None = None
-        """Called with each view that was sent: all are of the data path's buffers."""
+        """Called with each view that was sent, also of another lender: it finds whose it is."""
         self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
 

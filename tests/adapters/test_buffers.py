@@ -118,6 +118,58 @@ def test_no_payload_is_overwritten_before_it_is_applied(pair: Pair, monkeypatch)
     pair.check_equal()
 
 
+class _Held:
+    """In the place of a queue: what is put waits."""
+
+    def __init__(self) -> None:
+        self.held: list[object] = []
+
+    def put(self, one: object) -> None:
+        self.held.append(one)
+
+
+@pytest.mark.root
+def test_what_two_have_lent_comes_back_to_the_one_it_was_of(pair: Pair, monkeypatch) -> None:
+    """T2: a resync sends beside the data path, which still writes here what was sent already. Its
+    buffer, given to the resync, would be filled anew under that write."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    guest.write(file, 0, b"warm")
+    wait_for(lambda: guest.answers == 2)
+    session = pair.a.primary.session
+    assert session is not None
+    line, sender = session._lines.line, session.sender
+    assert line is not None
+    monkeypatch.setattr(line.forward, "send_some", lambda pieces, total: pieces)
+    wake, held = sender._wake, _Held()
+    monkeypatch.setattr(sender, "_wake", held)
+    ours, theirs = Buffers(), Buffers()
+    written, block = ours.take(LARGE), theirs.take(LARGE)
+    perform = pair.a.store.write
+
+    def filled_anew(which, offset, data):
+        """What a resync does while the local call has not returned."""
+        with pair.a.primary.lock:
+            head = wire.frame(wire.Kind.BIND, session.tag, 0, wire.encode_bind(9, FILE))
+            sender.put_lent(head[:-16], memoryview(block)[:16], theirs.give_back_view)
+        for one in held.held:
+            wake.put(one)
+        wait_for(lambda: len(ours._free) + len(theirs._free) == 2)
+        while theirs._free:
+            memoryview(theirs.take(LARGE))[:] = bytes(LARGE)
+        return perform(which, offset, data)
+
+    monkeypatch.setattr(pair.a.store, "write", filled_anew)
+    memoryview(written)[:] = b"w" * LARGE
+    pair.a.primary.write(
+        file, 0, memoryview(written), barrier=False, answer=guest._answered,
+        give_back=ours.give_back_view,
+    )  # fmt: skip
+    assert pair.a.store.read(file, 0, LARGE) == b"w" * LARGE
+    assert ours.take(LARGE) is written
+
+
 @pytest.mark.root
 def test_what_was_lent_is_kept_until_it_was_sent(pair: Pair, monkeypatch) -> None:
     """T2: the peer stands still while the data path goes on with other buffers."""
