@@ -215,7 +215,11 @@ class Applier:
         active, files = self._intent.active, self._files
         for place, frame in enumerate(frames):
             if frame.kind is Kind.WRITE:
-                index, offset, data = wire.decode_write(frame.payload)
+                try:
+                    index, offset, data = wire.decode_write(frame.payload)
+                except ReplicationError:
+                    # The applier's thread meets it and says so: all of this is acknowledged (P8).
+                    return frames[place:]
                 if (1, files.get(index), offset // ZONE_BYTES) not in active:
                     return frames[place:]
                 if not self._saved(files[index], offset, len(data)):
@@ -254,7 +258,14 @@ class Applier:
     def _saved(self, file: FileId, offset: int, size: int) -> bool:
         """Whether a write destroys nothing that a safety copy lacks (R15)."""
         guard = self._store.guard
-        return guard is None or guard.saved(self._store.handle(file), offset, size)
+        if guard is None:
+            return True
+        try:
+            handle = self._store.handle(file)
+        except OSError:
+            # Not here, or not yet (R13): the applier's thread knows what that means.
+            return False
+        return guard.saved(handle, offset, size)
 
     def _prepared(self, frames: list[Frame]) -> list[Frame]:
         """What waits, up to a batch, after all that its data will destroy was saved at once: a
@@ -275,8 +286,11 @@ class Applier:
             return frames
         try:
             self._save_data(frames)
-        except (OSError, ReplicationError) as problem:
+        except OSError as problem:
             self._fail(str(problem))
+        except Exception as problem:
+            # The thread must live: what waits for it is acknowledged (P8).
+            self._fail_for(frames[0].kind, problem)
         return frames
 
     def _save_data(self, frames: list[Frame]) -> None:

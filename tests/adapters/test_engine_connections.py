@@ -143,7 +143,7 @@ def test_garbage_ends_the_session_and_changes_nothing(pair: Pair) -> None:
                 preamble.cluster_hash("cluster"), "VM1", 1, "node1", key, direction,
                 b"%016d" % number, False,
             )  # fmt: skip
-            one = socket.create_connection(("127.0.0.1", pair.b._port))
+            one = socket.create_connection(("127.0.0.1", pair.b.port))
             one.sendall(preamble.encode(raw))
             sockets.append(one)
         hello = handshake.encode_hello(handshake.Hello(key, SessionStart.IN_SYNC, 0, 1))

@@ -12,10 +12,14 @@ import pytest
 from hyperha.core.actions import CloseSafety, OpenSafety, SafetyEnd, SessionStart, UndoResync
 from hyperha.core.events import LocalDiskFailed, SafetyLost, SessionUp
 from hyperha.core.records import Generation
+from hyperha.replication import wire
+from hyperha.replication.operations import FileId
 from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.safety.copy import State
 from hyperha.replication.safety.saver import Saver
+from hyperha.replication.wire import Kind
 from tests.support.engine_pair import Guest, Monkey, Pair, Side, pair_at, wait_for
+from tests.support.raw_peers import raw_primary
 from tests.support.safety import state_of
 
 pytestmark = pytest.mark.root
@@ -97,6 +101,24 @@ def test_a_broken_off_resync_is_undone(pair: Pair, saved: int, start: SessionSta
     pair.check_equal()
     guarded.end(SafetyEnd.COPIED)
     assert guarded.area.facts() == ()
+    guarded.area.close()
+
+
+def test_writes_to_a_file_that_the_target_lacks_as_yet_do_not_end_the_resync(pair: Pair) -> None:
+    """They are small and the zone is warm by the second one: the receiver asks the safety copy
+    about an inode that is not here before the resync has brought it (R13)."""
+    guarded = Guarded(pair.b)
+    guarded.begin()
+    with raw_primary(pair.b, 1, SessionStart.FULL) as peer:
+        for number in (1, 2, 3):
+            head = wire.write_head(4, peer.tag, number, 1, 0, False)
+            bind = wire.frame(Kind.BIND, peer.tag, 0, wire.encode_bind(1, FileId(b"n" * 16)))
+            peer.say(bind + head + b"data")
+            # What comes next finds nothing waiting.
+            peer.say(wire.frame(Kind.SYNC, peer.tag, 100 + number))
+            assert peer.hear_until(Kind.FLUSHED, 100 + number), pair.b.events
+        assert peer.hear_until(Kind.UNSETTLED)
+        assert pair.b.acceptor.close() == ""
     guarded.area.close()
 
 

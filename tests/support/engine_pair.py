@@ -79,7 +79,7 @@ class Side:
             (PeerLink("repl", "127.0.0.1", peer_port, "127.0.0.1", None),),
             suspect_ms=400, stall_limit_ms=1000,
         )  # fmt: skip
-        self._port = port
+        self.port = port
         self.open()
 
     def open(self, *, fresh: bool = True) -> None:
@@ -95,7 +95,7 @@ class Side:
         ).start()
         self.primary.barriers.run()
         self.acceptor = Acceptor(self.store, self.intent, self.config, self.report)
-        self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._listener = socket.create_server(("127.0.0.1", self.port))
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
