@@ -355,6 +355,23 @@ def test_a_restore_under_changes_gives_the_former_state(path: Path, tmp_path: Pa
             folder.area.delete(name)
 
 
+def test_a_restore_of_what_is_given_up_meanwhile_fails(path: Path, tmp_path: Path) -> None:
+    """What changes from then on is not saved: it would be taken for the former state."""
+    with folder_at(path) as folder:
+        (path / "disk").write_bytes(b"former" * 1000)
+        file = folder.store.identify(ROOT_ID, b"disk")
+        name = folder.begin(required=True)
+        folder.end(SafetyEnd.COPIED)
+
+        def full(done: int, total: int) -> None:
+            if folder.store.guard is not None:
+                assert folder.store.guard.make_room()
+                folder.store.write(file, 0, b"later!")
+
+        with pytest.raises(HyperhaError, match="given up"):
+            folder.area.restore(name, str(tmp_path / "to"), full)
+
+
 def test_a_large_file_of_which_much_is_overwritten_is_cloned(path: Path) -> None:
     size = 8 << 20
     with folder_at(path) as folder:

@@ -19,6 +19,7 @@ from hyperha.errors import FailedError, RefusedError
 from hyperha.replication import syscalls
 from hyperha.replication.safety.copy import (
     SafetyCopy,
+    State,
     open_below,
     saved_inode,
     scan_listing,
@@ -78,7 +79,9 @@ class Restore:
                 self._check_room(to, target, files)
                 self._make(target, directories, files)
                 syscalls.sync_file_system(target)
+                self._check_held(to)
             except OSError as error:
+                self._check_held(to)
                 raise FailedError(
                     f"{to} cannot be filled: {error.strerror or error}",
                     "Delete what is there and try again.",
@@ -87,6 +90,16 @@ class Restore:
                 os.close(target)
         finally:
             self._index.log.close()
+
+    def _check_held(self, to: str) -> None:
+        """A copy that is given up says so before anything is changed that it has not saved: as long
+        as it has not, everything that was read is the former state."""
+        facts = self._copy.facts
+        if facts.state is State.LOST:
+            raise FailedError(
+                f"the safety copy {facts.id} was given up meanwhile: {facts.text}",
+                f"What is in {to} is not its state; delete it.",
+            )
 
     # --- the former tree ------------------------------------------------------------------
 
