@@ -14,6 +14,7 @@ from typing import Final
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.domain import SessionKey
+from hyperha.errors import ReplicationError
 from hyperha.replication.barriers import NOT_PRIMARY, Barriers
 from hyperha.replication.control import EngineConfig
 from hyperha.replication.intent_log import IntentLog
@@ -271,8 +272,11 @@ class Ledger:
     # --- what the peer says ---------------------------------------------------------------
 
     def acknowledged(self, session: PrimarySession, number: int) -> None:
-        """Cumulative: the peer has everything up to `number`."""
+        """Cumulative: the peer has everything up to `number`. ReplicationError for one that it was
+        not sent: what comes later would be answered before the peer has it (T2)."""
         with self.lock:
+            if number > session.last_number:
+                raise ReplicationError(f"the peer acknowledges {number}, which was not sent")
             if session is not self.session or number <= self.acknowledged_number:
                 return
             self.acknowledged_number = number

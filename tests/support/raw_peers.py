@@ -56,10 +56,10 @@ class RawPeer:
             if not self.hear():
                 return False
 
-    def hear_to_the_end(self) -> None:
-        """Until the other side has hung up."""
+    def speak_to_the_end(self) -> None:
+        """Say that nothing is to be said until the other side has hung up."""
         while self.hear():
-            pass
+            self.say(wire.frame(Kind.ALIVE, self.tag))
 
     def hang_up(self) -> None:
         """Close both connections."""
