@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from hyperha.replication.operations import (
     SetTimes,
     Truncate,
 )
-from hyperha.replication.safety import undo_log
+from hyperha.replication.safety import area, undo_log
 from hyperha.replication.safety.area import Keep, SafetyArea
 from hyperha.replication.safety.copy import State
 from tests.support.machine import lacking
@@ -418,6 +420,108 @@ def test_kept_copies_end_after_their_time_and_above_their_size(path: Path) -> No
         assert folder.area.facts() == ()
         assert not list((path / ".hyperha" / "safety").iterdir())
         assert any(name in line.text for line in folder.told)
+
+
+def test_what_is_kept_together_is_bounded_by_size(path: Path, monkeypatch: Any) -> None:
+    """max_gib: the oldest one goes, and only as many as are too much; one under way never."""
+    monkeypatch.setattr(area, "_GIB", 1 << 20)
+    with folder_at(path) as folder:
+        names = []
+        for number in range(4):
+            (path / f"disk{number}").write_bytes(os.urandom(900 << 10))
+            file = folder.store.identify(ROOT_ID, b"disk%d" % number)
+            names.append(folder.begin(required=True))
+            folder.store.write(file, 0, b"x" * (900 << 10))
+            if number < 3:
+                folder.end(SafetyEnd.COPIED)
+        folder.keep = Keep(7, 0)
+        folder.crash()
+        folder.area.expire()
+        assert State.LOST not in [one.state for one in folder.area.facts()], "0: no bound"
+        sizes = {one.id: one.saved_bytes for one in folder.area.facts()}
+        kept = sorted(names[:3], key=[one.id for one in folder.area.facts()].index)
+        limit = -(-(sizes[kept[1]] + sizes[kept[2]]) // (1 << 20))
+        folder.keep = Keep(7, limit)
+        folder.crash()
+        folder.area.expire()
+        folder.area.expire()
+        states = {one.id: (one.state, one.text) for one in folder.area.facts()}
+        assert states[kept[0]][0] is State.LOST
+        assert f"larger than max_gib = {limit}" in states[kept[0]][1]
+        assert [states[one][0] for one in kept[1:]] == [State.KEPT] * 2
+        assert states[names[3]][0] is State.OPEN
+        assert not (path / ".hyperha" / "safety" / kept[0] / "undo").exists(), "its room is free"
+        folder.area.delete(kept[0])
+
+
+def test_a_clock_that_jumps_ends_no_copy(path: Path, monkeypatch: Any) -> None:
+    """The battery of a node's clock is dead, or somebody sets the year wrong: what only this copy
+    holds would be deleted at once (S4)."""
+    with folder_at(path) as folder:
+        folder.keep = Keep(7, 0)
+        folder.crash()
+        breaker, _ = _grown(folder, 1)
+        folder.begin(required=True)
+        breaker.step()
+        folder.end(SafetyEnd.COPIED)
+        real = time.time_ns
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time_ns", lambda: real() + 400 * 86_400 * 10**9)
+            folder.area.expire()
+            folder.crash()
+            folder.area.expire()
+        assert [one.state for one in folder.area.facts()] == [State.KEPT]
+        # It grows old by a clock that nobody sets, over restarts.
+        for day in range(7):
+            now = area.now_ms
+            assert len(folder.area.facts()) == 1, day
+            monkeypatch.setattr(area, "now_ms", lambda now=now: now() + 86_400_000)
+            folder.area.expire()
+            folder.crash()
+        assert folder.area.facts() == ()
+
+
+def test_what_else_lies_beside_the_copies_stops_nobody(path: Path) -> None:
+    """A file of an operator's, or what a power cut has left of a record: the folder is covered."""
+    with folder_at(path) as folder:
+        kept = folder.begin(required=True)
+        safety = path / ".hyperha" / "safety"
+        (safety / "note.txt").write_text("do not delete")
+        (safety / "20200101-000000-0000" / "files").mkdir(parents=True)
+        (safety / "20200101-000000-0000" / "record.new").write_bytes(b"\0" * 100)
+        folder.crash()
+        assert [one.id for one in folder.area.facts()] == [kept]
+        assert not (safety / "20200101-000000-0000").exists(), "nobody was told of it"
+        assert (safety / "note.txt").exists()
+        assert not folder.told
+
+
+def test_what_cannot_be_read_stays_on_disk(path: Path, monkeypatch: Any) -> None:
+    """It is of no use to a resync any more, but it may hold what nobody else has."""
+    with folder_at(path) as folder:
+        breaker, _ = _grown(folder, 1)
+        name = folder.begin(required=True)
+        for _ in range(9):
+            breaker.step()
+        folder.end(SafetyEnd.COPIED)
+        log = path / ".hyperha" / "safety" / name / "undo"
+        size = log.stat().st_size
+        real = os.pread
+
+        def broken(descriptor: int, length: int, offset: int) -> bytes:
+            if os.fstat(descriptor).st_ino == log.stat().st_ino:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(descriptor, length, offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", broken)
+            folder.crash()
+        (facts,) = folder.area.facts()
+        assert facts.state is State.LOST
+        assert "cannot be read" in facts.text
+        assert log.stat().st_size == size
+        folder.area.delete(name)
+        assert not log.exists()
 
 
 def test_a_resync_that_came_to_nothing_leaves_a_kept_copy_if_it_saved_anything(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,8 @@ Report = Callable[[SafetyLost | LogLine], None]
 _DAY_MS: Final = 86_400_000
 _GIB: Final = 1 << 30
 _LOOK_MS: Final = 60_000
+_AGED_MS: Final = 600_000
+"""How exactly the age of a copy outlives the process."""
 _CLOSE_S: Final = 10.0
 _TEXT: Final = 1000
 """Characters of a reason in a record."""
@@ -104,6 +107,7 @@ class SafetyArea:
         self._report = report
         self._keep = keep
         self._next_ms = 0
+        self._looked_ms = now_ms()
         self._serving = serving
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
@@ -111,6 +115,8 @@ class SafetyArea:
         self._busy: set[str] = set()
         """Copies that are being restored."""
         self._copies: dict[str, SafetyCopy] = {}
+        self._unaged_ms: dict[str, int] = {}
+        """What their records do not say of the time that they have been kept."""
         self._savers: dict[str, Saver] = {}
         self._guard = Guard(self._failed, serving)
         self._load()
@@ -138,6 +144,9 @@ class SafetyArea:
     def _load(self) -> None:
         with self._area() as area:
             for name in sorted(os.listdir(area)):
+                if not stat.S_ISDIR(os.stat(name, dir_fd=area, follow_symlinks=False).st_mode):
+                    # Not of ours.
+                    continue
                 if name.startswith(LEAVING) or is_unborn(area, name):
                     remove_tree(area, name)
                     continue
@@ -155,7 +164,8 @@ class SafetyArea:
         try:
             self._savers[copy.id] = Saver(copy, self._root_handle)
         except (HyperhaError, OSError) as problem:
-            self._give_up(copy, f"it cannot be read: {problem}")
+            # What it holds stays: somebody may get more out of it than this program can.
+            self._give_up(copy, f"it cannot be read: {problem}", drop=False)
 
     def _attach_guard(self) -> None:
         if self._store is None:
@@ -271,13 +281,13 @@ class SafetyArea:
         facts = saver.copy.facts
         return self._serving() or facts.state is State.KEPT or not facts.required
 
-    def _give_up(self, copy: SafetyCopy, text: str) -> None:
+    def _give_up(self, copy: SafetyCopy, text: str, *, drop: bool = True) -> None:
         """Durable before anything is changed that is not saved."""
         saver = self._savers.pop(copy.id, None)
         if saver is not None:
             saver.close()
         was_open = copy.facts.state is State.OPEN
-        copy.give_up(text[:_TEXT])
+        copy.give_up(text[:_TEXT], drop=drop)
         if was_open:
             self._report(SafetyLost(text))
         else:
@@ -287,6 +297,7 @@ class SafetyArea:
         with self._guard.lock:
             saver = self._savers.pop(copy.id, None)
             self._copies.pop(copy.id, None)
+            self._unaged_ms.pop(copy.id, None)
             self._attach_guard()
             if saver is not None:
                 saver.close()
@@ -370,14 +381,14 @@ class SafetyArea:
         keep = self._keep
         if keep is None:
             return
-        oldest_ms = time.time_ns() // 1_000_000 - keep.days * _DAY_MS
         try:
             with self._lock:
                 self._end_forgotten()
                 idle = [one for one in self._copies.values() if one.id not in self._busy]
                 ended = [one for one in idle if one.facts.state is not State.OPEN]
+                self._grow_older(ended)
                 for copy in ended:
-                    if copy.facts.opened_wall_ms < oldest_ms:
+                    if self._lived_ms(copy) >= keep.days * _DAY_MS:
                         self._delete(copy)
                         what = f"safety copy {copy.id} was deleted after its time"
                         self._report(LogLine("I", "R15", what))
@@ -388,6 +399,23 @@ class SafetyArea:
                     break
         except (OSError, HyperhaError) as problem:
             self._report(LogLine("E", "R15", f"old safety copies cannot be deleted: {problem}"))
+
+    def _lived_ms(self, copy: SafetyCopy) -> int:
+        return copy.facts.lived_ms + self._unaged_ms.get(copy.id, 0)
+
+    def _grow_older(self, ended: list[SafetyCopy]) -> None:
+        """Count the time since the last look. Not by the clock on the wall: one that was set wrong
+        when a copy was opened, or is now, would end it at once (S4)."""
+        now = now_ms()
+        passed_ms, self._looked_ms = now - self._looked_ms, now
+        for copy in ended:
+            unaged_ms = self._unaged_ms.get(copy.id, 0) + passed_ms
+            if unaged_ms >= _AGED_MS:
+                # The guard may give it up just now, and a record has one writer at a time.
+                with self._guard.lock:
+                    copy.change(lived_ms=copy.facts.lived_ms + unaged_ms)
+                unaged_ms = 0
+            self._unaged_ms[copy.id] = unaged_ms
 
     def _end_forgotten(self) -> None:
         """A copy that was opened when the node died, before anything of the resync was durable,

@@ -66,6 +66,8 @@ class Facts:
     """Inodes of which something is saved."""
     text: str = ""
     """Why it was lost."""
+    lived_ms: int = 0
+    """For how long it was looked after since its resync ended, by a clock that nobody sets."""
 
 
 def open_below(parent: int, name: str | bytes) -> int:
@@ -306,10 +308,11 @@ class SafetyCopy:
                 os.close(place)
         return total
 
-    def give_up(self, text: str) -> None:
-        """Say durably that the copy holds nothing, then free what it held."""
+    def give_up(self, text: str, *, drop: bool = True) -> None:
+        """Say durably that the copy is good for nothing, then free what it held."""
         self.change(state=State.LOST, text=text, saved_bytes=0, files=0)
-        self.drop()
+        if drop:
+            self.drop()
 
     def drop(self) -> None:
         """Free the room; the record stays."""
