@@ -212,7 +212,8 @@ class SafetyCopyView(Told):
     text: str = ""
     """Why it was lost."""
     expires: str = ""
-    """When it is deleted; empty while its resync has not ended."""
+    """When it is deleted at the earliest: only the time counts in which its folder was covered.
+    Empty while its resync has not ended."""
 
 
 class SafetyCopies(Told):
