@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from hyperha.replication.control import (
     SafetyAnswered,
     SafetyCopies,
 )
+from hyperha.replication.store import Store
 from tests.support.engine_pair import free_ports
 from tests.support.engine_process import NodeProcess, ProcessPair
 from tests.support.safety import state_of
@@ -70,14 +72,18 @@ def _grow(folder: Path, seed: int) -> None:
     os.link(folder / "d1" / "f1", folder / "hard")
     os.setxattr(folder / "d2" / "f2", "user.x", b"y")
     os.truncate(folder / "d3" / "f3", 1 << 20)
+    os.chmod(folder / "d0" / "f0", 0o4755)
 
 
 def _change(folder: Path, number: int) -> None:
     """What a guest may do, with files that lose their names while they are open."""
     dice = random.Random(number)
-    descriptor = os.open(folder / "d0" / "f0", os.O_RDWR)
+    descriptor = os.open(folder / "d0" / "f0", os.O_RDWR | os.O_DIRECT)
     os.unlink(folder / "d0" / "f0")
     assert os.fstat(descriptor).st_size < 200_000
+    # It takes the set-user-id bit away, also from a file without names.
+    subprocess.run(["echo", "somebody else's"], stdout=descriptor, user=1000, check=True)
+    assert not os.fstat(descriptor).st_mode & stat.S_ISUID
     os.pwrite(descriptor, b"written without a name", 3)
     os.ftruncate(descriptor, 9)
     os.fchmod(descriptor, 0o604)
@@ -96,6 +102,16 @@ def _change(folder: Path, number: int) -> None:
     os.unlink(folder / "d3" / "f7")
 
 
+def _identify_all(folder: Path) -> None:
+    """As of a folder that was replicated before: nothing is saved by being looked at."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    store = Store(descriptor)
+    os.close(descriptor)
+    for found in store.walk():
+        store.identify(found.parent, found.entry.name)
+    store.close()
+
+
 def _without_ids(folder: Path) -> dict[str, object]:
     found = state_of(folder, ids=False)
     root = found.pop(".")
@@ -106,6 +122,7 @@ def _without_ids(folder: Path) -> dict[str, object]:
 def test_a_kept_copy_outlives_what_a_guest_does(pair: ProcessPair, tmp_path: Path) -> None:
     node = pair.a
     _grow(node.folder, 1)
+    _identify_all(node.folder)
     before = _without_ids(node.folder)
     node.attach()
     node.do(actions.OpenSafety, False, True, "R8", _GENERATION)
@@ -115,7 +132,7 @@ def test_a_kept_copy_outlives_what_a_guest_does(pair: ProcessPair, tmp_path: Pat
     _change(node.folder, 1)
     (facts,) = _listed(node).copies
     assert (facts.state, facts.rule, facts.ordinal, facts.required) == ("kept", "R8", 3, True)
-    assert facts.files > 8
+    assert facts.files >= 8
     to = tmp_path / "restored"
     answer = _answered(node, RestoreSafety(2, facts.id, str(to)))
     assert answer.ok, answer.text

@@ -263,6 +263,7 @@ class FileRequests:
     def _clear_privileges(self, node: Node, kill_set_id: bool) -> None:
         for records, execute in self._attributes.privilege_steps(node, kill_set_id):
             if node.orphan:
+                self._c.save_orphan(node)
                 execute()
             else:
                 self._c.note(records, execute)
