@@ -8,9 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from hyperha.replication import syscalls
 from hyperha.replication.operations import Attributes, FileId
 
 PRIVATE_NAME: Final = b".hyperha"
@@ -95,3 +97,41 @@ def type_of(entry: os.DirEntry[str]) -> int:
     if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR
     return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
+
+
+def remove_tree(
+    parent: int, name: str | bytes, leaving: Callable[[int, bytes], None] | None = None
+) -> None:
+    """Delete what a directory's entry holds; nothing where there is none. Never through a link.
+
+    `leaving` hears of each name below before it goes, a directory's before those in it. As deep as
+    a guest has made it: no path leads there, and no stack of calls.
+    """
+    flags = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
+    open_ones, names, pending = [parent], [b""], [[os.fsencode(name)]]
+    try:
+        while pending:
+            if not pending[-1]:
+                pending.pop()
+                left = names.pop()
+                if pending:
+                    os.close(open_ones.pop())
+                    os.rmdir(left, dir_fd=open_ones[-1])
+                continue
+            at, one = open_ones[-1], pending[-1].pop()
+            if leaving is not None and len(pending) > 1:
+                leaving(at, one)
+            try:
+                status = os.stat(one, dir_fd=at, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                below = os.open(one, flags, dir_fd=at)
+                open_ones.append(below)
+                names.append(one)
+                pending.append([os.fsencode(inner) for inner in os.listdir(below)])
+            else:
+                os.unlink(one, dir_fd=at)
+    finally:
+        for descriptor in open_ones[1:]:
+            os.close(descriptor)

@@ -24,6 +24,7 @@ from hyperha.errors import ReplicationError
 from hyperha.replication import syscalls, wire
 from hyperha.replication.buffers import Buffers
 from hyperha.replication.comparison import COMPARISONS, CompareSide
+from hyperha.replication.entries import remove_tree
 from hyperha.replication.handshake import Hello
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import (
@@ -488,35 +489,23 @@ def purge(store: Store, names: list[str]) -> None:
 
 def tidy(store: Store, names: list[str]) -> None:
     """`purge`, by who holds the guard's `tidying`. OSError: some of it is left."""
+
+    def leaving(directory: int, name: bytes) -> None:
+        guard = store.guard
+        if guard is not None:
+            # What was there before the resync is kept by the safety copy (R15).
+            guard.last_name(directory, name)
+
     private = store.private_directory()
     try:
         lost = os.open(LOST, os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=private)
         try:
             for name in names:
-                _remove_tree(store, lost, name.encode(), save=False)
+                remove_tree(lost, name, leaving)
         finally:
             os.close(lost)
     finally:
         os.close(private)
-
-
-def _remove_tree(store: Store, parent: int, name: bytes, *, save: bool = True) -> None:
-    guard = store.guard
-    if save and guard is not None:
-        # What was there before the resync is kept by the safety copy (R15).
-        guard.last_name(parent, name)
-    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    if not stat.S_ISDIR(status.st_mode):
-        os.unlink(name, dir_fd=parent)
-        return
-    flags = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
-    descriptor = os.open(name, flags, dir_fd=parent)
-    try:
-        for below in os.listdir(descriptor):
-            _remove_tree(store, descriptor, os.fsencode(below))
-    finally:
-        os.close(descriptor)
-    os.rmdir(name, dir_fd=parent)
 
 
 def _target(directory: FileId, one: ListedEntry) -> Target:

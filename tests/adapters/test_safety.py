@@ -27,6 +27,7 @@ from hyperha.replication.operations import (
     Attributes,
     Create,
     FileId,
+    Remove,
     Rename,
     SetTimes,
     Truncate,
@@ -274,6 +275,45 @@ def test_a_new_directory_is_known_as_new_after_a_crash(path: Path) -> None:
 
 def _rename(folder: Folder, old: FileId, old_name: bytes, new: FileId, new_name: bytes) -> None:
     folder.store.apply(Rename(old, old_name, new, new_name, 0, 7, 7))
+
+
+def test_names_of_any_bytes_and_length_and_very_many(path: Path, tmp_path: Path) -> None:
+    with folder_at(path) as folder:
+        many = os.fsencode(path) + b"/many"
+        os.mkdir(many)
+        names = [b"%05d\xff\xfe\n" % number + b"n" * 247 for number in range(10_000)]
+        assert {len(one) for one in names} == {255}
+        for name in names:
+            os.close(os.open(os.path.join(many, name), os.O_CREAT))
+        directory = folder.store.identify(ROOT_ID, b"many")
+        before = state_of(path)
+        copy = folder.begin(required=True)
+        for number in range(0, 10_000, 100):
+            folder.store.apply(Remove(directory, names[number], False, 7))
+            _rename(folder, directory, names[number + 1], ROOT_ID, names[number + 1])
+        folder.crash()
+        folder.restore(copy, tmp_path / "to")
+        _equal(state_of(tmp_path / "to", ids=False), state_without_ids(before))
+        folder.undo()
+        folder.end(SafetyEnd.UNDONE)
+        _equal(state_of(path), before)
+
+
+def test_a_tree_deeper_than_any_path_is_undone_and_deleted(path: Path) -> None:
+    """A guest makes one step by step; nobody can name its end."""
+    with folder_at(path) as folder:
+        deep = 1500
+        before = state_of(path)
+        folder.begin(required=True)
+        parent = ROOT_ID
+        for number in range(deep):
+            new = folder.store.new_id()
+            made = Attributes(stat.S_IFDIR | 0o755, 0, 0, 0, 5)
+            folder.store.apply(Create(parent, b"below-%d" % number, new, made, 5))
+            parent = new
+        folder.undo()
+        folder.end(SafetyEnd.UNDONE)
+        _equal(state_of(path), before)
 
 
 # --- keeping ------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from hyperha.errors import FailedError, HyperhaError, NotFoundError, RefusedErro
 from hyperha.replication import syscalls
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import LogLine
+from hyperha.replication.entries import remove_tree
 from hyperha.replication.resync_target import lost_names, tidy
 from hyperha.replication.safety.copy import (
     LEAVING,
@@ -39,7 +40,6 @@ from hyperha.replication.safety.copy import (
     is_unborn,
     new_id,
     open_area,
-    remove_tree,
 )
 from hyperha.replication.safety.guard import Guard
 from hyperha.replication.safety.restore import Progress, Restore

@@ -23,7 +23,7 @@ from typing import Any, Final
 from hyperha.durable import DurableRecord
 from hyperha.errors import FailedError, RecordDamagedError
 from hyperha.replication import identity, syscalls
-from hyperha.replication.entries import PRIVATE_NAME
+from hyperha.replication.entries import PRIVATE_NAME, remove_tree
 from hyperha.replication.safety.undo_log import Index, Listing, SavedInode, SavedName, UndoLog
 
 AREA: Final = "safety"
@@ -147,24 +147,6 @@ def scan_listing(directory: int, *, root: bool) -> Listing:
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
         listing[name] = SavedName(handle, stat.S_IFMT(mode))
     return listing
-
-
-def remove_tree(parent: int, name: str | bytes) -> None:
-    """Delete what a directory's entry holds; nothing where there is none."""
-    try:
-        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(status.st_mode):
-        os.unlink(name, dir_fd=parent)
-        return
-    descriptor = open_below(parent, name)
-    try:
-        for below in os.listdir(descriptor):
-            remove_tree(descriptor, os.fsencode(below))
-    finally:
-        os.close(descriptor)
-    os.rmdir(name, dir_fd=parent)
 
 
 class SafetyCopy:

@@ -14,13 +14,13 @@ from typing import Final
 
 from hyperha.errors import FailedError
 from hyperha.replication import identity, syscalls
+from hyperha.replication.entries import remove_tree
 from hyperha.replication.operations import NO_ID
 from hyperha.replication.safety.copy import (
     SafetyCopy,
     make_below,
     names_in,
     open_below,
-    remove_tree,
     saved_inode,
     scan_listing,
 )
