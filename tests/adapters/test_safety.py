@@ -494,6 +494,19 @@ def test_what_is_kept_together_is_bounded_by_size(path: Path, monkeypatch: Any) 
         folder.area.delete(kept[0])
 
 
+def test_copies_of_one_second_never_have_one_name(path: Path, monkeypatch: Any) -> None:
+    with folder_at(path) as folder:
+        breaker, _ = _grown(folder, 1)
+        monkeypatch.setattr(time, "gmtime", lambda: time.struct_time((2026,) + (1,) * 8))
+        chance = iter([b"aa", b"aa", b"bb"])
+        monkeypatch.setattr(area.os, "urandom", lambda size: next(chance))
+        first = folder.begin(required=True)
+        for _ in range(9):
+            breaker.step()
+        folder.end(SafetyEnd.COPIED)
+        assert folder.begin() != first
+
+
 def test_a_clock_that_jumps_ends_no_copy(path: Path, monkeypatch: Any) -> None:
     """The battery of a node's clock is dead, or somebody sets the year wrong: what only this copy
     holds would be deleted at once (S4)."""

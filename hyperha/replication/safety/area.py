@@ -210,7 +210,7 @@ class SafetyArea:
             # What the copy holds without saving it is the disk's from here on.
             self._store.sync_all()
             facts = Facts(
-                id=new_id(),
+                id=new_id(self._copies),
                 opened_wall_ms=time.time_ns() // 1_000_000,
                 state=State.OPEN,
                 required=order.required,

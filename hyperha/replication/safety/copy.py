@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Container
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -336,7 +337,10 @@ def delete(area: int, name: str) -> None:
     remove_tree(area, leaving)
 
 
-def new_id() -> str:
-    """A name for a copy: when it was opened, and something random."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    return f"{stamp}-{os.urandom(2).hex()}"
+def new_id(known: Container[str]) -> str:
+    """A name for a copy, none of those known: when it was opened, and something random."""
+    while True:
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        name = f"{stamp}-{os.urandom(2).hex()}"
+        if name not in known:
+            return name
