@@ -342,15 +342,17 @@ def test_two_copies_at_once(place: Path, seed: int) -> None:
         for name, then in ((kept, first), (opened, second)):
             to = Path(base) / name
             folder.restore(name, to)
-            _equal(_unlinked(state_of(to, ids=False)), _unlinked(state_without_ids(then)))
+            # Without the map of holes: xfs keeps room in them, and that counts as data once read.
+            found = _unlinked(state_of(to, ids=False))
+            _equal(_unmapped(found), _unmapped(_unlinked(state_without_ids(then))))
         folder.undo()
         folder.end(SafetyEnd.UNDONE)
-        _equal(_unlinked(state_of(folder.path)), _unlinked(second))
+        _equal(_unmapped(_unlinked(state_of(folder.path))), _unmapped(_unlinked(second)))
         for _ in range(15):
             breaker.step()
         to = Path(base) / "again"
         folder.restore(kept, to)
-        _equal(state_of(to, ids=False), state_without_ids(first))
+        _equal(_unmapped(state_of(to, ids=False)), _unmapped(state_without_ids(first)))
         folder.area.delete(kept)
         assert folder.store.guard is None
 
