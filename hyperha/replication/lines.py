@@ -128,7 +128,7 @@ class Lines:
         self, links: Sequence[PeerLink], deadline_ms: int, why: str, alarm: bool
     ) -> tuple[Found | None, str]:
         part_s = self._config.stall_limit_ms / _TRIES / 1000
-        problem = ""
+        problem = refused = ""
         while True:
             for link in links:
                 if self._ended():
@@ -138,8 +138,12 @@ class Lines:
                     line, answer = self.connector.offer(
                         link, hello, connect_s=part_s, answer_s=part_s
                     )
-                except (ConnectionRefusedError, HungUpError) as error:
+                except HungUpError as error:
                     return None, not_over(link, error)
+                except ConnectionRefusedError as error:
+                    # Nobody listens, or a firewall of that LAN says so: the others will tell.
+                    refused = not_over(link, error)
+                    continue
                 except (OSError, ReplicationError) as error:
                     problem = not_over(link, error)
                     continue
@@ -152,8 +156,8 @@ class Lines:
                     line.close()
                     return None, error.text
                 return Found(line, received, hello.answers, why, alarm), ""
-            if now_ms() >= deadline_ms:
-                return None, problem
+            if refused or now_ms() >= deadline_ms:
+                return None, refused or problem
             time.sleep(_RETRY_S)
 
     def _received(self, line: Line, answer: Frame) -> int:

@@ -31,6 +31,7 @@ from tests.support.network import Network
 
 REDUNDANT_S = 75.0
 LANS = 2
+REPLICATION_PORT = 9011
 
 
 class Journals:
@@ -176,6 +177,18 @@ class BusyPair(NetworkPair):
             self.network.mend(lan, node)
         self.say("mended")
 
+    async def reset_connections(self, dice: random.Random) -> None:
+        """The replication connections of a network are reset for a while (T4)."""
+        lans = dice.choice(((0,), (1,), (0, 1)))
+        node = dice.choice(NODES)
+        pause_s = dice.choice((0.05, 0.2, 0.5, 2.0))
+        self.say(f"resets on LANs {lans} at {node} for {pause_s} s")
+        for lan in lans:
+            self.network.reset(lan, node, REPLICATION_PORT)
+        await asyncio.sleep(pause_s)
+        self.network.unfilter(node)
+        self.say("no resets any more")
+
     async def command_something(self, dice: random.Random) -> None:
         """What operators do: swap, stop of the module or of a whole node."""
         what = dice.choice(("swap", "stop", "node"))
@@ -197,6 +210,7 @@ class BusyPair(NetworkPair):
             self.kill_part,
             self.freeze,
             self.cut_cables,
+            self.reset_connections,
             self.command_something,
         ]
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.acceptance.busy import BusyPair, busy_pair
 
-KINDS = ("kill", "freeze", "cut", "order", "two")
+KINDS = ("kill", "freeze", "cut", "reset", "order", "two")
 KIND = os.environ.get("HYPERHA_FAULT_KIND", "")
 ROUNDS = int(os.environ.get("HYPERHA_FAULT_ROUNDS", "3"))
 ROUND_LIMIT_S = 180.0
@@ -35,6 +35,7 @@ async def _fault(pair: BusyPair, kind: str, dice: random.Random) -> None:
         "kill": pair.kill_part,
         "freeze": pair.freeze,
         "cut": pair.cut_cables,
+        "reset": pair.reset_connections,
         "order": pair.command_something,
         "two": pair.two_at_once,
     }[kind](dice)

@@ -293,6 +293,25 @@ def test_a_silent_lan_is_left_for_the_next_one(pair: Wired) -> None:
 
 
 @pytest.mark.root
+def test_a_lan_that_refuses_does_not_speak_for_the_others(pair: Wired) -> None:
+    """A firewall that resets what comes over one of them is no word of the peer's."""
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    wait_for(lambda: guest.answers == 1)
+    pair.cables[0].close()
+    guest.write(file, 0, b"x")
+    wait_for(lambda: guest.answers == 2)
+    assert pair.told("goes on over prod")
+    pair.check_equal()
+    pair.undisturbed()
+    # Where all of them refuse, nobody is there: that is told at once.
+    begun = time.monotonic()
+    pair.cables[1].close()
+    pair.a.wait(SessionLost)
+    assert time.monotonic() - begun < STALL_MS / 1000 / 2
+
+
+@pytest.mark.root
 def test_a_break_that_lasts_is_a_loss_on_both_nodes(pair: Wired) -> None:
     """Within stall_limit and a little; what waits is parked for the core to decide (D1)."""
     guest = Guest(pair.a)

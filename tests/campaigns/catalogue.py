@@ -225,9 +225,9 @@ def campaigns() -> dict[str, Campaign]:
         ),
         Campaign(
             name="faults",
-            purpose="kills, freezes, cuts, orders, and two of them at once, under load",
+            purpose="kills, freezes, cuts, resets, orders, and two of them at once, under load",
             unit="rounds of each kind",
-            goal=60,
+            goal=50,
             rows=faults.KINDS,
             covers=_ON_DAEMONS,
             kind=TestRound(_FAULT_ROUNDS, _faults, "test_rounds_of_faults"),

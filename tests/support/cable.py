@@ -94,7 +94,9 @@ class Cable:
                 end.close()
 
     def close(self) -> None:
-        """Take it away, with its connections."""
+        """Take it away, with its connections; more than once does no harm."""
+        if self._closing:
+            return
         self._closing = True
         self._wake.send(b"x")
         self._thread.join()

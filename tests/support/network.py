@@ -91,6 +91,18 @@ class Network:
                 rule = (face, f"lan{lan}", "meta", "l4proto", protocol, "drop")
                 _run(*there, "add", "rule", "inet", "reload", chain, *rule)
 
+    def reset(self, lan: int, node: str, port: int) -> None:
+        """A firewall on the node that resets every TCP connection of the LAN to or from a port."""
+        there = ("ip", "netns", "exec", self.namespace(node), "nft")
+        _run(*there, "add", "table", "inet", "reload")
+        for chain in ("input", "output"):
+            hook = f"{{ type filter hook {chain} priority 0; policy accept; }}"
+            _run(*there, "add", "chain", "inet", "reload", chain, hook)
+            face = "iifname" if chain == "input" else "oifname"
+            for end in ("sport", "dport"):
+                rule = (face, f"lan{lan}", "tcp", end, str(port), "reject", "with", "tcp", "reset")
+                _run(*there, "add", "rule", "inet", "reload", chain, *rule)
+
     def unfilter(self, node: str) -> None:
         """Take the firewall away."""
         _run(
