@@ -6,6 +6,7 @@ lets raw escape sequences through, so nothing may reach it uncleaned.
 
 from __future__ import annotations
 
+import datetime
 import re
 import unicodedata
 
@@ -87,6 +88,12 @@ def size_text(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} {_SIZES[-1]}"
+
+
+def minute_text(wall_ms: int) -> str:
+    """`2026-11-25 10:02 UTC` from milliseconds of the wall clock."""
+    moment = datetime.datetime.fromtimestamp(wall_ms / 1000, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def count_text(count: int, one: str, many: str = "") -> str:

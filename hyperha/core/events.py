@@ -242,6 +242,25 @@ class LocalDiskFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFull(Event):
+    """The folder's file system has refused the guest room (D11): told at the first refusal, and
+    while there is none again when the figures change, at least every minute.
+
+    Bytes free for the guest here and on the peer; None where no session tells."""
+
+    text: str
+    free_bytes: int
+    peer_free_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DiskHasRoom(Event):
+    """The file system that was full has room again, and refuses nothing any more (D11)."""
+
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class DiskFilling(Event):
     """A secondary's disk is full; what it has acknowledged finds room in its reserve, nothing more
     does (D11)."""

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hyperha.core import room
 from hyperha.core.commands import refusal, stated_loss
 from hyperha.core.events import Verb
 from hyperha.core.state import Goal, Link, ModuleState, Phase, Vm
 from hyperha.domain import DataState, Readiness, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A preflight reason that the core knows."""
+
+    code: str
+    text: str
+    fix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,8 @@ class Explanation:
     """Verb and reason."""
     losses: tuple[tuple[str, str], ...]
     """Verb and the loss that must be confirmed."""
+    reasons: tuple[Reason, ...]
+    """What would fail, or does, until somebody puts it right."""
 
 
 def readiness(state: ModuleState) -> Readiness:
@@ -42,7 +54,7 @@ def readiness(state: ModuleState) -> Readiness:
             ready = state.phase is Phase.FOLLOWING and state.link is Link.IN_SYNC
             return Readiness.READY if ready else Readiness.TRANSIENT
         case Role.ALONE | Role.PRIM:
-            ready = state.phase is Phase.RUNNING and state.vm is Vm.RUNNING and not state.frozen
+            ready = state.phase is Phase.RUNNING and state.vm is Vm.RUNNING and not state.unjudged
             return Readiness.READY if ready else Readiness.TRANSIENT
 
 
@@ -70,16 +82,30 @@ def explain(state: ModuleState) -> Explanation:
         role=state.role,
         readiness=readiness(state),
         data=data_state(state),
-        rule=state.why.rule,
+        rule="D11" if _full(state) else state.why.rule,
         text=_sentence(state),
         allowed=tuple(allowed),
         refused=tuple(refused),
         losses=tuple(losses),
+        reasons=_reasons(state),
     )
+
+
+def _full(state: ModuleState) -> bool:
+    return state.full is not None and state.phase is Phase.RUNNING and not state.frozen
+
+
+def _reasons(state: ModuleState) -> tuple[Reason, ...]:
+    if state.full is None:
+        return ()
+    fix = "Delete what is not needed on the folder's file system, or enlarge it."
+    return (Reason("disk-full", room.sentence(state, state.full), fix),)
 
 
 def _sentence(state: ModuleState) -> str:
     peer = state.config.peer
+    if state.full is not None and _full(state):
+        return room.sentence(state, state.full)
     if state.phase is Phase.RUNNING and state.vm is Vm.ABSENT:
         return state.why.text
     if state.role is Role.PRIM and state.phase is Phase.RUNNING and not state.frozen:

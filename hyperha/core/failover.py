@@ -54,7 +54,7 @@ def vm_exited(turn: Turn, event: VmExited) -> None:
     if suspended(state, state.config.vm_checker):
         turn.explain(Why("checker", "the VM ended by itself; its checker is suspended"))
         return
-    if state.phase is Phase.RUNNING and not state.frozen:
+    if state.phase is Phase.RUNNING and not state.unjudged:
         react(turn, state.config.exit_action, f"the VM ended by itself: {event.text}")
 
 
@@ -76,7 +76,7 @@ def suspension_over(turn: Turn) -> None:
 def grace_over(turn: Turn) -> None:
     """Nobody has started it meanwhile."""
     state = turn.state
-    if state.vm is not Vm.ABSENT or state.phase is not Phase.RUNNING or state.frozen:
+    if state.vm is not Vm.ABSENT or state.phase is not Phase.RUNNING or state.unjudged:
         return
     if not suspended(state, state.config.vm_checker):
         react(turn, state.config.exit_action, "the VM ended while its checker was suspended")
@@ -84,18 +84,23 @@ def grace_over(turn: Turn) -> None:
 
 def after_freeze(turn: Turn) -> None:
     """A VM that did not survive the freeze is started again; that never counts (K3, M7)."""
+    start_again(turn, "M7", "the VM ended while writes were held")
+
+
+def start_again(turn: Turn, rule: str, text: str) -> None:
+    """Start a VM that ended while it was held up by what was no fault of its own."""
     state = turn.state
-    if state.phase is not Phase.RUNNING or state.vm is not Vm.ABSENT:
+    if state.phase is not Phase.RUNNING or state.vm is not Vm.ABSENT or state.unjudged:
         return
     if not suspended(state, state.config.vm_checker):
-        turn.tell(Level.INFO, "M7", "the VM ended while writes were held: it is started again")
+        turn.tell(Level.INFO, rule, f"{text}: it is started again")
         running.start_vm(turn)
 
 
 def checker_failed(turn: Turn, event: CheckerFailed) -> None:
-    """A confirmed verdict; late ones and those about a frozen VM do not count (K2, K3)."""
+    """A confirmed verdict; late ones and those about a VM that is held up do not count (K2, K3)."""
     state = turn.state
-    if event.run != state.run or state.phase is not Phase.RUNNING or state.frozen:
+    if event.run != state.run or state.phase is not Phase.RUNNING or state.unjudged:
         return
     if suspended(state, event.checker):
         return
@@ -176,6 +181,8 @@ def engine_lost(turn: Turn, event: EngineLost) -> None:
     What the dead process was still asked to do is never answered; it is asked again or forgotten.
     """
     state = turn.state
+    # Whoever comes after it will be refused room again, or not.
+    turn.set(full=None)
     turn.tell(Level.ERROR, "M4", f"replication process lost: {event.text}")
     if state.phase in (Phase.IDLE, Phase.DETACHING):
         if not event.recovered:

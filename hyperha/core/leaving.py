@@ -29,7 +29,7 @@ from hyperha.core.messages import (
     Taken,
 )
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Goal, Handover, Link, Phase, Step, Vm, Why
+from hyperha.core.state import Goal, Handover, Link, ModuleState, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
 
@@ -51,7 +51,10 @@ def ask_handover(turn: Turn, kind: HandoverKind) -> None:
     state = turn.state
     epoch = state.lineage.epoch.next_for(state.config.peer)
     turn.set(handover=Handover(epoch, kind))
-    why = Why("H2", f"asks {state.config.peer} to take over")
+    text = f"asks {state.config.peer} to take over"
+    why = Why("H2", text)
+    if kind is HandoverKind.ROOM:
+        why = Why("D11", f"the disk is full: {text}")
     turn.enter(state.role, Phase.ASKING, why)
     send_request(turn)
     turn.arm(Timer.PATIENCE, state.config.timing.stall_limit_ms)
@@ -100,13 +103,13 @@ def no_handover(turn: Turn, reason: str) -> None:
     turn.persist(lineage=replace(state.lineage, epoch=max(state.lineage.epoch, handover.epoch)))
     text = f"{state.config.peer} does not take over: {reason}"
     turn.tell(Level.WARNING, "H2", text)
-    if handover.kind is HandoverKind.SWAP:
-        turn.enter(state.role, Phase.RUNNING, Why("R11", f"runs the VM; no swap: {reason}"))
+    if handover.kind.moves_only:
+        turn.enter(state.role, Phase.RUNNING, Why("R11", f"runs the VM; not moved: {reason}"))
         turn.finish(False, text)
         if state.vm is Vm.ABSENT:
             # It ended while the other node was being asked.
             turn.set(vm=Vm.RUNNING)
-            failover.vm_exited(turn, VmExited(state.run, "while a swap was prepared"))
+            failover.vm_exited(turn, VmExited(state.run, "while a move was prepared"))
         return
     stop_vm(turn, force=False)
 
@@ -115,10 +118,17 @@ def stop_vm(turn: Turn, *, force: bool) -> None:
     """stop_prim, or nothing where no VM is running."""
     state = turn.state
     turn.forget(Step.START_VM, Step.PROMOTE)
-    text = state.end.text if state.end else "stopping"
+    text = _reason(state)
     turn.enter(state.role, Phase.STOPPING, Why("H2", f"stopping the VM: {text}"))
     turn.set(vm=Vm.STOPPING)
     turn.order(StopVm, Step.STOP_VM, run=state.run, force=force)
+
+
+def _reason(state: ModuleState) -> str:
+    """Why the VM is being stopped."""
+    if state.handover is not None and state.handover.kind is HandoverKind.ROOM:
+        return f"the disk is full, {state.config.peer} has room"
+    return state.end.text if state.end else "stopping"
 
 
 def vm_stopped(turn: Turn, event: VmDone) -> None:
@@ -148,7 +158,7 @@ def flush(turn: Turn) -> None:
 def swaps(turn: Turn) -> bool:
     """Whether the VM was stopped only to be moved: without the move it runs here again (H2)."""
     handover = turn.state.handover
-    return handover is not None and handover.kind is HandoverKind.SWAP
+    return handover is not None and handover.kind.moves_only
 
 
 def flush_overdue(turn: Turn) -> None:
@@ -203,16 +213,18 @@ def stay(turn: Turn) -> None:
 def commit(turn: Turn, handover: Handover) -> None:
     """One durable act: before it only this node may run, after it only the other one (H2)."""
     state = turn.state
-    stop = handover.kind is HandoverKind.STOP
     lineage = replace(
         state.lineage,
         released_to=handover.epoch,
         epoch=handover.epoch,
         intent_primary=False,
         was_primary=False,
-        label=DataLabel.OUTDATED if stop else DataLabel.UPTODATE,
+        label=DataLabel.OUTDATED if handover.kind.leaves else DataLabel.UPTODATE,
     )
     turn.persist(lineage=lineage)
+    if handover.kind is HandoverKind.ROOM:
+        text = f"the disk was full: handed over to {state.config.peer}; make room, then start"
+        turn.set(goal=Goal.STOP, end=Why("D11", text))
     turn.tell(Level.INFO, "H2", f"released to {state.config.peer} ({handover.kind})")
     demote(turn)
 
@@ -235,7 +247,7 @@ def demoted(turn: Turn, event: EngineDone) -> None:
         turn.tell(Level.ERROR, "M2", f"the folder could not be made standby: {event.text}")
         if state.handover is not None and state.handover.ready:
             send_released(turn)
-            if state.handover.kind is HandoverKind.SWAP:
+            if not state.handover.kind.leaves:
                 turn.set(goal=Goal.RESTART)
         covering.detach(turn)
         return
@@ -252,8 +264,7 @@ def send_released(turn: Turn) -> None:
     """The commit's news, again until it is confirmed."""
     handover = turn.state.handover
     if handover is not None:
-        stop = handover.kind is HandoverKind.STOP
-        turn.send(Released(handover.epoch, handover.kind, stop))
+        turn.send(Released(handover.epoch, handover.kind, handover.kind.leaves))
         turn.retry()
 
 
@@ -274,7 +285,7 @@ def after_handover(turn: Turn) -> None:
     """A stop ends here; a swap goes on as secondary."""
     handover = turn.state.handover
     turn.set(handover=None)
-    if handover is not None and handover.kind is HandoverKind.SWAP:
+    if handover is not None and not handover.kind.leaves:
         turn.set(goal=Goal.RUN, yielded=True)
         turn.finish(True, f"{turn.state.config.peer} runs the VM")
         turn.enter(Role.WAIT, Phase.WAITING, Why("H2", "follows after the swap"))
@@ -290,7 +301,7 @@ def handover_overdue(turn: Turn) -> None:
         return
     text = f"{state.config.peer} has not confirmed the hand-over"
     turn.tell(Level.WARNING, "H2", text)
-    if handover.kind is HandoverKind.STOP:
+    if handover.kind.leaves:
         after_handover(turn)
         return
     if state.peer_heard:

@@ -20,6 +20,7 @@ from hyperha.core import (
     leaving,
     looking,
     results,
+    room,
     running,
     safety,
     settings,
@@ -52,6 +53,7 @@ def step(state: ModuleState, stimulus: Stimulus) -> tuple[ModuleState, tuple[Act
         leaving.no_handover(turn, "the session with it was lost")
     if turn.state.role is Role.WAIT and turn.state.phase is Phase.WAITING:
         waiting.settle(turn)
+    room.settle(turn)
     check(turn.state)
     return turn.state, tuple(turn.actions)
 
@@ -329,6 +331,8 @@ _EVENTS: dict[type[e.Event], Callable[[Turn, Any], None]] = {
     e.ResyncCopied: source.copied,
     e.SafetyLost: safety.lost,
     e.LocalDiskFailed: failover.disk_failed,
+    e.DiskFull: room.filled,
+    e.DiskHasRoom: room.back,
     e.DiskFilling: failover.disk_filling,
     e.EngineLost: failover.engine_lost,
     e.MountLost: _mount_lost,

@@ -177,6 +177,18 @@ class HandoverKind(StrEnum):
 
     STOP = "stop"
     SWAP = "swap"
+    ROOM = "room"
+    """This node's disk is full: like a swap until the commit, like a stop after it (D11)."""
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the leaver is stopped and outdated afterwards, instead of following."""
+        return self is not HandoverKind.SWAP
+
+    @property
+    def moves_only(self) -> bool:
+        """Whether nobody asked for an end: without the move the VM goes on where it is (H2)."""
+        return self is not HandoverKind.STOP
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,5 +171,8 @@ class Settings:
     """When the peer was last lost without a command (D8)."""
     quarantine_until_wall_ms: int | None = None
     """Until when the peer is not preferred, since it was lost too often."""
+    room_handover_wall_ms: int = 0
+    """When the VM was last handed over, or was to be, because a disk was full, on either node
+    (D11); 0: never."""
     certified_epoch: Epoch | None = None
     """A certificate was sent for this epoch: no start under it before the peer answered (L8)."""

@@ -220,6 +220,20 @@ class Resync:
 
 
 @dataclass(frozen=True, slots=True)
+class FullDisk:
+    """The guest is refused room by the file system of its folder (D11)."""
+
+    since_wall_ms: int
+    free_bytes: int
+    peer_free_bytes: int | None
+    """None: not known."""
+    text: str
+    """The error that the guest gets."""
+    obstacle: str = ""
+    """Why the VM is not handed over; empty when it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleState:
     """Everything the decisions rest on."""
 
@@ -265,6 +279,9 @@ class ModuleState:
     paused: bool = False
     """The freeze was ended towards the hypervisor (M7)."""
 
+    full: FullDisk | None = None
+    """While this node runs the VM and its disk is full (D11)."""
+
     vm: Vm = Vm.ABSENT
     fenced: bool = False
     """While the VM is killed: whether its data path is cut off (L5')."""
@@ -300,6 +317,12 @@ class ModuleState:
     def frozen(self) -> bool:
         """Whether the guest's writes are held."""
         return self.frozen_since_ms is not None
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether the VM may be held up by what is no fault of its own: no checker judges it while
+        its writes are held (K3), or while there is no room for them (D11)."""
+        return self.frozen or self.full is not None
 
     def awaits(self, step: Step) -> bool:
         """Whether an operation of that step is outstanding."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import farewell, looking, running, waiting
+from hyperha.core import farewell, looking, room, running, waiting
 from hyperha.core.actions import CloseSession, Level, Preflight, Probe, Timer
 from hyperha.core.events import (
     CertificateReceived,
@@ -269,8 +269,10 @@ def _cannot_take(turn: Turn, message: HandoverRequest) -> str:
         return f"{node} is stopping"
     if state.phase is not Phase.FOLLOWING or state.link is not Link.IN_SYNC:
         return f"{node} has no equal copy"
-    if not state.settings.failover and message.kind is HandoverKind.STOP:
+    if not state.settings.failover and message.kind.leaves:
         return "failover is off"
+    if message.kind is HandoverKind.ROOM and room.moved_lately(turn):
+        return f"it was moved for want of room within the last hour, as {node} remembers"
     if state.settings.start_failed:
         return f"start_prim failed on {node}: {state.settings.start_failed}"
     if message.epoch <= state.lineage.epoch:
@@ -288,7 +290,11 @@ def preflight_done(turn: Turn, event: VmDone) -> None:
         turn.send(HandoverRefused(handover.epoch, event.text, False))
         return
     turn.set(handover=replace(handover, ready=True))
-    turn.persist(lineage=replace(turn.state.lineage, epoch=handover.epoch))
+    settings = turn.state.settings
+    if handover.kind is HandoverKind.ROOM:
+        settings = replace(settings, room_handover_wall_ms=turn.stimulus.wall_ms)
+    lineage = replace(turn.state.lineage, epoch=handover.epoch)
+    turn.persist(lineage=lineage, settings=settings)
     turn.send(HandoverReady(handover.epoch))
 
 
@@ -310,7 +316,8 @@ def released(turn: Turn, message: Released) -> None:
         return  # A late copy, when this node has run under a later epoch since.
     turn.set(handover=Handover(message.epoch, message.kind, ready=True, taking=True))
     turn.cancel(Timer.TAKEOVER)
-    text = f"takes the VM over from {state.config.peer} as planned ({message.kind})"
+    how = "as planned" if message.kind is not HandoverKind.ROOM else "whose disk is full"
+    text = f"takes the VM over from {state.config.peer} {how} ({message.kind})"
     turn.tell(Level.INFO, "H2", text)
     turn.enter(Role.WAIT, Phase.DRAINING, Why("H2", text))
     turn.order(CloseSession, Step.TAKE)
@@ -335,7 +342,7 @@ def taken(turn: Turn, event: EngineDone) -> None:
     )
     turn.persist(lineage=lineage)
     turn.send(Taken(handover.epoch))
-    if handover.kind is HandoverKind.STOP:
+    if handover.kind.leaves:
         running.enter_alone(turn, ProofKind.PEER_SAID_SO)
     else:
         waiting.open_in_sync(turn)

@@ -22,6 +22,7 @@ FAULTS = (
     *("crash", "crash", "certified", "cut", "heal", "command", "command"),
     *("boot", "exit", "stall", "session", "persist", "engine", "engine"),
     *("mount", "disk", "bad-start", "operator", "operator", "fence"),
+    *("full", "full", "room"),
 )
 SEEDS = int(os.environ.get("HYPERHA_SEEDS", "150"))
 
@@ -62,6 +63,10 @@ def _rare_fault(world: World, dice: random.Random, node: Node, kind: str) -> Non
         world.mount_lost(node)
     elif kind == "disk" and node.attached and dice.random() < 0.5:
         world.disk_fails(node)
+    elif kind == "full" and node.attached:
+        world.disk_fills(node)
+    elif kind == "room":
+        world.disk_has_room(node)
     elif kind == "fence":
         node.failing_fences = dice.choice((1, 2))
     elif kind == "bad-start":
@@ -89,6 +94,7 @@ def _heal(world: World) -> None:
         node.start_fails = False
         node.failing_persists = 0
         node.safety_fails = False
+        world.disk_has_room(node)
         if not node.alive:
             world.boot_node(node)
     world.run(20_000)

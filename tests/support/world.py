@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from hyperha.core import actions as a
 from hyperha.core import events as e
+from hyperha.core import messages as m
+from hyperha.core import room
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.machine import step
 from hyperha.core.records import DataLabel, Lineage, Settings
@@ -20,6 +22,8 @@ from hyperha.core.state import Config, Isolation, ModuleState, Phase, Timing
 from hyperha.domain import Epoch, Marker, Role, SessionKey
 
 HEARTBEAT_MS = 250
+ROOMY_BYTES = 1 << 40
+REFUSED_AGAIN_MS = 60_000
 
 
 class Violation(AssertionError):
@@ -62,6 +66,8 @@ class Node:
         self.half_allowed = False
         """An operator may start a half made copy (`primforce`)."""
         self.demote_fails = False
+        self.free_bytes = ROOMY_BYTES
+        """On the file system of its folder; 0: the guest is refused everything (D11)."""
         self.start()
 
     def start(self) -> None:
@@ -91,6 +97,7 @@ class Node:
         self.storing: a.Persist | None = None
         self.failing_persists = 0
         self.storing_fails = False
+        self.refused_ms = 0
 
     @property
     def speechless(self) -> bool:
@@ -179,6 +186,8 @@ class Node:
 
     def do_SendPeer(self, action: a.SendPeer) -> None:
         world = self.world
+        if isinstance(action.message, m.HandoverRequest):
+            world.note_request(action.message)
         if world.connected(self, self.peer) and world.random.random() >= world.loss:
             self.world.deliver(self, action.message, world.random.randrange(1, 12))
         while world.random.random() < world.late:
@@ -402,9 +411,22 @@ class Node:
 
     # --- the VM ------------------------------------------------------------------------------
 
+    def refused(self) -> None:
+        """The guest was refused room: the engine tells what is free here and, in session, there."""
+        self.refused_ms = self.world.now
+        theirs = self.peer.free_bytes if self.session_up else None
+        self.event(e.DiskFull("No space left on device", self.free_bytes, theirs))
+
     def write(self) -> None:
         """One write of the guest, if it can make one."""
-        if not self.alive or not self.vm_run or not self.writable or self.parked:
+        if not self.alive or not self.writable or self.parked:
+            return
+        if not self.free_bytes:
+            first = self.vm_run and self.state.full is None
+            if first or self.world.now - self.refused_ms >= REFUSED_AGAIN_MS:
+                self.refused()
+            return
+        if not self.vm_run:
             return
         self.world.counter += 1
         number = self.world.counter
@@ -441,6 +463,8 @@ class World:
         """An operator has overridden what the nodes know: both may run, writes may be given up."""
         self.counter = 0
         self.cut = False
+        self.moved: tuple[Epoch | None, int] = (None, -room.APART_MS)
+        """Epoch and time of the last request to take over because a disk is full."""
         self.queue: list[tuple[int, int, Node, object, int]] = []
         self.story: list[str] = []
         self.acknowledged: set[int] = set()
@@ -489,6 +513,14 @@ class World:
         lost = self.acknowledged - self.forgiven - node.folder.data
         if lost and self.isolation is not Isolation.RUN:
             raise Violation(f"I3: {node.name} starts without {len(lost)} acknowledged writes")
+
+    def note_request(self, message: m.HandoverRequest) -> None:
+        """Two disks that fill together must not pass the VM to and fro (D11)."""
+        if message.kind is not m.HandoverKind.ROOM or message.epoch == self.moved[0]:
+            return
+        if self.now - self.moved[1] < room.APART_MS:
+            raise Violation("D11: moved twice within an hour for want of room")
+        self.moved = message.epoch, self.now
 
     def check(self, node: Node) -> None:
         both = [n for n in self.nodes.values() if n.alive and n.writable and n.vm_run]
@@ -648,6 +680,21 @@ class World:
         if node.session_role == "target":
             node.folder.data -= node.unapplied
         node.event(e.LocalDiskFailed("EIO"))
+
+    def disk_fills(self, node: Node, free_bytes: int = 0) -> None:
+        """The file system of the folder is full: a guest is refused, a follower leaves (D11)."""
+        self.story.append(f"{self.now:>7} {node.name} DISK FULL")
+        node.free_bytes = free_bytes
+        if node.session_role == "target" and node.session_up:
+            node.event(e.DiskFilling("No space left on device"))
+        elif node.vm_run and node.writable:
+            node.refused()
+
+    def disk_has_room(self, node: Node) -> None:
+        """Somebody made room."""
+        node.free_bytes = ROOMY_BYTES
+        if node.alive and node.writable:
+            node.event(e.DiskHasRoom(ROOMY_BYTES))
 
     def boot_node(self, node: Node) -> None:
         self.story.append(f"{self.now:>7} {node.name} BOOT")
