@@ -120,11 +120,12 @@ class CheckerSchedule:
                 self._see(one, ResourceState.UNKNOWN, _ELSEWHERE[one.checker.when])
 
     def freeze(self) -> None:
-        """From now on nothing is judged: writes are held, so the VM may not answer (K3)."""
+        """From now on nothing is judged: the VM may be unable to answer, as its writes are held or
+        refused (K3, D11)."""
         self._frozen = True
 
     def release(self) -> None:
-        """Writes are answered again: judge after a full grace (K3)."""
+        """Writes are served again: judge after a full grace (K3)."""
         if self._frozen:
             self._frozen = False
             for one in self._watched.values():

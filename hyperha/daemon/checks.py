@@ -30,7 +30,7 @@ class ModuleChecks:
         self._checkers = {one.name: one for one in host.config.checker}
         self._run: int | None = None
         self._role = Role.STOP
-        self._frozen = False
+        self._held = False
         self._suspensions: tuple[Suspension, ...] = ()
         spec = VmSpec(host.name, host.number, host.node, host.peer, host.folder)
         checks = [
@@ -60,12 +60,12 @@ class ModuleChecks:
         self._apply()
 
     def state_changed(self, state: ModuleState) -> None:
-        """Role, freeze and suspensions as the core has them (K3)."""
-        if state.frozen and not self._frozen:
+        """Role, suspensions, and what holds the VM up, as the core has them (K3)."""
+        if state.unjudged and not self._held:
             self._schedule.freeze()
-        elif self._frozen and not state.frozen:
+        elif self._held and not state.unjudged:
             self._schedule.release()
-        self._frozen = state.frozen
+        self._held = state.unjudged
         self._suspend(state.settings.suspensions)
         if state.role is not self._role:
             self._role = state.role

@@ -33,7 +33,7 @@ from hyperha.daemon.records import ModuleRecords
 from hyperha.daemon.safety_copies import SafetyKeeper
 from hyperha.daemon.steps import StepArchive
 from hyperha.daemon.verifying import Verifying
-from hyperha.daemon.views import side
+from hyperha.daemon.views import core_reasons, side
 from hyperha.daemon.vm_host import Stops, VmHost
 from hyperha.domain import Epoch
 from hyperha.errors import HyperhaError
@@ -434,7 +434,7 @@ class ModuleHost:
             folder=self.folder,
             generation=state.lineage.current.id,
             failover=state.settings.failover,
-            preflight=self.preflight,
+            preflight=[*self.preflight, *core_reasons(state)],
             side=side(
                 state,
                 wall_ms=time.time_ns() // 1_000_000,

@@ -117,6 +117,15 @@ def side(
     )
 
 
+def core_reasons(state: ModuleState) -> list[PreflightItem]:
+    """The preflight reasons that the core knows."""
+    node = state.config.node
+    return [
+        PreflightItem(code=one.code, node=node, text=one.text, fix=one.fix)
+        for one in explain(state).reasons
+    ]
+
+
 def unseen(why: str) -> ModuleNodeView:
     """The other node's side before anything was ever known of it, and why nothing is."""
     return ModuleNodeView(

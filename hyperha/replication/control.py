@@ -283,6 +283,8 @@ _EVENTS: Final = (
     events.ResyncCopied,
     events.SafetyLost,
     events.DiskFilling,
+    events.DiskFull,
+    events.DiskHasRoom,
     events.LocalDiskFailed,
     events.MountLost,
 )

@@ -85,7 +85,7 @@ class Engine:
         self._stamp: StampFile | None = None
         self._stamping: threading.Thread | None = None
         self._stop_stamping = threading.Event()
-        self.questions = Questions(self._asked, lambda: self._safety, self._answer)
+        self.questions = Questions(self._asked, lambda: self._safety, self.report)
         self._lan_tls = {link.lan: link.tls for link in config.links}
         self._orders: SimpleQueue[actions.EngineAction] = SimpleQueue()
         self._disabled = 0
@@ -130,8 +130,8 @@ class Engine:
         count = None if intent is None else intent.candidate_count()
         self._send(EngineDone(operation, ok, text, facts, count), ())
 
-    def report(self, message: Event | LogLine) -> None:
-        """What pipeline, sessions and resync have to say."""
+    def report(self, message: Event | ProcessMessage) -> None:
+        """What pipeline, sessions, resync and answers to questions have to say."""
         self._send(message, ())
 
     def _asked(self) -> Parts | None:
@@ -140,9 +140,6 @@ class Engine:
         if store is None or intent is None or primary is None:
             return None
         return store, intent, primary
-
-    def _answer(self, message: ProcessMessage) -> None:
-        self._send(message, ())
 
     def _tell(self, level: str, rule: str, text: str) -> None:
         self._send(LogLine(level, rule, text), ())
@@ -541,6 +538,7 @@ class Engine:
         serving = None if acceptor is None else acceptor.session
         if acceptor is not None:
             acceptor.tick()
+        primary.room.tick()
         ours = primary.session
         # statfs shows the smaller room of both nodes (D11).
         session.limit_room(None if ours is None else ours.peer_room_bytes)

@@ -37,6 +37,7 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.parking import Ledger
+from hyperha.replication.room import RoomWatch
 from hyperha.replication.sender import Sender
 from hyperha.replication.store import Store
 from hyperha.replication.stream import PrimarySession
@@ -67,6 +68,7 @@ class Primary(Ledger):
         """Held while an operation is under way: a resync that finds no quiet moment takes it."""
         self.resync_started: Callable[[PrimarySession, Welcome, list[Record]], None] = _no_resync
         self.keeps: Sender | None = None
+        self.room = RoomWatch(store, self._peer_room, report)
         self.writes = 0
         self.written_bytes = 0
         self._active: dict[tuple[int, FileId, int], Entry] = intent.active
@@ -384,6 +386,7 @@ class Primary(Ledger):
                 change = encode_change(Truncate(file, end.size, end.mtime_ns))
                 raw = wire.frame(Kind.CHANGE, session.tag, self.number, change)
                 self.put(session, raw, self.number)
+        self.room.refused(error, plain_write=True)
         if not answered:
             answer(error.errno or errno.EIO, b"")
 
@@ -401,6 +404,12 @@ class Primary(Ledger):
             self.disk_failed(f"a change failed: {problem}")
         elif not known and session is not None:
             session.fail(f"the result of a change is not known: {problem or type(problem)}")
+        if isinstance(problem, OSError):
+            self.room.refused(problem, plain_write=False)
+
+    def _peer_room(self) -> int | None:
+        session = self.session
+        return None if session is None else session.peer_room_bytes
 
     def _sync_failed(self, error: OSError) -> None:
         self.disk_failed(f"fsync failed: {error.strerror or error}")
@@ -429,6 +438,7 @@ class Primary(Ledger):
         """Refuse mutations, and forget what is parked (M2, M3)."""
         self._writable = False
         self.forget_parked()
+        self.room.forget()
 
     def open_session(self, key: SessionKey, start: SessionStart) -> None:
         """Connect to the peer; everything from here on goes into the session's stream."""

@@ -141,18 +141,51 @@ async def test_c11_the_disk_of_the_secondary_fills(pair: Pair) -> None:
 
 
 async def test_c11_the_disk_of_the_primary_fills(pair: Pair) -> None:
-    """D11: the program sees the error, nothing that was acknowledged is lost, and the other node,
-    which has room, runs it in the end."""
+    """D11: it is handed over once to the node with room, nothing that was acknowledged is lost, and
+    it costs no recovery of the budget."""
     place = pair.folder("node1").parent
     with small_disk(place, 160):
         pair.folder("node1").mkdir()
         await pair.protected()
         ballast = fill(place, 128 << 10)
-        await pair.roles(60, node2="ALONE")
+        await pair.roles(60, node1="STOP", node2="ALONE")
         await pair.more_orders()
+        assert "the disk was full: handed over" in (await pair.side("node1")).why.text
+        moved = [line for line in pair.lines("node1") if "the VM is moved to node2" in line]
+        assert len(moved) == 1
+        assert await pair.restarts_used("node1") == await pair.restarts_used("node2") == 0
         ballast.unlink()
         await pair.act("node1", "start")
         await pair.roles(60, node2="PRIM", node1="SECOND")
+        await pair.equal_and_nothing_lost()
+
+
+async def test_c11_the_disks_of_both_fill(pair: Pair) -> None:
+    """D11: it stays where it is and is said, as the other one has no room either; with room again
+    the program is started again, which costs no recovery of the budget."""
+    places = {node: pair.folder(node).parent for node in NODES}
+    with small_disk(places["node1"], 160), small_disk(places["node2"], 160):
+        for node in NODES:
+            pair.folder(node).mkdir()
+        await pair.protected()
+        fill(places["node2"], 48 << 20)
+        ballast = fill(places["node1"], 128 << 10)
+        await pair.log_has("node1", "stays on this full disk: node2 has no room either", 60)
+        await pair.log_has("node1", "the VM ended by itself")
+        side = await pair.side("node1")
+        assert (side.role, side.readiness, side.why.rule) == ("PRIM", "Transient", "D11")
+        for part in ("is full since 20", "are free here", " MiB on node2", "make room on node1"):
+            assert part in side.why.text, side.why.text
+        status, text = await pair.cli("node1", "preflight", MODULE)
+        assert status == 1, text
+        assert "the disk is full since" in " ".join(text.split())
+        ballast.unlink()
+        await pair.more_orders()
+        await pair.roles(10, node1="PRIM", node2="SECOND")
+        side = await pair.side("node1")
+        assert side.readiness == "Ready", side.why.text
+        assert await pair.restarts_used("node1") == 0
+        assert not any("handed over" in line for line in pair.lines("node1"))
         await pair.equal_and_nothing_lost()
 
 
