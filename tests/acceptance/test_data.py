@@ -169,6 +169,7 @@ async def test_c11_the_disks_of_both_fill(pair: Pair) -> None:
             pair.folder(node).mkdir()
         await pair.protected()
         fill(places["node2"], 48 << 20)
+        await _knows_room(pair, 48 << 20)
         ballast = fill(places["node1"], 128 << 10)
         await pair.log_has("node1", "stays on this full disk: node2 has no room either", 60)
         await pair.log_has("node1", "the VM ended by itself")
@@ -187,6 +188,16 @@ async def test_c11_the_disks_of_both_fill(pair: Pair) -> None:
         assert await pair.restarts_used("node1") == 0
         assert not any("handed over" in line for line in pair.lines("node1"))
         await pair.equal_and_nothing_lost()
+
+
+async def _knows_room(pair: Pair, most: int) -> None:
+    """Wait until node1 has heard how much room node2 has: statfs shows the smaller one (D11)."""
+
+    async def heard() -> bool:
+        room = await asyncio.to_thread(os.statvfs, pair.folder("node1"))
+        return room.f_bavail * room.f_frsize <= most
+
+    await pair.eventually(heard, 10, "the room of node2 to be known on node1")
 
 
 def _replace(former: Path, folder: Path) -> None:
