@@ -170,6 +170,14 @@ class AttachFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortage:
+    """Room that a folder's file system lacks: bytes needed at least, and free."""
+
+    needed_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineDone(Event):
     """The result of an engine action; `text` says why when it failed."""
 
@@ -179,6 +187,8 @@ class EngineDone(Event):
     attach: AttachFacts | None = None
     candidates: int | None = None
     """Unresolved log records plus dirty zones now, where a folder is covered (as AttachFacts)."""
+    lacks: Shortage | None = None
+    """It failed for want of this room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +242,14 @@ class SafetyLost(Event):
     """The safety copy of the resync under way was given up: there is no way back from it."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyShort(Event):
+    """The required safety copy of the resync under way has no room for what would be overwritten
+    next, which therefore was not (N3)."""
+
+    lacks: Shortage
 
 
 @dataclass(frozen=True, slots=True)

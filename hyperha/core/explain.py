@@ -49,7 +49,8 @@ def readiness(state: ModuleState) -> Readiness:
         case Role.WAIT:
             blocked = state.phase is Phase.WAITING and not state.listening
             stuck = blocked or state.goal is Goal.BLOCKED or bool(state.unknown_data)
-            return Readiness.NOT_READY if stuck else Readiness.TRANSIENT
+            lacking = stuck or state.no_room is not None
+            return Readiness.NOT_READY if lacking else Readiness.TRANSIENT
         case Role.SECOND:
             ready = state.phase is Phase.FOLLOWING and state.link is Link.IN_SYNC
             return Readiness.READY if ready else Readiness.TRANSIENT
@@ -96,10 +97,12 @@ def _full(state: ModuleState) -> bool:
 
 
 def _reasons(state: ModuleState) -> tuple[Reason, ...]:
-    if state.full is None:
-        return ()
     fix = "Delete what is not needed on the folder's file system, or enlarge it."
-    return (Reason("disk-full", room.sentence(state, state.full), fix),)
+    if state.full is not None:
+        return (Reason("disk-full", room.sentence(state, state.full), fix),)
+    if state.no_room is not None and state.role is Role.WAIT:
+        return (Reason("no-room", state.no_room.text, fix),)
+    return ()
 
 
 def _sentence(state: ModuleState) -> str:

@@ -19,7 +19,7 @@ from hyperha.core.actions import (
     SessionStart,
     Timer,
 )
-from hyperha.core.events import EngineDone, SessionLost, SessionUp
+from hyperha.core.events import EngineDone, SafetyShort, SessionLost, SessionUp
 from hyperha.core.lineage import Direction, Verdict, decide
 from hyperha.core.messages import (
     JoinAccept,
@@ -40,7 +40,8 @@ def join(turn: Turn) -> None:
     # Larger than those of the daemon before this one, as long as the clock is not set back.
     attempt = max(turn.state.attempt + 1, turn.stimulus.wall_ms)
     turn.set(attempt=attempt, link=Link.NONE, session=None)
-    turn.enter(Role.WAIT, Phase.JOINING, Why("R5", f"asks {turn.state.config.peer} to follow it"))
+    why = turn.state.no_room or Why("R5", f"asks {turn.state.config.peer} to follow it")
+    turn.enter(Role.WAIT, Phase.JOINING, why)
     send_join(turn)
     turn.arm(Timer.PATIENCE, turn.state.config.timing.patience_ms)
 
@@ -86,10 +87,33 @@ def safety_opened(turn: Turn, event: EngineDone) -> None:
         _accept(turn, offer, verdict, way_back=True)
     elif safety.required(turn.state, verdict):
         turn.send(JoinRefusal(offer.attempt, f"no safety copy can be made: {event.text}"))
-        turn.block("N3", f"nothing is overwritten without a safety copy: {event.text}")
+        if event.lacks is None:
+            turn.block("N3", f"nothing is overwritten without a safety copy: {event.text}")
+        else:
+            wait_for_room(turn, safety.no_room(turn.state, event.lacks))
     else:
         turn.tell(Level.WARNING, "R15", f"no way back during this resync: {event.text}")
         _accept(turn, offer, verdict, way_back=False)
+
+
+def safety_short(turn: Turn, event: SafetyShort) -> None:
+    """N3: rather no resync than one that cannot be undone; it goes on where it was broken off."""
+    if turn.state.phase is Phase.RESYNCING:
+        turn.order(CloseSession, Step.CLOSE)
+        wait_for_room(turn, safety.no_room(turn.state, event.lacks))
+
+
+def wait_for_room(turn: Turn, why: Why) -> None:
+    """Try again now and then: only that tells whether there is room by now. What an operator has
+    decided stays decided, and its command goes on."""
+    turn.enter(Role.WAIT, Phase.WAITING, why)
+    if turn.state.no_room is None:
+        turn.tell(Level.ERROR, why.rule, why.text)
+    turn.set(no_room=why)
+    rejoin_later(turn)
+    delay_ms = turn.state.config.timing.takeover_wait_ms
+    turn.set(hold_until_ms=turn.now_ms + delay_ms)
+    turn.arm(Timer.REJOIN, delay_ms)
 
 
 def _mirror(rule: str) -> str:
@@ -159,7 +183,7 @@ def session_up(turn: Turn, event: SessionUp) -> None:
     if event.session != state.session or state.phase is not Phase.JOINING:
         return
     turn.cancel(Timer.RETRY, Timer.PATIENCE)
-    turn.set(yielded=False)
+    turn.set(yielded=False, no_room=None)
     peer = state.config.peer
     if state.session_start is SessionStart.IN_SYNC:
         turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0, granted=None)

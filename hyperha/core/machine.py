@@ -330,6 +330,7 @@ _EVENTS: dict[type[e.Event], Callable[[Turn, Any], None]] = {
     e.ResyncProgressed: _resync_progressed,
     e.ResyncCopied: source.copied,
     e.SafetyLost: safety.lost,
+    e.SafetyShort: joining.safety_short,
     e.LocalDiskFailed: failover.disk_failed,
     e.DiskFull: room.filled,
     e.DiskHasRoom: room.back,

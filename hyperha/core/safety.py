@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hyperha.core.actions import CloseSafety, Level, OpenSafety, SafetyEnd, UndoResync
-from hyperha.core.events import EngineDone, SafetyLost
+from hyperha.core.events import EngineDone, SafetyLost, Shortage
 from hyperha.core.lineage import Direction, Verdict
 from hyperha.core.messages import JoinOffer
 from hyperha.core.records import DataLabel
 from hyperha.core.state import Goal, ModuleState, Phase, SafetyMode, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
+from hyperha.text import size_text
 
 
 def required(state: ModuleState, verdict: Verdict) -> bool:
@@ -47,6 +48,16 @@ def open_copy(turn: Turn, offer: JoinOffer, verdict: Verdict) -> None:
         required=required(state, verdict),
         rule=verdict.rule,
         generation=state.lineage.current,
+    )
+
+
+def no_room(state: ModuleState, lacks: Shortage) -> Why:
+    """The sentence for a required copy without room (N3)."""
+    needed, free = size_text(lacks.needed_bytes), size_text(lacks.free_bytes)
+    return Why(
+        "N3",
+        f"nothing is overwritten without a safety copy, which has no room: it needs {needed} at "
+        f"least, {free} are free; make room on {state.config.node}, then it goes on",
     )
 
 

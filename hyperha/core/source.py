@@ -119,7 +119,10 @@ def join_refused(turn: Turn, message: JoinRefusal) -> None:
     """The target does not agree: nothing is moved."""
     if turn.state.link is Link.OFFERED and message.attempt == turn.state.attempt:
         turn.set(link=Link.NONE, session=None, resync=None)
-        turn.tell(Level.ERROR, "R0", f"no resync: {message.reason}")
+        text = f"no resync: {message.reason}"
+        if turn.state.told != text:
+            turn.set(told=text)
+            turn.tell(Level.ERROR, "R0", text)
 
 
 def accepted(turn: Turn, message: JoinAccept) -> None:

@@ -270,6 +270,9 @@ class ModuleState:
     offer: JoinOffer | None = None
     """What the source offered, while a safety copy is being opened for it."""
     resync: Resync | None = None
+    no_room: Why | None = None
+    """Why this copy is not made equal though the other node runs: it is tried again, and goes on
+    when there is room (N3)."""
     nonce: str = ""
     hold_until_ms: int = 0
     """Not before this time is the peer asked again after a refusal."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
+from hyperha.core.events import Shortage
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
 from hyperha.replication.intent_log import IntentLog
@@ -36,6 +37,7 @@ from hyperha.replication.operations import (
     Target,
     Truncate,
 )
+from hyperha.replication.safety.guard import NotSaved
 from hyperha.replication.safety.undo_log import BATCH_BYTES
 from hyperha.replication.store import Store
 from hyperha.replication.syncer import Syncer
@@ -96,7 +98,7 @@ class Applier:
         target: ResyncTarget,
         tag: int,
         say: Callable[[bytes], None],
-        failed: Callable[[str], None],
+        failed: Callable[[str, Shortage | None], None],
         give_back: GiveBack,
         make_room: Callable[[], bool],
     ) -> None:
@@ -286,6 +288,8 @@ class Applier:
             return frames
         try:
             self._save_data(frames)
+        except NotSaved as problem:
+            self._fail(problem.text, problem.lacks)
         except OSError as problem:
             self._fail(str(problem))
         except Exception as problem:
@@ -334,7 +338,9 @@ class Applier:
         self.leaving = True
 
     def _fail_for(self, kind: Kind, problem: Exception) -> None:
-        if isinstance(problem, ReplicationError):
+        if isinstance(problem, NotSaved):
+            self._fail(problem.text, problem.lacks)
+        elif isinstance(problem, ReplicationError):
             self._fail(problem.text)
         elif isinstance(problem, OSError):
             self._fail(f"{kind.name.lower()}: {problem.strerror or problem}")
@@ -343,10 +349,10 @@ class Applier:
             log.error("a frame failed in an unforeseen way", exc_info=problem)
             self._fail(f"{kind.name.lower()}: {problem!r}")
 
-    def _fail(self, text: str) -> None:
+    def _fail(self, text: str, lacks: Shortage | None = None) -> None:
         self.failure = text
         self._say(wire.frame(Kind.FAILED, self._tag, 0, text.encode()[:2000]))
-        self._failed(text)
+        self._failed(text, lacks)
 
     # --- frames ---------------------------------------------------------------------------
 

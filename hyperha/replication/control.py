@@ -282,6 +282,7 @@ _EVENTS: Final = (
     events.ResyncProgressed,
     events.ResyncCopied,
     events.SafetyLost,
+    events.SafetyShort,
     events.DiskFilling,
     events.DiskFull,
     events.DiskHasRoom,

@@ -18,7 +18,7 @@ from typing import Final
 
 from hyperha.core import actions
 from hyperha.core.actions import Acknowledge, SessionStart
-from hyperha.core.events import AttachFacts, EngineDone, Event, MarkerState, MountLost
+from hyperha.core.events import AttachFacts, EngineDone, Event, MarkerState, MountLost, Shortage
 from hyperha.domain import Marker
 from hyperha.errors import HyperhaError, RefusedError, ReplicationError
 from hyperha.replication import marker as markers
@@ -45,8 +45,10 @@ from hyperha.replication.primary import Primary
 from hyperha.replication.questions import Parts, Questions
 from hyperha.replication.resync_source import ResyncSource
 from hyperha.replication.safety.area import Keep, SafetyArea
+from hyperha.replication.safety.saver import NoRoom
+from hyperha.replication.stamping import Stamping
 from hyperha.replication.store import Store
-from hyperha.replication.touched import INTERVAL_S, StampFile, record_touched
+from hyperha.replication.touched import record_touched
 from hyperha.text import clean
 
 log = logging.getLogger(__name__)
@@ -82,9 +84,7 @@ class Engine:
         self._acceptor: Acceptor | None = None
         self._session: Session | None = None
         self._safety: SafetyArea | None = None
-        self._stamp: StampFile | None = None
-        self._stamping: threading.Thread | None = None
-        self._stop_stamping = threading.Event()
+        self._stamping: Stamping | None = None
         self.questions = Questions(self._asked, lambda: self._safety, self.report)
         self._lan_tls = {link.lan: link.tls for link in config.links}
         self._orders: SimpleQueue[actions.EngineAction] = SimpleQueue()
@@ -117,18 +117,24 @@ class Engine:
             self._done(operation, False, str(problem))
         except OSError as problem:
             where = f" ({os.fsdecode(problem.filename)})" if problem.filename else ""
-            self._done(operation, False, f"{problem.strerror or problem}{where}")
+            lacks = problem.lacks if isinstance(problem, NoRoom) else None
+            self._done(operation, False, f"{problem.strerror or problem}{where}", lacks=lacks)
         except Exception as problem:
             # The core waits for every operation's end, and the next order for this thread.
             log.exception("%s failed in an unforeseen way", type(action).__name__)
             self._done(operation, False, f"{type(action).__name__} failed: {problem!r}")
 
     def _done(
-        self, operation: int, ok: bool, text: str = "", facts: AttachFacts | None = None
+        self,
+        operation: int,
+        ok: bool,
+        text: str = "",
+        facts: AttachFacts | None = None,
+        lacks: Shortage | None = None,
     ) -> None:
         intent = self._intent
         count = None if intent is None else intent.candidate_count()
-        self._send(EngineDone(operation, ok, text, facts, count), ())
+        self._send(EngineDone(operation, ok, text, facts, count, lacks), ())
 
     def report(self, message: Event | ProcessMessage) -> None:
         """What pipeline, sessions, resync and answers to questions have to say."""
@@ -162,7 +168,8 @@ class Engine:
             self._session = self._serve(stack.cover())
             admit_covered(self.config.folder, folder)
             stack.watch(self._mount_lost)
-            self._start_stamping()
+            if self._stamping is not None:
+                self._stamping.start()
         except BaseException:
             self._let_go()
             os.close(folder)
@@ -196,7 +203,7 @@ class Engine:
             private = store.private_directory()
             try:
                 self._intent = IntentLog(private, resource, store.handle, fresh=fresh)
-                self._stamp = StampFile(private)
+                self._stamping = Stamping(private, self._beside_stamping, self._stamp_failed)
             finally:
                 os.close(private)
             primary = Primary(store, self._intent, self.config, self.report)
@@ -215,8 +222,8 @@ class Engine:
         """R14: what was changed while nothing was mounted is compared whole, and announced."""
         assert self._store is not None
         assert self._intent is not None
-        assert self._stamp is not None
-        found = record_touched(self._store, self._intent, self._stamp.read())
+        assert self._stamping is not None
+        found = record_touched(self._store, self._intent, self._stamping.read())
         if found.everything:
             self._tell("W", "R14", f"{found.everything}: every file is compared")
         elif found.count:
@@ -227,37 +234,12 @@ class Engine:
                 f"among them {clean(found.example)}: they are compared whole",
             )
 
-    def _keep_stamping(self, stamp: StampFile) -> None:
-        """The folder is ours while it is covered; a crash leaves the last stamp (R14)."""
-        stop = self._stop_stamping
-        while True:
-            try:
-                stamp.write(clean=False)
-            except OSError as error:
-                self._tell("E", "R14", f"the stamp of life cannot be written: {error.strerror}")
-            if self._safety is not None:
-                self._safety.tick()
-            if stop.wait(INTERVAL_S):
-                return
+    def _beside_stamping(self) -> None:
+        if self._safety is not None:
+            self._safety.tick()
 
-    def _start_stamping(self) -> None:
-        if self._stamp is not None:
-            self._stop_stamping = threading.Event()
-            self._stamping = threading.Thread(
-                target=self._keep_stamping, args=(self._stamp,), name="stamp", daemon=True
-            )
-            self._stamping.start()
-
-    def _end_stamping(self, *, clean_end: bool) -> None:
-        stamp, self._stamp = self._stamp, None
-        if self._stamping is not None:
-            self._stop_stamping.set()
-            self._stamping.join()
-            self._stamping = None
-        if stamp is not None:
-            if clean_end:
-                stamp.write(clean=True)
-            stamp.close()
+    def _stamp_failed(self, error: OSError) -> None:
+        self._tell("E", "R14", f"the stamp of life cannot be written: {error.strerror}")
 
     def _serve(self, layer: Layer) -> Session:
         assert self._store is not None
@@ -300,7 +282,9 @@ class Engine:
         primary, self._primary = self._primary, None
         if primary is not None:
             primary.close()
-        self._end_stamping(clean_end=clean_end)
+        stamping, self._stamping = self._stamping, None
+        if stamping is not None:
+            stamping.end(clean=clean_end)
         intent, self._intent = self._intent, None
         if intent is not None:
             intent.close()
@@ -519,7 +503,8 @@ class Engine:
             self._primary.promote(Acknowledge.NONE)
         session.start()
         stack.watch(self._mount_lost)
-        self._start_stamping()
+        assert self._stamping is not None
+        self._stamping.start()
         self._announce_descriptors()
         self._tell("W", "M4", "a new replication process serves the mount of the one that died")
 

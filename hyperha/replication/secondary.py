@@ -20,7 +20,15 @@ from collections.abc import Callable
 from typing import Final
 
 from hyperha.core.actions import SessionStart
-from hyperha.core.events import DiskFilling, Event, LocalDiskFailed, SessionLost, SessionUp
+from hyperha.core.events import (
+    DiskFilling,
+    Event,
+    LocalDiskFailed,
+    SafetyShort,
+    SessionLost,
+    SessionUp,
+    Shortage,
+)
 from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication import handshake, wire
@@ -478,9 +486,12 @@ class SecondarySession:
 
     # --- failures -------------------------------------------------------------------------
 
-    def _apply_failed(self, text: str) -> None:
+    def _apply_failed(self, text: str, lacks: Shortage | None) -> None:
         self._failure = text
-        self._report(LocalDiskFailed(f"the primary's stream cannot be applied: {text}"))
+        if lacks is not None:
+            self._report(SafetyShort(lacks))
+        else:
+            self._report(LocalDiskFailed(f"the primary's stream cannot be applied: {text}"))
 
     def _sync_failed(self, error: OSError) -> None:
         self._failure = f"fsync failed: {error.strerror or error}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hyperha.demo.cluster import MODULE, NODES
-from tests.acceptance.pair import Pair
+from tests.acceptance.pair import Pair, PairOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -188,6 +188,50 @@ async def test_c11_the_disks_of_both_fill(pair: Pair) -> None:
         assert await pair.restarts_used("node1") == 0
         assert not any("handed over" in line for line in pair.lines("node1"))
         await pair.equal_and_nothing_lost()
+
+
+KEEPING = PairOptions(module={"[stop]\n": '[safety_copy]\nmode = "required"\n\n[stop]\n'})
+
+
+@pytest.mark.parametrize("options", [KEEPING], ids=["required"])
+@pytest.mark.parametrize("left_mib", [1, 24], ids=["none", "some"])
+async def test_c11_a_required_safety_copy_has_no_room(pair: Pair, left_mib: int) -> None:
+    """N3: it waits and says how much is needed and free, before the first byte or in the middle;
+    nothing is overwritten meanwhile that is not saved, and with room it goes on by itself."""
+    place = pair.folder("node2").parent
+    with small_disk(place, 240):
+        pair.folder("node2").mkdir()
+        await pair.protected()
+        image = pair.folder("node1") / "image"
+        await asyncio.to_thread(_write_image, image)
+        await pair.act("node2", "stop")
+        await pair.roles(15, node1="ALONE")
+        await asyncio.to_thread(_write_image, image)
+        ballast = fill(place, left_mib << 20)
+        begun = asyncio.ensure_future(pair.command("node2", "start"))
+        await pair.log_has("node2", "nothing is overwritten without a safety copy", 60)
+        side = await pair.side("node2")
+        assert (side.role, side.readiness, side.why.rule) == ("WAIT", "NotReady", "N3")
+        assert "MiB at least, " in side.why.text
+        assert "make room on node2, then it goes on" in side.why.text
+        assert side.data == ("outdated" if left_mib == 1 else "inconsistent")
+        status, text = await pair.cli("node2", "preflight", MODULE)
+        assert status == 1
+        assert "nothing is overwritten without a safety copy" in " ".join(text.split())
+        assert not any("disk failed" in line for line in pair.lines("node2"))
+        ballast.unlink()
+        assert (await begun).state == "done"
+        await pair.roles(60, node1="PRIM", node2="SECOND")
+        await pair.equal_and_nothing_lost()
+
+
+def _write_image(path: Path) -> None:
+    """64 MiB that were not there before, on the disk."""
+    with path.open("wb") as file:
+        for _ in range(64):
+            file.write(os.urandom(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 async def _knows_room(pair: Pair, most: int) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from hyperha.core.actions import CloseSafety, OpenSafety, SafetyEnd, SessionStart, UndoResync
-from hyperha.core.events import LocalDiskFailed, SafetyLost, SessionUp
+from hyperha.core.events import LocalDiskFailed, SafetyLost, SafetyShort, SessionUp
 from hyperha.core.records import Generation
 from hyperha.replication import wire
 from hyperha.replication.operations import FileId
+from hyperha.replication.safety import area as area_module
 from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.safety.copy import State
-from hyperha.replication.safety.saver import Saver
+from hyperha.replication.safety.saver import NoRoom, Saver
 from hyperha.replication.wire import Kind
 from tests.support.engine_pair import Guest, Monkey, Pair, Side, pair_at, wait_for
 from tests.support.raw_peers import raw_primary
@@ -194,6 +195,45 @@ def test_without_room_a_best_effort_copy_is_given_up_and_a_required_one_stops_th
         guarded.undo()
         assert _differences(state_of(pair.b.folder), before) == []
     guarded.area.close()
+
+
+def test_a_required_copy_without_room_is_no_failed_disk(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N3: both figures are told, nothing was changed that is not saved, and it goes on later."""
+    _diverged(pair, 4)
+    guarded = Guarded(pair.b)
+    before = state_of(pair.b.folder)
+    guarded.begin(required=True)
+    real = Saver.commit
+
+    def commit(saver: Saver) -> None:
+        if saver.files >= 3:
+            raise NoRoom(4096, 512)
+        real(saver)
+
+    monkeypatch.setattr(Saver, "commit", commit)
+    pair.connect(SessionStart.CANDIDATES)
+    short = pair.b.wait(SafetyShort)
+    assert isinstance(short, SafetyShort)
+    assert (short.lacks.needed_bytes, short.lacks.free_bytes) == (4096, 512)
+    assert not pair.b.has(LocalDiskFailed)
+    pair.a.primary.close_session(clean=False)
+    pair.b.acceptor.close()
+    monkeypatch.setattr(area_module, "check_room", _no_room)
+    with pytest.raises(NoRoom):
+        guarded.begin(required=True, resume=True)
+    monkeypatch.undo()
+    guarded.begin(required=True, resume=True)
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    guarded.undo()
+    assert _differences(state_of(pair.b.folder), before) == []
+    guarded.area.close()
+
+
+def _no_room(directory: int, size: int) -> None:
+    raise NoRoom(size, 0)
 
 
 def _differences(now: dict[str, object], then: dict[str, object]) -> list[str]:

@@ -112,11 +112,64 @@ def test_a_required_copy_that_cannot_be_made_stops_the_resync_before_its_first_b
     assert world.roles() == (R.ALONE, R.WAIT)
     assert not world.b.folder.half
     assert world.b.state.why.rule == "N3"
-    assert "no room" in world.b.state.why.text
+    said = explain(world.b.state)
+    assert "has no room: it needs 2.0 GiB at least, 1.0 MiB are free" in said.text
+    assert [one.code for one in said.reasons] == ["no-room"]
     assert world.b.lineage.label is not DataLabel.INCONSISTENT
+    world.run(60_000)
+    for node in (world.a, world.b):
+        assert len([line for line in node.log if "no room" in line or "no resync" in line]) == 1
     world.b.safety_fails = False
-    world.command(world.b, "start")
     world.until(R.PRIM, R.SECOND)
+    assert not explain(world.b.state).reasons
+
+
+def test_a_required_copy_that_fills_in_the_middle_waits_and_goes_on():
+    """N3: it is no failed disk; with room again it goes on where it was."""
+    world = _resyncing(SafetyMode.REQUIRED)
+    former = set(world.b.folder.safety or ())
+    world.safety_short(world.b)
+    world.run(10_000)
+    assert world.roles() == (R.ALONE, R.WAIT)
+    assert "nothing is overwritten without a safety copy" in explain(world.b.state).text
+    assert world.b.lineage.way_back
+    assert not any("D10" in line for line in world.b.log)
+    assert former == world.b.folder.safety
+    world.b.safety_fails = False
+    world.until(R.PRIM, R.SECOND)
+
+
+def test_an_operator_may_go_back_instead_of_waiting_for_room():
+    world = _resyncing(SafetyMode.REQUIRED)
+    former = set(world.b.folder.safety or ())
+    world.safety_short(world.b)
+    world.run(1000)
+    world.crash(world.a)
+    world.run(8000)
+    world.command(world.b, "prim", confirmed=True)
+    world.until(None, R.ALONE)
+    assert former <= world.b.folder.data
+
+
+def test_what_an_operator_gave_up_stays_given_up_while_it_waits_for_room():
+    """R16, N3: the decision is not asked for twice."""
+    world = pair()
+    world.cut_network()
+    world.until(R.ALONE, R.ALONE)
+    world.run(500)
+    world.heal_network()
+    world.run(3000)
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.b.safety_fails = True
+    operation = world.command(world.b, "second", confirmed=True)
+    world.run(20_000)
+    assert world.roles() == (R.ALONE, R.WAIT)
+    assert operation not in world.b.finished
+    assert "has no room" in explain(world.b.state).text
+    world.b.safety_fails = False
+    world.until(R.PRIM, R.SECOND)
+    assert world.b.finished[operation][0]
 
 
 def test_the_loser_of_a_split_brain_is_kept_whatever_is_configured():

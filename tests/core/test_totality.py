@@ -83,6 +83,7 @@ def _events() -> list[e.Event]:
         e.DiskFull("ENOSPC", 0, None),
         e.DiskFull("ENOSPC", 0, 1 << 40),
         e.DiskHasRoom(1 << 40),
+        e.SafetyShort(e.Shortage(2, 1)),
         e.DiskFilling("ENOSPC"),
         e.EngineLost("x", True),
         e.EngineLost("x", False),

@@ -14,7 +14,7 @@ import pytest
 from hyperha.core import commands
 from hyperha.core import events as e
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Goal, Isolation, SafetyMode
+from hyperha.core.state import Goal, Isolation, Phase, SafetyMode
 from hyperha.domain import Role
 from tests.support.world import Node, Violation, World, pair
 
@@ -22,7 +22,7 @@ FAULTS = (
     *("crash", "crash", "certified", "cut", "heal", "command", "command"),
     *("boot", "exit", "stall", "session", "persist", "engine", "engine"),
     *("mount", "disk", "bad-start", "operator", "operator", "fence"),
-    *("full", "full", "room"),
+    *("full", "full", "room", "short"),
 )
 SEEDS = int(os.environ.get("HYPERHA_SEEDS", "150"))
 
@@ -65,6 +65,9 @@ def _rare_fault(world: World, dice: random.Random, node: Node, kind: str) -> Non
         world.disk_fails(node)
     elif kind == "full" and node.attached:
         world.disk_fills(node)
+    elif kind == "short" and node.state.phase is Phase.RESYNCING:
+        if node.config.safety is SafetyMode.REQUIRED:
+            world.safety_short(node)
     elif kind == "room":
         world.disk_has_room(node)
     elif kind == "fence":

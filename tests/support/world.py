@@ -228,7 +228,8 @@ class Node:
 
     def do_OpenSafety(self, action: a.OpenSafety) -> None:
         if self.safety_fails:
-            self.done(action.operation, False, "no room")
+            lacks = e.Shortage(2 << 30, 1 << 20)
+            self.done(action.operation, False, "no room", lacks=lacks)
             return
         if action.resume != (self.lineage.label is DataLabel.INCONSISTENT):
             raise Violation("R15: a safety copy is opened for the wrong state")
@@ -689,6 +690,12 @@ class World:
             node.event(e.DiskFilling("No space left on device"))
         elif node.vm_run and node.writable:
             node.refused()
+
+    def safety_short(self, node: Node) -> None:
+        """In the middle of a resync the safety copy has no room any more (N3)."""
+        node.safety_fails = True
+        node.later(e.SafetyShort(e.Shortage(2 << 30, 1 << 20)), 0)
+        node.drop_session("cannot be saved")
 
     def disk_has_room(self, node: Node) -> None:
         """Somebody made room."""

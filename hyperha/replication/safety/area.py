@@ -45,6 +45,7 @@ from hyperha.replication.safety.guard import Guard
 from hyperha.replication.safety.restore import Progress, Restore
 from hyperha.replication.safety.saver import Saver, check_room, has_room
 from hyperha.replication.safety.undo import Undo
+from hyperha.replication.safety.undo_log import BATCH_BYTES
 
 if TYPE_CHECKING:
     from hyperha.replication.store import Store
@@ -203,6 +204,8 @@ class SafetyArea:
                     raise RefusedError("the safety copy of this resync was given up")
                 if order.required and not copy.facts.required:
                     copy.change(required=True)
+                if copy.facts.required:
+                    check_room(self._root, BATCH_BYTES)
                 return
             if copy is not None:
                 self._end(copy, keep=not self._savers[copy.id].empty)

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
+from hyperha.core.events import Shortage
 from hyperha.errors import HyperhaError, ReplicationError
 from hyperha.replication import syscalls
 from hyperha.replication.operations import (
@@ -36,7 +37,7 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.runs import runs
-from hyperha.replication.safety.saver import Saver, is_regular
+from hyperha.replication.safety.saver import NoRoom, Saver, is_regular
 from hyperha.replication.safety.undo_log import BLOCK_SHIFT
 
 if TYPE_CHECKING:
@@ -56,6 +57,14 @@ _NOT_HERE: Final = (
     errno.ENAMETOOLONG,
 )
 _DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
+
+
+class NotSaved(ReplicationError):
+    """A change was not made, since a required copy has no room for what it destroys (N3)."""
+
+    def __init__(self, text: str, lacks: Shortage) -> None:
+        super().__init__(text, "Make room on the folder's file system; the resync goes on then.")
+        self.lacks = lacks
 
 
 class Guard:
@@ -185,20 +194,21 @@ class Guard:
                     one.commit()
                 except (OSError, HyperhaError) as problem:
                     one.abandon()
-                    text = problem.strerror if isinstance(problem, OSError) else str(problem)
-                    self._settle(one, text or str(problem))
+                    self._settle(one, problem)
 
     def only_kept(self, descriptor: int, handle: bytes) -> bool:
         """Whether an inode has no name but those that copies keep it by: for callers it is gone."""
         kept = self.kept_names(handle)
         return kept > 0 and os.fstat(descriptor).st_nlink <= kept
 
-    def _settle(self, one: Saver, text: str) -> None:
-        if not self._failed(one, text):
-            raise ReplicationError(
-                f"what the resync would destroy cannot be saved: {text}",
-                "Make room on the folder's file system; the resync goes on from there.",
-            )
+    def _settle(self, one: Saver, problem: OSError | HyperhaError) -> None:
+        text = (problem.strerror if isinstance(problem, OSError) else "") or str(problem)
+        if self._failed(one, text):
+            return
+        text = f"what the resync would destroy cannot be saved: {text}"
+        if isinstance(problem, NoRoom):
+            raise NotSaved(text, problem.lacks)
+        raise ReplicationError(text)
 
     # --- by id ----------------------------------------------------------------------------
 

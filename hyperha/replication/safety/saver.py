@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
+from hyperha.core.events import Shortage
 from hyperha.replication.safety.copy import SafetyCopy, saved_inode, scan_listing
 from hyperha.replication.safety.undo_log import (
     BATCH_BYTES,
@@ -43,6 +44,7 @@ class NoRoom(OSError):
     """Saving would take what is to stay free."""
 
     def __init__(self, needed: int, free: int) -> None:
+        self.lacks = Shortage(needed, free)
         super().__init__(
             errno.ENOSPC, f"no room for the safety copy: {needed} bytes needed, {free} free"
         )
