@@ -232,6 +232,9 @@ class PrimarySession:
                         return problem, True
                     continue
                 self._lines.begin(line)
+                if self._ended():
+                    # While it was made: nobody else would abort it any more.
+                    self._lines.abort()
                 return self._agree(listener, candidates, line, answer)
             if now_ms() >= deadline:
                 return problem, False

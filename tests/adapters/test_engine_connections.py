@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import EngineDone, Event, SessionLost, SessionUp
 from hyperha.domain import Epoch, Marker, SessionKey
 from hyperha.errors import ReplicationError
-from hyperha.replication import handshake, preamble, wire
+from hyperha.replication import handshake, preamble, stream, wire
 from hyperha.replication.control import (
     Descriptors,
     EngineConfig,
@@ -31,6 +32,7 @@ from hyperha.replication.control import (
 from hyperha.replication.engine_client import EngineClient
 from hyperha.replication.fuse import fence
 from hyperha.replication.operations import ROOT_ID
+from hyperha.replication.stream import PrimarySession
 from hyperha.replication.transport import Connection
 from hyperha.security.authority import Authority
 from tests.support.engine_pair import Guest, Pair, free_ports, wait_for
@@ -121,6 +123,34 @@ def test_the_next_lan_carries_the_session_when_the_first_does_not(pair: Pair) ->
     links = (PeerLink("repl", "127.0.0.1", dead, "127.0.0.1", None), replace(real, lan="prod"))
     pair.a.primary.config = replace(pair.a.primary.config, links=links)
     pair.in_sync()
+
+
+@pytest.mark.root
+def test_a_session_that_is_closed_while_it_connects_ends(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection that comes too late was aborted by nobody: the closing waited for ever."""
+    begun, aborted = threading.Event(), threading.Event()
+    connect, abort = stream.connect, PrimarySession._abort
+
+    def late(*where: Any) -> Connection:
+        made = connect(*where)
+        begun.set()
+        assert aborted.wait(10)
+        return made
+
+    def noted(session: PrimarySession) -> None:
+        abort(session)
+        aborted.set()
+
+    monkeypatch.setattr(stream, "connect", late)
+    monkeypatch.setattr(PrimarySession, "_abort", noted)
+    pair.connect(SessionStart.IN_SYNC)
+    assert begun.wait(10)
+    closing = threading.Thread(target=lambda: pair.a.primary.close_session(clean=True), daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
 
 
 @pytest.mark.root
