@@ -129,7 +129,11 @@ class CopyView(Told):
     """Whether a session in sync connects both copies now."""
     candidates: CandidatesView = CandidatesView()
     tree_bytes: int | None = None
-    """The sizes of all files; only when it was asked for."""
+    """The sizes of all files; this and the next two only when they were asked for."""
+    least_bytes: int | None = None
+    """What a whole copy of it needs at least, as far as is certain."""
+    room_bytes: int | None = None
+    """The most that the folder's file system can hold in its place, as far as is certain."""
     free_bytes: int | None = None
     reserve_bytes: int = 0
     """What a safety copy leaves free."""
@@ -176,6 +180,9 @@ class PlanView(Told):
     seconds: int | None = None
     time_text: str
     safety: SafetyPlan
+    fits: bool | None = None
+    """Whether the target has room for a whole copy; None: not known, or only a part is copied."""
+    room_text: str = ""
     copies: dict[str, CopyView]
 
 

@@ -20,6 +20,8 @@ def plan_facts(found: PlanView) -> list[tuple[str, str]]:
             files = f"{count_text(found.files, 'file')}, " if found.files is not None else ""
             facts.append(("compares", f"{files}at most {size_text(found.bytes)}"))
         facts.append(("takes", found.time_text))
+        if found.room_text:
+            facts.append(("room", found.room_text))
         facts.append((WAY_BACK, found.safety.text))
     for node, verdict in () if found.in_sync else sorted(found.verdicts.items()):
         way = f"{verdict.source} to {verdict.target}" if verdict.source else "nothing is moved"

@@ -202,11 +202,13 @@ class SessionUp(Event):
 @dataclass(frozen=True, slots=True)
 class SessionLost(Event):
     """The session ended without being asked to, or could not begin. `refused`: the two sides do
-    not agree (for example IN_SYNC with candidates left)."""
+    not agree (for example IN_SYNC with candidates left). `lacks`: the target has no room for the
+    copy; then nothing was moved."""
 
     session: SessionKey
     text: str
     refused: bool = False
+    lacks: Shortage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,9 +263,7 @@ def persist_failed(turn: Turn, event: PersistFailed) -> None:
     phase = turn.state.phase
     turn.set(lineage=event.lineage, settings=event.settings)
     why = Why("K1", f"the state cannot be stored: {event.text}")
-    if turn.state.told != why.text:
-        turn.set(told=why.text)
-        turn.tell(Level.ERROR, "K1", why.text)
+    turn.tell_once(Level.ERROR, "K1", why.text)
     if phase is Phase.IDLE:
         turn.explain(why)
         turn.finish(False, why.text)

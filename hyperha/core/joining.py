@@ -19,7 +19,7 @@ from hyperha.core.actions import (
     SessionStart,
     Timer,
 )
-from hyperha.core.events import EngineDone, SafetyShort, SessionLost, SessionUp
+from hyperha.core.events import EngineDone, SafetyShort, SessionLost, SessionUp, Shortage
 from hyperha.core.lineage import Direction, Verdict, decide
 from hyperha.core.messages import (
     JoinAccept,
@@ -30,9 +30,13 @@ from hyperha.core.messages import (
     ResyncDone,
 )
 from hyperha.core.records import DataLabel, Generation, Lineage
-from hyperha.core.state import Link, Phase, Resync, Step, Why
+from hyperha.core.state import Link, ModuleState, Phase, Resync, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
+from hyperha.text import size_text
+
+REFUSED_RETRY_MS = 15_000
+"""Looking at all of its tree takes the source some work each time."""
 
 
 def join(turn: Turn) -> None:
@@ -92,7 +96,7 @@ def safety_opened(turn: Turn, event: EngineDone) -> None:
         else:
             wait_for_room(turn, safety.no_room(turn.state, event.lacks))
     else:
-        turn.tell(Level.WARNING, "R15", f"no way back during this resync: {event.text}")
+        turn.tell_once(Level.WARNING, "R15", f"no way back during this resync: {event.text}")
         _accept(turn, offer, verdict, way_back=False)
 
 
@@ -103,7 +107,16 @@ def safety_short(turn: Turn, event: SafetyShort) -> None:
         wait_for_room(turn, safety.no_room(turn.state, event.lacks))
 
 
-def wait_for_room(turn: Turn, why: Why) -> None:
+def _no_room(state: ModuleState, lacks: Shortage) -> Why:
+    needed, most = size_text(lacks.needed_bytes), size_text(lacks.free_bytes)
+    return Why(
+        "D11",
+        f"the copy of {state.config.peer} does not fit here: it needs {needed} at least, there is "
+        f"room for {most}; make room on {state.config.node}, then it goes on",
+    )
+
+
+def wait_for_room(turn: Turn, why: Why, delay_ms: int = 0) -> None:
     """Try again now and then: only that tells whether there is room by now. What an operator has
     decided stays decided, and its command goes on."""
     turn.enter(Role.WAIT, Phase.WAITING, why)
@@ -111,7 +124,7 @@ def wait_for_room(turn: Turn, why: Why) -> None:
         turn.tell(Level.ERROR, why.rule, why.text)
     turn.set(no_room=why)
     rejoin_later(turn)
-    delay_ms = turn.state.config.timing.takeover_wait_ms
+    delay_ms = max(delay_ms, turn.state.config.timing.takeover_wait_ms)
     turn.set(hold_until_ms=turn.now_ms + delay_ms)
     turn.arm(Timer.REJOIN, delay_ms)
 
@@ -129,6 +142,7 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict, *, way_back: bool)
         # Whatever proved that the other node was out, it is in now (P6).
         peer_out=None,
     )
+    turn.set(before=turn.state.lineage)
     if verdict.direction is not Direction.EQUAL:
         lineage = replace(_inconsistent(lineage, message), way_back=way_back)
         # A full compare that is interrupted must go on as one, not with the log's zones (R3).
@@ -142,7 +156,8 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict, *, way_back: bool)
         link=Link.OFFERED,
         resync=Resync(verdict.rule),
     )
-    turn.tell(Level.INFO, verdict.rule, f"{verdict.text} ({verdict.start})")
+    if turn.state.no_room is None:
+        turn.tell(Level.INFO, verdict.rule, f"{verdict.text} ({verdict.start})")
     turn.order(ExpectSession, Step.EXPECT, session=message.session, start=verdict.start)
 
 
@@ -183,7 +198,7 @@ def session_up(turn: Turn, event: SessionUp) -> None:
     if event.session != state.session or state.phase is not Phase.JOINING:
         return
     turn.cancel(Timer.RETRY, Timer.PATIENCE)
-    turn.set(yielded=False, no_room=None)
+    turn.set(yielded=False, no_room=None, before=None)
     peer = state.config.peer
     if state.session_start is SessionStart.IN_SYNC:
         turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0, granted=None)
@@ -202,8 +217,12 @@ def session_lost(turn: Turn, event: SessionLost) -> None:
     state = turn.state
     if event.session != state.session:
         return
-    turn.tell(Level.WARNING, "T3", f"session with {state.config.peer} ended: {event.text}")
     turn.order(CloseSession, Step.CLOSE)
+    if event.lacks is not None and state.phase is Phase.JOINING:
+        safety.untouched(turn)
+        wait_for_room(turn, _no_room(state, event.lacks), REFUSED_RETRY_MS)
+        return
+    turn.tell(Level.WARNING, "T3", f"session with {state.config.peer} ended: {event.text}")
     turn.enter(Role.WAIT, Phase.WAITING, Why("T3", f"session ended: {event.text}"))
     rejoin_later(turn)
 
@@ -214,9 +233,7 @@ def refused(turn: Turn, message: JoinRefusal) -> None:
         return
     turn.enter(Role.WAIT, Phase.WAITING)
     text = f"{turn.state.config.peer} refuses: {message.reason}"
-    if turn.state.told != text:
-        turn.set(told=text)
-        turn.tell(Level.WARNING, "R0", text)
+    turn.tell_once(Level.WARNING, "R0", text)
     turn.explain(Why("R0", text))
     turn.finish(False, text)
     rejoin_later(turn)

@@ -49,9 +49,7 @@ def killed(turn: Turn, event: VmDone) -> None:
 
 def _again(turn: Turn, text: str) -> None:
     """Nothing may count on this end before both have succeeded (L5'): again, and loudly."""
-    if turn.state.told != text:
-        turn.set(told=text)
-        turn.tell(Level.ERROR, "L5", text)
+    turn.tell_once(Level.ERROR, "L5", text)
     turn.explain(Why("L5", text))
     turn.arm(Timer.RETRY, KILL_AGAIN_MS)
 

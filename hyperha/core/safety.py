@@ -70,6 +70,28 @@ def lost(turn: Turn, event: SafetyLost) -> None:
     turn.persist(lineage=replace(lineage, way_back=False))
 
 
+def untouched(turn: Turn) -> None:
+    """The resync ended before its first byte: the copy is what it was, and so is its label."""
+    lineage, before = turn.state.lineage, turn.state.before
+    if before is None:
+        return
+    opened = lineage.way_back and before.label is not DataLabel.INCONSISTENT
+    turn.persist(
+        lineage=replace(
+            lineage,
+            label=before.label,
+            former_label=before.former_label,
+            sync_from=before.sync_from,
+            target_generation=before.target_generation,
+            way_back=before.way_back,
+            full_compare_owed=before.full_compare_owed,
+        )
+    )
+    turn.set(before=None)
+    if opened:
+        turn.order(CloseSafety, Step.CLOSE_SAFETY, end=SafetyEnd.UNDONE)
+
+
 def can_undo(state: ModuleState) -> bool:
     """Whether an operator who wants to run this half made copy gets its former state."""
     lineage = state.lineage

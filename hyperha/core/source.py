@@ -119,10 +119,7 @@ def join_refused(turn: Turn, message: JoinRefusal) -> None:
     """The target does not agree: nothing is moved."""
     if turn.state.link is Link.OFFERED and message.attempt == turn.state.attempt:
         turn.set(link=Link.NONE, session=None, resync=None)
-        text = f"no resync: {message.reason}"
-        if turn.state.told != text:
-            turn.set(told=text)
-            turn.tell(Level.ERROR, "R0", text)
+        turn.tell_once(Level.ERROR, "R0", f"no resync: {message.reason}")
 
 
 def accepted(turn: Turn, message: JoinAccept) -> None:
@@ -166,7 +163,9 @@ def session_lost(turn: Turn, event: SessionLost) -> None:
     state = turn.state
     if event.session != state.session:
         return
-    turn.tell(Level.WARNING, "D1", f"session with {state.config.peer} lost: {event.text}")
+    # A refusal comes again with each attempt.
+    tell = turn.tell_once if event.refused else turn.tell
+    tell(Level.WARNING, "D1", f"session with {state.config.peer} lost: {event.text}")
     if state.phase is Phase.OPENING:
         turn.set(link=Link.NONE, session=None, resync=None)
         if event.refused:

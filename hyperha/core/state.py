@@ -270,6 +270,8 @@ class ModuleState:
     offer: JoinOffer | None = None
     """What the source offered, while a safety copy is being opened for it."""
     resync: Resync | None = None
+    before: Lineage | None = None
+    """The record as it was before a session was accepted that is not up yet."""
     no_room: Why | None = None
     """Why this copy is not made equal though the other node runs: it is tried again, and goes on
     when there is room (N3)."""
@@ -301,7 +303,8 @@ class ModuleState:
     last_man: bool = False
     peer_leaving: bool = False
     told: str = ""
-    """The last reason for waiting that was logged: said once, not at every retry."""
+    """The last reason for waiting that was logged, without its figures: said once, not at every
+    retry."""
     yielded: bool = False
     """The peer is about to run by our own grant or release: follow it, do not claim."""
     command: Command | None = None

@@ -120,6 +120,13 @@ class Turn:
         """A line in the module's log."""
         self.do(Tell(level, rule, text))
 
+    def tell_once(self, level: Level, rule: str, text: str) -> None:
+        """A line that is not said again with each retry of the same, whatever its figures are."""
+        key = "".join(one for one in text if not one.isdigit())
+        if self.state.told != key:
+            self.set(told=key)
+            self.tell(level, rule, text)
+
     def finish(self, done: bool, text: str) -> None:
         """The operator's command has ended; harmless when there is none."""
         command = self.state.command

@@ -64,9 +64,7 @@ def settle(turn: Turn) -> None:
 
 
 def _wait(turn: Turn, rule: str, text: str) -> None:
-    if turn.state.told != text:
-        turn.set(told=text)
-        turn.tell(Level.INFO, rule, f"waits: {text}")
+    turn.tell_once(Level.INFO, rule, f"waits: {text}")
     turn.explain(Why(rule, text))
 
 

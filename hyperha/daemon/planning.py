@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +29,7 @@ from hyperha.core.lineage import Direction, Verdict, decide
 from hyperha.core.messages import Summary
 from hyperha.core.records import DataLabel
 from hyperha.core.state import Link, ModuleState, Phase
+from hyperha.daemon.sizes import fits_in, sizes_of, with_sizes
 from hyperha.daemon.views import rfc3339
 from hyperha.encoding import EncodingError, from_plain, to_plain
 from hyperha.errors import BusyError, FailedError, HyperhaError, RefusedError, UsageError
@@ -41,7 +41,6 @@ from hyperha.replication.tally import (
     read_plain_folder,
     room_of,
     told,
-    tree_bytes,
 )
 from hyperha.text import count_text, size_text
 
@@ -90,12 +89,13 @@ async def own_copy(
         runs=state.role.runs_vm,
         in_sync=state.link is Link.IN_SYNC,
         candidates=found,
-        tree_bytes=await _tree_bytes(host) if sizes else None,
         free_bytes=room[0],
         reserve_bytes=room[1],
         resync_bytes_per_s=host.observed.resync_bytes_per_s,
         summary=to_plain(summary),
     )
+    if sizes:
+        view = view.model_copy(update=(await sizes_of(host)).fields)
     if against is None:
         return view
     verdict, kind = _decided(state, summary, against, target)
@@ -155,26 +155,6 @@ def _candidates(answer: CandidatesTold, problem: str) -> CandidatesView:
         listed=listed,
         text=problem or ("nothing can be excluded (Z6)" if answer.everything else ""),
     )
-
-
-async def _tree_bytes(host: ModuleHost) -> int | None:
-    kept = host.engine.kept
-    folder = dict(zip(kept.names, kept.descriptors, strict=True)).get("folder") if kept else None
-    try:
-        if folder is not None:
-            # The plain folder below the mount: the mount itself is never touched (T1).
-            return await asyncio.to_thread(tree_bytes, folder)
-        return await host.engine.in_plain_folder(_tree_bytes_at, _FOLDER_S)
-    except (OSError, HyperhaError):
-        return None
-
-
-def _tree_bytes_at(path: str) -> int:
-    root = os.open(path, os.O_RDONLY)
-    try:
-        return tree_bytes(root)
-    finally:
-        os.close(root)
 
 
 def _decided(
@@ -238,15 +218,8 @@ async def plan(host: ModuleHost, peer_api: PeerApi, target: str) -> PlanView:
     copies = {one.node: one for one in (mine, other)}
     agree = verdict.same == other.verdict.same
     if agree and verdict.source and verdict.start == SessionStart.FULL.value:
-        whole = await _with_sizes(host, peer_api, verdict.source)
-        copies[verdict.source] = copies[verdict.source].model_copy(update={"tree_bytes": whole})
+        copies = {node: await with_sizes(host, peer_api, one) for node, one in copies.items()}
     return _plan_view(host, target, verdict, other.verdict, copies, agree)
-
-
-async def _with_sizes(host: ModuleHost, peer_api: PeerApi, source: str) -> int | None:
-    if source == host.node:
-        return await _tree_bytes(host)
-    return (await peer_api.copy_of(host.name, None, "", sizes=True)).tree_bytes
 
 
 def _plan_view(
@@ -263,6 +236,7 @@ def _plan_view(
     rates = [copies[one].resync_bytes_per_s for one in (verdict.source, verdict.target) if one]
     rate = max(rates, default=0)
     seconds = -(-most // rate) if most is not None and rate else None
+    fits, room_text = fits_in(verdict, copies) if moves else (None, "")
     return PlanView(
         module=host.name,
         answered_by=host.node,
@@ -280,6 +254,8 @@ def _plan_view(
         seconds=seconds,
         time_text=_time_text(moves, most, rate, seconds),
         safety=_safety_plan(verdict, copies, most) if moves else SafetyPlan(kind="none", text=""),
+        fits=fits,
+        room_text=room_text,
         copies=dict(sorted(copies.items())),
     )
 

@@ -31,6 +31,8 @@ class Hello:
     candidates: int
     seed: int
     """Of the digests of this session's resync."""
+    least_bytes: int = -1
+    """What a full copy needs at least; -1: not known, or only a part is copied."""
     instance: str = ""
     """The session is to go on (T4): of the process that serves it. Empty: it is to begin."""
     answers: int = 0
@@ -69,6 +71,7 @@ def encode_hello(hello: Hello) -> bytes:
         "start": hello.start.value,
         "candidates": hello.candidates,
         "seed": hello.seed,
+        "least_bytes": hello.least_bytes,
         "instance": hello.instance,
         "answers": hello.answers,
     }
@@ -91,8 +94,9 @@ def decode_hello(payload: bytes | memoryview) -> Hello:
     epoch = Epoch(_number(body, "counter"), _text(body, "node"))
     key = SessionKey(_text(body, "generation"), epoch, _number(body, "number"))
     candidates, seed = _number(body, "candidates"), _number(body, "seed")
+    least = _number(body, "least_bytes")
     instance, answers = _text(body, "instance"), _number(body, "answers")
-    return Hello(key, start, candidates, seed, instance, answers)
+    return Hello(key, start, candidates, seed, least, instance, answers)
 
 
 def encode_welcome(welcome: Welcome) -> bytes:

@@ -20,11 +20,13 @@ from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
 from hyperha.replication.barriers import Barriers
+from hyperha.replication.capacity import least_bytes
 from hyperha.replication.comparison import is_gone
 from hyperha.replication.control import EngineConfig, LogLine
 from hyperha.replication.handshake import Welcome
 from hyperha.replication.intent_log import HOLD, Entry, IntentLog
 from hyperha.replication.operations import (
+    ROOT_ID,
     Answer,
     Change,
     FileId,
@@ -444,6 +446,8 @@ class Primary(Ledger):
         """Connect to the peer; everything from here on goes into the session's stream."""
         self.close_session(clean=True)
         session = PrimarySession(self.config, key, start, self.lock)
+        if start is SessionStart.FULL:
+            session.least_bytes = least_bytes(self.store.directory(ROOT_ID).fd)
         with self.lock:
             self.session = session
             self.acknowledged_number = 0

@@ -34,10 +34,12 @@ from hyperha.errors import ReplicationError
 from hyperha.replication import handshake, wire
 from hyperha.replication.applier import Applier
 from hyperha.replication.buffers import Buffers
+from hyperha.replication.capacity import no_room_text, shortage
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Hello, Refusal, Welcome
 from hyperha.replication.intent_log import IntentLog
+from hyperha.replication.operations import ROOT_ID
 from hyperha.replication.reserve import Reserve
 from hyperha.replication.resuming import Answers, NextLine, read_hello, refuse
 from hyperha.replication.resync_target import TargetSide
@@ -91,6 +93,8 @@ class SecondarySession:
         self.heard_ms = 0
         """When the last bytes of the primary came in."""
         self._failure = ""
+        self._lacks: Shortage | None = None
+        self._full = False
         self._reserve: Reserve | None = None
         self._queue_bytes = QUEUE_BYTES
         self._forward: Connection | None = None
@@ -238,7 +242,7 @@ class SecondarySession:
             for connection in (*self._former, self._forward, self._backward):
                 connection.close()
         if not self._closing:
-            self._report(SessionLost(self.key, text, refused))
+            self._report(SessionLost(self.key, text, refused, self._lacks))
 
     def _serve_on(self) -> str:
         """Serve the session over one line after the other: why it ended."""
@@ -292,6 +296,9 @@ class SecondarySession:
         problem = handshake.contradiction(self.start_mode, mine, hello.candidates)
         if hello.session != self.key or hello.start is not self.start_mode:
             problem = f"{hello.session}, {hello.start} was offered; expected {self.key}"
+        elif not problem:
+            self._lacks = shortage(self._store.directory(ROOT_ID).fd, hello.least_bytes)
+            problem = no_room_text(self._lacks) if self._lacks is not None else ""
         if problem:
             refusal = handshake.encode_refusal(Refusal("contradiction", problem))
             backward.send([wire.frame(Kind.REFUSED, self._tag, 0, refusal)])
@@ -479,6 +486,7 @@ class SecondarySession:
 
     def _make_room(self) -> bool:
         """Give up the reserve and leave; False when that was done before."""
+        self._full = True
         if self._reserve is None or not self._reserve.release():
             return False
         self._report(DiskFilling(os.strerror(errno.ENOSPC)))
@@ -490,6 +498,9 @@ class SecondarySession:
         self._failure = text
         if lacks is not None:
             self._report(SafetyShort(lacks))
+        elif self._full and self.resyncing:
+            # Nobody relies on this copy yet: it is out of room, not of order.
+            self._report(DiskFilling(text))
         else:
             self._report(LocalDiskFailed(f"the primary's stream cannot be applied: {text}"))
 

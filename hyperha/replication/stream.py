@@ -87,6 +87,8 @@ class PrimarySession:
         self.start = start
         self.tag = wire.session_tag(key)
         self.seed = secrets.randbits(63)
+        self.least_bytes = -1
+        """What the peer needs room for at least, for its hello; set before `open`."""
         self.announced: dict[FileId, int] = {}
         self.sender = Sender(lock)
         """Of the connection that carries the session now; replaced under the pipeline's lock."""
@@ -212,7 +214,7 @@ class PrimarySession:
         """Connect and agree. (reason, refused) when it cannot be; an empty reason when it is up."""
         deadline = now_ms() + self.config.stall_limit_ms
         problem = "no LAN carries replication"
-        hello = Hello(self.key, self.start, candidates, self.seed)
+        hello = Hello(self.key, self.start, candidates, self.seed, self.least_bytes)
         while True:
             for link in self.config.links:
                 if self._ended():
@@ -282,7 +284,7 @@ class PrimarySession:
 
     def _hello(self) -> Hello:
         instance = self._lines.instance
-        return Hello(self.key, self.start, 0, self.seed, instance, self._answers)
+        return Hello(self.key, self.start, 0, self.seed, -1, instance, self._answers)
 
     def _replay(self, listener: Listener, found: Found, begun_ms: int) -> None:
         """Send what the peer lacks, then all that was put meanwhile and is put from now on."""

@@ -18,6 +18,7 @@ O_NOFOLLOW: Final[int] = getattr(os, "O_NOFOLLOW", 0)
 O_DIRECTORY: Final[int] = getattr(os, "O_DIRECTORY", 0)
 O_CLOEXEC: Final[int] = getattr(os, "O_CLOEXEC", 0)
 O_NOATIME: Final[int] = getattr(os, "O_NOATIME", 0)
+O_NONBLOCK: Final[int] = getattr(os, "O_NONBLOCK", 0)
 
 FALLOC_KEEP_SIZE: Final = 0x01
 FALLOC_PUNCH_HOLE: Final = 0x02

@@ -137,7 +137,7 @@ def _find(root: int, wanted: set[FileId]) -> dict[FileId, tuple[str, int | None]
     if not wanted:
         return found
     privileged = os.geteuid() == 0
-    for directory, name, path in _entries(root):
+    for directory, name, path in entries_below(root):
         try:
             handle, _ = syscalls.file_handle(directory, name)
             file = identity.read_id(directory, name, handle, privileged)
@@ -151,7 +151,7 @@ def _find(root: int, wanted: set[FileId]) -> dict[FileId, tuple[str, int | None]
     return found
 
 
-def _entries(root: int) -> Iterator[tuple[int, bytes, bytes]]:
+def entries_below(root: int) -> Iterator[tuple[int, bytes, bytes]]:
     """(directory's descriptor, name, path) of everything below, but for what is hyperha's own."""
     for place, subdirectories, files, descriptor in os.fwalk(b".", dir_fd=root):
         if place == b"." and PRIVATE_NAME in subdirectories:
@@ -164,7 +164,7 @@ def tree_bytes(root: int) -> int:
     """The sizes of all regular files below a descriptor of a plain folder, each inode once."""
     seen: set[int] = set()
     total = 0
-    for directory, name, _ in _entries(root):
+    for directory, name, _ in entries_below(root):
         try:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:

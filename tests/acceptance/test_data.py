@@ -225,10 +225,71 @@ async def test_c11_a_required_safety_copy_has_no_room(pair: Pair, left_mib: int)
         await pair.equal_and_nothing_lost()
 
 
-def _write_image(path: Path) -> None:
-    """64 MiB that were not there before, on the disk."""
+SLOW = PairOptions(module={"resync_rate_mib_s = 0": "resync_rate_mib_s = 4"})
+
+
+async def _alone_beside_a_small_disk(pair: Pair, image_mib: int) -> None:
+    """node1 runs with data that node2 never had; node2 is off, and starts the module at boot."""
+    pair.folder("node2").mkdir()
+    await pair.start("node1")
+    await pair.act("node1", "prim")
+    await pair.roles(15, node1="ALONE")
+    await asyncio.to_thread(_write_image, pair.folder("node1") / "image", image_mib)
+
+
+async def test_c11_a_copy_that_cannot_fit_is_refused(pair: Pair) -> None:
+    """D11: before its first byte, with both figures, also in the plan; it goes on by itself when it
+    fits."""
+    with small_disk(pair.folder("node2").parent, 64):
+        await _alone_beside_a_small_disk(pair, 96)
+        await pair.start("node2")
+        await pair.log_has("node2", "the copy of node1 does not fit here: it needs ", 30)
+        side = await pair.side("node2")
+        assert (side.role, side.readiness, side.data) == ("WAIT", "NotReady", "unknown")
+        assert " MiB at least, there is room for " in side.why.text
+        assert "make room on node2, then it goes on" in side.why.text
+        assert [one.name for one in pair.folder("node2").iterdir()] == []
+        _, text = await pair.cli("node2", "preflight", MODULE)
+        assert "does not fit here" in " ".join(text.split())
+        await pair.log_has("node1", "there is room for")
+        status, text = await pair.cli("node1", "plan", MODULE)
+        assert status == 0, text
+        assert "the resync would be refused before its first byte" in " ".join(text.split())
+        await pair.more_orders()
+        (pair.folder("node1") / "image").unlink()
+        await pair.roles(60, node1="PRIM", node2="SECOND")
+        await pair.equal_and_nothing_lost()
+
+
+@pytest.mark.parametrize("options", [SLOW], ids=["slow"])
+async def test_c11_a_file_grows_past_the_room_of_the_target(pair: Pair) -> None:
+    """D11: what could not be known before: the target leaves, loudly; nothing is lost."""
+    with small_disk(pair.folder("node2").parent, 64):
+        await _alone_beside_a_small_disk(pair, 24)
+        await pair.start("node2")
+        await pair.log_has("node1", "resync to node2 begins", 30)
+        await asyncio.to_thread(_write_image, pair.folder("node1") / "more", 64)
+        await pair.roles(60, node1="ALONE", node2="STOP")
+        side = await pair.side("node2")
+        assert "the disk is full" in side.why.text
+        assert side.data == "inconsistent"
+        await pair.more_orders()
+        # Now it is known before the first byte.
+        begun = asyncio.ensure_future(pair.command("node2", "start"))
+        await pair.log_has("node2", "the copy of node1 does not fit here", 30)
+        await pair.act("node2", "stop")
+        assert (await begun).state == "failed"
+        for node in NODES:
+            (pair.folder(node) / "more").unlink()
+        await pair.act("node2", "start")
+        await pair.roles(60, node1="PRIM", node2="SECOND")
+        await pair.equal_and_nothing_lost()
+
+
+def _write_image(path: Path, mib: int = 64) -> None:
+    """So much that was not there before, on the disk."""
     with path.open("wb") as file:
-        for _ in range(64):
+        for _ in range(mib):
             file.write(os.urandom(1 << 20))
         file.flush()
         os.fsync(file.fileno())

@@ -20,7 +20,7 @@ from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import EngineDone, Event, SessionLost, SessionUp
 from hyperha.domain import Epoch, Marker, SessionKey
 from hyperha.errors import ReplicationError
-from hyperha.replication import handshake, preamble, stream, wire
+from hyperha.replication import connecting, handshake, preamble, wire
 from hyperha.replication.control import (
     Descriptors,
     EngineConfig,
@@ -31,8 +31,8 @@ from hyperha.replication.control import (
 )
 from hyperha.replication.engine_client import EngineClient
 from hyperha.replication.fuse import fence
+from hyperha.replication.lines import Lines
 from hyperha.replication.operations import ROOT_ID
-from hyperha.replication.stream import PrimarySession
 from hyperha.replication.transport import Connection
 from hyperha.security.authority import Authority
 from tests.support.engine_pair import Guest, Pair, free_ports, wait_for
@@ -131,7 +131,7 @@ def test_a_session_that_is_closed_while_it_connects_ends(
 ) -> None:
     """The connection that comes too late was aborted by nobody: the closing waited for ever."""
     begun, aborted = threading.Event(), threading.Event()
-    connect, abort = stream.connect, PrimarySession._abort
+    connect, abort = connecting.connect, Lines.abort
 
     def late(*where: Any) -> Connection:
         made = connect(*where)
@@ -139,12 +139,12 @@ def test_a_session_that_is_closed_while_it_connects_ends(
         assert aborted.wait(10)
         return made
 
-    def noted(session: PrimarySession) -> None:
-        abort(session)
+    def noted(lines: Lines) -> None:
+        abort(lines)
         aborted.set()
 
-    monkeypatch.setattr(stream, "connect", late)
-    monkeypatch.setattr(PrimarySession, "_abort", noted)
+    monkeypatch.setattr(connecting, "connect", late)
+    monkeypatch.setattr(Lines, "abort", noted)
     pair.connect(SessionStart.IN_SYNC)
     assert begun.wait(10)
     closing = threading.Thread(target=lambda: pair.a.primary.close_session(clean=True), daemon=True)

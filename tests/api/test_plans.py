@@ -17,6 +17,7 @@ from hyperha.client.sentences import plan_facts
 from hyperha.core.events import AttachFacts, MarkerState, PeerStatus
 from hyperha.core.records import DataLabel, Generation, Lineage, Settings
 from hyperha.core.state import Config, Isolation, Link, ModuleState, Phase, SafetyMode, Timing
+from hyperha.daemon import sizes
 from hyperha.daemon.engine_host import Kept
 from hyperha.daemon.planning import diff, own_copy, plan, summary_of
 from hyperha.domain import DataState, Readiness, Role
@@ -305,6 +306,29 @@ async def test_a_fresh_copy_gets_everything(pair: Pair) -> None:
     found = await pair.plan()
     assert (found.verdict.rule, found.verdict.start, found.bytes) == ("R2", "full", 5000)
     assert found.safety.kind == "none"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("room", "fits", "says"),
+    [
+        (1 << 30, True, "node2 has room for up to 1.0 GiB"),
+        (1024, False, "it needs 4.4 KiB at least, node2 has room for 1.0 KiB"),
+        (None, None, "whether node2 has room for the copy is not known"),
+    ],
+)
+async def test_whether_a_whole_copy_fits_is_told(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, room: int | None, fits: bool | None, says: str
+) -> None:
+    """D11: with both figures, before anything is moved."""
+    monkeypatch.setattr(sizes, "room_bytes", lambda root: room)
+    pair.add("node1", lineage("node1", G17, base=""), ZONES, role=Role.ALONE)
+    facts = AttachFacts(MarkerState.ABSENT, None, True, 0, "")
+    pair.add("node2", Lineage("r" * 32, "node2", "node1"), facts=facts, **heard(Role.ALONE))
+    found = await pair.plan()
+    assert found.fits is fits
+    assert says in found.room_text
+    assert ("room", found.room_text) in plan_facts(found)
 
 
 async def test_a_copy_on_its_way_is_not_guessed_at(pair: Pair) -> None:

@@ -10,7 +10,7 @@ from hyperha.core import events as e
 from hyperha.core import room
 from hyperha.core.explain import explain
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Phase, Vm
+from hyperha.core.state import Phase, SafetyMode, Vm
 from hyperha.domain import Readiness, Role
 from tests.support.world import Node, World, pair
 
@@ -206,3 +206,64 @@ def test_the_peer_is_lost_while_it_is_asked():
     world.until(R.ALONE, None)
     assert world.a.vm_run
     assert "node2 has no equal copy" in _sentence(world.a)
+
+
+def _refused(world: World) -> None:
+    """node2 has nothing and no room for all of it; node1 runs alone."""
+    world.run(500)
+    world.command(world.a, "prim")
+    world.until(R.ALONE, R.STOP)
+    world.b.too_small = True
+    world.command(world.b, "start")
+    world.run(5000)
+    assert world.roles() == (R.ALONE, R.WAIT)
+
+
+def test_a_copy_that_cannot_fit_is_refused_before_its_first_byte_and_tried_again():
+    world = World()
+    _refused(world)
+    told = explain(world.b.state)
+    assert "does not fit here: it needs 3.0 GiB at least, there is room for 1.0 GiB" in told.text
+    assert (told.rule, told.readiness) == ("D11", Readiness.NOT_READY)
+    assert [one.code for one in told.reasons] == ["no-room"]
+    assert world.b.lineage.label is DataLabel.FRESH
+    world.run(60_000)
+    for node, text in ((world.a, "lost: no room"), (world.b, "does not fit")):
+        assert len([line for line in node.log if text in line]) == 1, node.log
+    assert explain(world.b.state).text == told.text
+    world.b.too_small = False
+    world.until(R.PRIM, R.SECOND)
+    assert not explain(world.b.state).reasons
+
+
+@pytest.mark.parametrize("mode", list(SafetyMode))
+def test_a_consistent_copy_keeps_its_label_when_another_one_does_not_fit(mode: SafetyMode):
+    """C11: it was not touched, so it is not half made, and no safety copy of it is left open."""
+    world = pair()
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.b.config = replace(world.b.config, safety=mode)
+    world.b.lineage = replace(world.b.lineage, full_compare_owed=True)
+    world.b.start()
+    world.b.too_small = True
+    world.command(world.b, "start")
+    world.run(5000)
+    assert world.roles() == (R.ALONE, R.WAIT)
+    assert "does not fit here" in explain(world.b.state).text
+    assert world.b.lineage.label is DataLabel.OUTDATED
+    assert not world.b.lineage.way_back
+    assert world.b.folder.safety is None
+    assert not world.b.folder.half
+    world.b.too_small = False
+    world.until(R.PRIM, R.SECOND)
+
+
+def test_a_stop_and_start_looks_at_once():
+    """A refusal's pause outlived the timer that was to end it: nothing woke the node up again."""
+    world = World()
+    _refused(world)
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.b.too_small = False
+    world.command(world.b, "start")
+    world.until(R.PRIM, R.SECOND, timeout_ms=5000)

@@ -22,7 +22,7 @@ FAULTS = (
     *("crash", "crash", "certified", "cut", "heal", "command", "command"),
     *("boot", "exit", "stall", "session", "persist", "engine", "engine"),
     *("mount", "disk", "bad-start", "operator", "operator", "fence"),
-    *("full", "full", "room", "short"),
+    *("full", "full", "room", "short", "small"),
 )
 SEEDS = int(os.environ.get("HYPERHA_SEEDS", "150"))
 
@@ -68,6 +68,8 @@ def _rare_fault(world: World, dice: random.Random, node: Node, kind: str) -> Non
     elif kind == "short" and node.state.phase is Phase.RESYNCING:
         if node.config.safety is SafetyMode.REQUIRED:
             world.safety_short(node)
+    elif kind == "small":
+        node.too_small = True
     elif kind == "room":
         world.disk_has_room(node)
     elif kind == "fence":
@@ -97,6 +99,7 @@ def _heal(world: World) -> None:
         node.start_fails = False
         node.failing_persists = 0
         node.safety_fails = False
+        node.too_small = False
         world.disk_has_room(node)
         if not node.alive:
             world.boot_node(node)

@@ -63,6 +63,8 @@ class Node:
         self.finished: dict[str, tuple[bool, str]] = {}
         self.start_fails = False
         self.safety_fails = False
+        self.too_small = False
+        """Its file system cannot take a whole copy."""
         self.half_allowed = False
         """An operator may start a half made copy (`primforce`)."""
         self.demote_fails = False
@@ -283,6 +285,12 @@ class Node:
             other.session = None
             self.later(e.SessionLost(session, "candidates", refused=True))
             other.later(e.SessionLost(session, "candidates", refused=True))
+            return
+        if self.session_start is SessionStart.FULL and other.too_small:
+            self.session = other.session = None
+            lacks = e.Shortage(3 << 30, 1 << 30)
+            self.later(e.SessionLost(session, "no room", refused=True))
+            other.later(e.SessionLost(session, "no room", refused=True, lacks=lacks))
             return
         self.session_up = other.session_up = True
         self.later(e.SessionUp(session, int(left)))
