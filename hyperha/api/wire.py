@@ -111,7 +111,12 @@ class ResyncView(Response):
     done_bytes: int
     total_bytes: int
     bytes_per_s: int
+    """Of the whole resync so far."""
     seconds_left: int | None
+    recent_bytes_per_s: int = 0
+    """Of the last seconds."""
+    held_back: str = ""
+    """By what just now: `guest` (its latency rose), `rate` (resync_rate_mib_s), or nothing."""
     safety_copy: bool = False
 
 

@@ -11,6 +11,7 @@ from hyperha.api.wire import ClusterView, LogLine, ModuleView, ScriptOutput
 from hyperha.cli.context import JsonToo, ask, options, show_json
 from hyperha.cli.steering import Module, Node, side_of
 from hyperha.client.node_client import NodeClient
+from hyperha.client.sentences import HELD_BACK
 from hyperha.domain import Role
 from hyperha.errors import NotFoundError, TimedOutError, UsageError
 from hyperha.text import clean, size_text
@@ -73,10 +74,11 @@ def _show_module(name: str, view: ModuleView, verbose: bool) -> None:
             r = side.resync
             percent = 100 * r.done_bytes // max(1, r.total_bytes)
             left = f"{r.seconds_left} s left" if r.seconds_left is not None else ""
-            rate = r.bytes_per_s / 1048576
+            rate = r.recent_bytes_per_s / 1048576
+            held = f", {HELD_BACK[r.held_back]}" if r.held_back in HELD_BACK else ""
             told = side.role.runs_vm or r.safety_copy  # The target alone knows of its way back.
             back = "" if told else " (no way back during this resync)"
-            print(f"  {'':10}resync {r.rule}: {percent} %, {rate:.1f} MiB/s {left}{back}")
+            print(f"  {'':10}resync {r.rule}: {percent} %, {rate:.1f} MiB/s {left}{held}{back}")
         if verbose:
             budget = side.restarts
             used = f"{budget.used} of {budget.of} in {budget.window_h} h" if budget else "-"

@@ -3,11 +3,20 @@ console."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from hyperha.api.wire_copies import CopyView, PlanView
 from hyperha.text import count_text, size_text
 
 PLAN, LOSS, WAY_BACK = "plan", "LOSS", "way back"
 """Labels that are shown in their own colour."""
+
+
+HELD_BACK: Final = {
+    "guest": "slowed for the guest",
+    "rate": "at its set rate",
+}
+"""Why a resync is not faster, by what the API says holds it back."""
 
 
 def plan_facts(found: PlanView) -> list[tuple[str, str]]:

@@ -223,13 +223,17 @@ class SessionStalled(Event):
 
 @dataclass(frozen=True, slots=True)
 class ResyncProgressed(Event):
-    """How far a resync is, for display."""
+    """How far a resync is, for display. `bytes_per_s` is of the whole of it so far."""
 
     session: SessionKey
     done_bytes: int
     total_bytes: int
     bytes_per_s: int
     seconds_left: int | None
+    recent_bytes_per_s: int = 0
+    """The same of the last seconds."""
+    held_back: str = ""
+    """By what just now: `guest` (its latency, T7), `rate` (the one that was set), or nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,6 +179,8 @@ def _resync_progressed(turn: Turn, event: e.ResyncProgressed) -> None:
                 total_bytes=event.total_bytes,
                 bytes_per_s=event.bytes_per_s,
                 seconds_left=event.seconds_left,
+                recent_bytes_per_s=event.recent_bytes_per_s,
+                held_back=event.held_back,
             )
         )
 

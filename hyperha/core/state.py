@@ -217,6 +217,8 @@ class Resync:
     total_bytes: int = 0
     bytes_per_s: int = 0
     seconds_left: int | None = None
+    recent_bytes_per_s: int = 0
+    held_back: str = ""
 
 
 @dataclass(frozen=True, slots=True)

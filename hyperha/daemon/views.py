@@ -81,6 +81,8 @@ def side(
             total_bytes=r.total_bytes,
             bytes_per_s=r.bytes_per_s,
             seconds_left=r.seconds_left,
+            recent_bytes_per_s=r.recent_bytes_per_s,
+            held_back=r.held_back,
             safety_copy=state.lineage.way_back,
         )
     return ModuleNodeView(

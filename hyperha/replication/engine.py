@@ -23,7 +23,6 @@ from hyperha.domain import Marker
 from hyperha.errors import HyperhaError, RefusedError, ReplicationError
 from hyperha.replication import marker as markers
 from hyperha.replication import preamble as preambles
-from hyperha.replication import syscalls
 from hyperha.replication.acceptor import Acceptor
 from hyperha.replication.admission import ReadOnly, admit, admit_covered, judge
 from hyperha.replication.clock import now_ms
@@ -35,7 +34,7 @@ from hyperha.replication.control import (
     Statistics,
     TakeSocket,
 )
-from hyperha.replication.fuse.fence import ABORT_FILE, FORCED_UNMOUNT, Fence
+from hyperha.replication.fuse.fence import inherited
 from hyperha.replication.fuse.layers import Layer, MountStack
 from hyperha.replication.fuse.protocol import Feature
 from hyperha.replication.fuse.session import Session
@@ -63,7 +62,6 @@ _AT_ONCE: Final = (
     actions.ClearMap,
     actions.SetMarker,
 )
-_FUSECTL_MAGIC: Final = 0x65735543
 _READY_S: Final = 5.0
 _DRAIN_S: Final = 30.0
 
@@ -244,7 +242,10 @@ class Engine:
     def _serve(self, layer: Layer) -> Session:
         assert self._store is not None
         pipeline = self._primary or ReadOnly()
-        session = Session(self._store, pipeline, layer.device, disabled=self._disabled)
+        watch = None if self._primary is None else self._primary.stopwatch
+        session = Session(
+            self._store, pipeline, layer.device, disabled=self._disabled, stopwatch=watch
+        )
         session.start()
         if not session.ready.wait(_READY_S):
             raise ReplicationError(f"the kernel did not begin to use {self.config.folder}")
@@ -493,11 +494,12 @@ class Engine:
         stack = self._stack = MountStack(
             self.config.folder, f"hyperha-{self.config.module}", self.config.run_directory
         )
-        stack.adopt(device, _fence(kept.get("fence", [])))
+        stack.adopt(device, inherited(kept.get("fence", [])))
         self._folder = folder
         session = Session(
-            self._store, self._primary, device, disabled=self._disabled, inherited=table
-        )
+            self._store, self._primary, device, disabled=self._disabled, inherited=table,
+            stopwatch=self._primary.stopwatch,
+        )  # fmt: skip
         self._session = session
         if session.primary:
             self._primary.promote(Acknowledge.NONE)
@@ -573,11 +575,3 @@ class Engine:
         actions.EndResync: _end_resync,
         actions.ClearMap: _clear_map,
     }
-
-
-def _fence(descriptors: list[int]) -> Fence | None:
-    """The fence that a predecessor's descriptor is."""
-    if not descriptors:
-        return None
-    abort_file = syscalls.file_system_type(descriptors[0]) == _FUSECTL_MAGIC
-    return Fence(ABORT_FILE if abort_file else FORCED_UNMOUNT, descriptors[:1])

@@ -27,19 +27,24 @@ from hyperha.replication.comparison import inode_of, is_gone, ordered
 from hyperha.replication.fuse.protocol import PAYLOAD_SIZE
 from hyperha.replication.operations import NO_ID, FileId, Target
 from hyperha.replication.primary import Primary
+from hyperha.replication.stopwatch import Timed
 from hyperha.replication.store import Entry
 from hyperha.replication.stream import PrimarySession
+from hyperha.replication.throttle import DECIDE_MS, Throttle
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import ListedEntry, Listing
 
 TRIES: Final = 2
 _REQUESTS: Final = 32
-"""Digests and listings under way."""
-_REQUESTS_BUSY: Final = 4
-"""The same while the guest writes: its writes queue behind them on the other node."""
-_WINDOW_QUIET: Final = 8 << 20
-_WINDOW_BUSY: Final = 1 << 18
-"""Unacknowledged bytes of blocks while the guest writes: what a live write may queue behind."""
+"""Digests and listings under way at most."""
+_LONGEST_WAIT_S: Final = 0.02
+"""For the pace; then the guest's latency is looked at again."""
+
+
+GUEST: Final = "guest"
+RATE: Final = "rate"
+NETWORK: Final = "network"
+"""What work waits for: the guest's latency, `resync_rate_mib_s`, or the other node."""
 
 
 class Ended(Exception):
@@ -61,8 +66,9 @@ class Inquiry:
         self._in_flight_bytes = 0
         self._sent_bytes = 0
         self._started_ms = now_ms()
-        self._writes_seen = 0
-        self._busy_until_ms = 0
+        self._throttle = Throttle(len(Timed), self._started_ms)
+        self.held_ms = {GUEST: 0, RATE: 0, NETWORK: 0}
+        """How long it has waited for what."""
 
     def progress(self) -> None:
         """For display; overridden."""
@@ -107,40 +113,61 @@ class Inquiry:
         self.progress()
 
     def _room(self) -> None:
-        """Wait until a request more may be under way (T7)."""
-        while len(self._waiting) >= (_REQUESTS_BUSY if self._guest_writes() else _REQUESTS):
-            self._replies(1.0)
+        """Wait until a request more may be under way, and the pace allows it (T7)."""
+        while True:
+            self._listen_to_guest()
+            if len(self._waiting) < self._throttle.requests(now_ms(), _REQUESTS):
+                break
+            self._replies(DECIDE_MS / 1000)
+        while not self._throttle.may_go(now_ms()):
+            self._hold(GUEST)
         if not self._session.replies.empty():
             self._replies(0)
         self.progress()
 
-    def _guest_writes(self) -> bool:
-        """Whether there was a write within the last moments."""
-        now = now_ms()
-        if self._primary.writes != self._writes_seen:
-            self._writes_seen = self._primary.writes
-            self._busy_until_ms = now + 200
-        return now < self._busy_until_ms
+    def _listen_to_guest(self) -> None:
+        """Tell the controller what the guest's operations have taken since it was last told."""
+        watch, throttle, now = self._primary.stopwatch, self._throttle, now_ms()
+        if not throttle.due(now):
+            return
+        offset_ms = now - time.monotonic_ns() // 1_000_000
+        for kind in Timed:
+            for at_ns, took_ns in watch.take(kind):
+                throttle.note(kind, at_ns // 1_000_000 + offset_ms, took_ns // 1000)
+        throttle.decide(now, [watch.waiting_ns(kind) // 1000 for kind in Timed])
+
+    def _hold(self, reason: str, longest_s: float = _LONGEST_WAIT_S) -> None:
+        """Wait a little, for that reason."""
+        if self._primary.session is not self._session:
+            raise Ended
+        begun_ms = now_ms()
+        time.sleep(min(longest_s, max(0.001, self._throttle.due_in_ms() / 1000)))
+        self.held_ms[reason] += now_ms() - begun_ms
+        self._listen_to_guest()
+        self.progress()
 
     def _settle_replies(self) -> None:
         while self._waiting:
             self._replies(1.0)
 
-    def _throttle(self) -> None:
-        """Bound what is unacknowledged, tightly while the guest writes, and keep the rate (T7)."""
+    def _wait_for_room(self) -> None:
+        """Bound what is unacknowledged, by what the guest feels, and keep the rate (T7)."""
         primary = self._primary
         while True:
+            self._listen_to_guest()
             while self._in_flight and self._in_flight[0][0] <= primary.acknowledged_number:
                 self._in_flight_bytes -= self._in_flight.popleft()[1]
-            window = _WINDOW_BUSY if self._guest_writes() else _WINDOW_QUIET
+            now = now_ms()
             rate = primary.config.resync_rate_mib_s << 20
-            allowed = rate * (now_ms() - self._started_ms + 100) // 1000
-            if self._in_flight_bytes < window and (not rate or self._sent_bytes < allowed):
+            allowed = rate * (now - self._started_ms + 100) // 1000
+            if rate and self._sent_bytes >= allowed:
+                self._hold(RATE)
+            elif not self._throttle.may_go(now):
+                self._hold(GUEST)
+            elif self._in_flight_bytes < self._throttle.window(now):
                 return
-            if primary.session is not self._session:
-                raise Ended
-            time.sleep(0.001)
-            self.progress()
+            else:
+                self._hold(GUEST if self._throttle.rate(now) else NETWORK, 0.001)
 
     # --- what the copy holds --------------------------------------------------------------
 
@@ -216,11 +243,13 @@ class Inquiry:
         self._in_flight.append((number, filled))
         self._in_flight_bytes += filled
         self._sent_bytes += filled
+        self._throttle.spend(filled)
         return filled
 
     def _digests(self, file: FileId, offset: int) -> tuple[bytes | None, ...]:
         store = self._store
         size = store.read_into(file, offset, self._reading)
+        self._throttle.spend(size)
         ranges = store.data_ranges(file, offset, offset + ZONE_BYTES)
         digests: list[bytes | None] = []
         view = self._reading[:size]

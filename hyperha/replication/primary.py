@@ -41,6 +41,7 @@ from hyperha.replication.operations import (
 from hyperha.replication.parking import Ledger
 from hyperha.replication.room import RoomWatch
 from hyperha.replication.sender import Sender
+from hyperha.replication.stopwatch import Stopwatch, Timed
 from hyperha.replication.store import Store
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.syncer import Syncer
@@ -48,6 +49,7 @@ from hyperha.replication.wire import Kind
 from hyperha.replication.wire_changes import encode_change
 
 Report = Callable[[Event | LogLine], None]
+WRITE, BARRIER = Timed.WRITE, Timed.BARRIER
 _ZONE_SHIFT: Final = 20
 _NONE: Final[tuple[Record, ...]] = ()
 _DISK_ERRORS: Final = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN)
@@ -66,6 +68,7 @@ class Primary(Ledger):
         self.report = report
         self.syncer = Syncer(store, self._sync_failed)
         self.barriers = Barriers(self)
+        self.stopwatch = Stopwatch()
         self.operation = threading.Lock()
         """Held while an operation is under way: a resync that finds no quiet moment takes it."""
         self.resync_started: Callable[[PrimarySession, Welcome, list[Record]], None] = _no_resync
@@ -94,6 +97,7 @@ class Primary(Ledger):
         give_back: GiveBack | None = None,
     ) -> bool:
         """One write: its zone durable in the log (Z2), sent, applied, parked."""
+        answer = self.stopwatch.begin(BARRIER if barrier else WRITE, answer)
         with self.operation:
             if self._refusing:
                 self._refuse(answer)
@@ -233,6 +237,7 @@ class Primary(Ledger):
 
     def flush(self, file: FileId, *, data_only: bool, answer: Answer) -> None:
         """fsync here and there; both begin after what came before on this file (F2)."""
+        answer = self.stopwatch.begin(BARRIER, answer)
         if self._refusing:
             self._refuse(answer)
             return

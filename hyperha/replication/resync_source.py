@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import stat
 import threading
+from collections import deque
 from contextlib import nullcontext
 from typing import Final
 
@@ -24,7 +25,7 @@ from hyperha.replication.clock import now_ms
 from hyperha.replication.comparison import inode_of, is_gone
 from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Welcome
-from hyperha.replication.inquiry import TRIES, Ended, Inquiry
+from hyperha.replication.inquiry import GUEST, RATE, TRIES, Ended, Inquiry
 from hyperha.replication.milestones import Milestones
 from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind, Target
 from hyperha.replication.primary import Primary
@@ -39,6 +40,7 @@ from hyperha.replication.wire_changes import (
 log = logging.getLogger(__name__)
 
 _PROGRESS_MS: Final = 500
+_RECENT_MS: Final = 5000
 _SURELY: Final = 8
 """After so many wholly different zones on end the next one is taken to be different, too."""
 _SAMPLED: Final = 16
@@ -63,6 +65,8 @@ class ResyncSource(Inquiry):
         """Answers on end by which a whole zone differed."""
         self._total_bytes = 0
         self._last_report_ms = 0
+        self._points = deque([(self._started_ms, 0, dict(self.held_ms))])
+        """Of the last seconds: time, bytes done, and how long it had been held back."""
         self._milestones = Milestones(self._started_ms)
         self._thread = threading.Thread(target=self._run, name="resync", daemon=True)
 
@@ -326,7 +330,7 @@ class ResyncSource(Inquiry):
 
     def _blocks(self, file: FileId, zone: int, offset: int, length: int) -> None:
         """Send what differs, as it is by now: what has become a hole since is sent as one."""
-        self._throttle()
+        self._wait_for_room()
         try:
             for start, size in self._without_holes(file, offset, length):
                 self._send_data(file, zone, start, size)
@@ -363,12 +367,38 @@ class ResyncSource(Inquiry):
         elapsed = max(1, now - self._started_ms)
         rate = done * 1000 // elapsed
         left = (self._total_bytes - done) // rate if rate else None
+        recent, held_back = self._recently(done, now)
         self._primary.report(
-            ResyncProgressed(self._session.key, done, self._total_bytes, rate, left)
+            ResyncProgressed(
+                self._session.key, done, self._total_bytes, rate, left, recent, held_back
+            )
         )
         if self._milestones.due(done, self._total_bytes, now):
             part = done * 100 // self._total_bytes if self._total_bytes else 0
-            self._tell("I", f"resync {part} %: {done} of {self._total_bytes} bytes compared")
+            text = f"resync {part} %: {done} of {self._total_bytes} bytes compared"
+            self._tell("I", text + self._slowed(held_back))
+
+    def _recently(self, done: int, now: int) -> tuple[int, str]:
+        """Bytes per second of the last seconds, and what held it back for most of the time."""
+        self._points.append((now, done, dict(self.held_ms)))
+        while len(self._points) > 2 and self._points[0][0] < now - _RECENT_MS:
+            self._points.popleft()
+        then, before, held = self._points[0]
+        passed = max(1, now - then)
+        reasons = [one for one in (GUEST, RATE) if self.held_ms[one] - held[one] > passed // 2]
+        return (done - before) * 1000 // passed, reasons[0] if reasons else ""
+
+    def _slowed(self, held_back: str) -> str:
+        """The reason, for the log."""
+        if held_back == RATE:
+            return f", held at {self._primary.config.resync_rate_mib_s} MiB/s"
+        p99_us, baseline_us = self._throttle.latency()
+        if held_back != GUEST or not p99_us:
+            return ""
+        return (
+            f", slowed for the guest: 1 % of its operations take more than {p99_us / 1000:.1f} ms, "
+            f"{baseline_us / 1000:.1f} ms without a resync"
+        )
 
     def _tell(self, level: str, text: str) -> None:
         self._primary.report(LogLine(level, "R13", text))

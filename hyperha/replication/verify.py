@@ -265,7 +265,7 @@ class Verify(Inquiry):
 
     def _mend(self, file: FileId, offset: int, length: int, blocks: int) -> None:
         """Write the primary's content again on the secondary; live writes keep their place."""
-        self._throttle()
+        self._wait_for_room()
         if not self._primary.write_again(self._session, file, offset, length):
             raise Ended
         self._count(repaired=blocks)

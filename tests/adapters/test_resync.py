@@ -6,12 +6,15 @@ import shutil
 import stat
 import subprocess
 import threading
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionLost, SessionUp
+from hyperha.replication.control import LogLine
 from hyperha.replication.operations import (
     ROOT_ID,
     Allocate,
@@ -21,6 +24,7 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.resync_source import ResyncSource
+from hyperha.replication.stopwatch import Stopwatch, Timed
 from tests.support.engine_pair import Guest, Monkey, Pair, call, wait_for
 
 pytestmark = pytest.mark.root
@@ -217,6 +221,53 @@ def test_only_candidates_are_looked_at(pair: Pair) -> None:
     assert bytes_sent(pair) <= 4 * 65536
     progress = [one for one in pair.a.events if isinstance(one, ResyncProgressed)]
     assert progress[-1].total_bytes <= 3 << 20
+
+
+class Suffering(Stopwatch):
+    """Says that the guest's barriers take a second as soon as a resync has begun."""
+
+    calls = 0
+
+    def take(self, kind: Timed) -> list[tuple[int, int]]:
+        self.calls += kind is Timed.BARRIER
+        now, usual, bad = time.monotonic_ns(), 500_000, 10**9
+        if kind is not Timed.BARRIER:
+            return []
+        return [(now, usual)] * 300 if self.calls == 1 else [(now, bad)] * 20
+
+
+def test_a_guest_that_suffers_holds_a_resync_back_which_says_so_and_ends_all_the_same(
+    pair: Pair,
+) -> None:
+    """T7: nothing but the floor is left, and that is enough to come to the end."""
+    pair.a.primary.stopwatch = Suffering()
+    (pair.a.folder / "disk").write_bytes(os.urandom(9 << 20))
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    began = time.monotonic()
+    pair.resync(SessionStart.FULL)
+    took = time.monotonic() - began
+    pair.check_equal()
+    progress = [one for one in pair.a.events if isinstance(one, ResyncProgressed)]
+    assert "guest" in {one.held_back for one in progress}
+    assert any(one.recent_bytes_per_s for one in progress)
+    assert took > 1.0
+    # Read for the digests and sent: 18 MiB at 4 MiB/s, and a set-up.
+    assert took < 12
+    told = [one.text for one in pair.a.events if isinstance(one, LogLine)]
+    assert any(
+        "slowed for the guest: 1 % of its operations take more than 1000" in one for one in told
+    )
+
+
+def test_a_set_rate_is_kept_and_said(pair: Pair) -> None:
+    pair.a.primary.config = replace(pair.a.primary.config, resync_rate_mib_s=4)
+    (pair.a.folder / "disk").write_bytes(os.urandom(8 << 20))
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    began = time.monotonic()
+    pair.resync(SessionStart.FULL)
+    assert time.monotonic() - began > 1.4
+    progress = [one for one in pair.a.events if isinstance(one, ResyncProgressed)]
+    assert "rate" in {one.held_back for one in progress}
 
 
 def test_what_moved_is_found_by_its_id(pair: Pair) -> None:

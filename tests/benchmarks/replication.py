@@ -5,7 +5,7 @@ replicated over TCP, replicated over TLS, and QEMU's quorum driver. A machine sh
 noisy, so each row is measured in several short rounds over all columns in turn; shown are the
 median and the spread, and ratios are taken within a round. Below a row stands what one operation
 cost the processes that serve it in CPU time; `--profile` adds their threads. Further rows: a resync
-against a raw TCP copy, a resync after a crash, idle daemons.
+against a raw TCP copy, a resync after a crash, what a resync costs the guest, idle daemons.
 
 Exit status: 0 the table was measured (the last line says which budgets were missed), 2 it could
 not be, with what is missing. Leaves no process, mount or file behind, also when interrupted.
@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from hyperha.errors import HyperhaError, RefusedError, UsageError
-from tests.benchmarks import columns, idle, resyncs, usage
+from tests.benchmarks import columns, idle, latency, resyncs, usage
 from tests.benchmarks.columns import Column, Sample
 from tests.benchmarks.table import COLUMNS, QUORUM, ROWS, Row, Verdict, judge, spread
 
-EXTRA_ROWS: Final = ("resync", "crash", "idle")
+EXTRA_ROWS: Final = ("resync", "crash", "latency", "idle")
 _NOT_HERE: Final = (
     "not measured here: node lost to start_prim begun (`hyperha demo --drill --repeat 5` prints "
     "median and worst; budget 4 s); 32 modules with one node lost (this release has no such set-up)"
@@ -223,6 +223,9 @@ def measure_all(plan: Plan, base: Path) -> list[tuple[str, Verdict]]:
     extra: dict[str, Callable[[Path], list[Verdict]]] = {
         "resync": lambda place: resyncs.throughput(place, plan.rounds, plan.resync_bytes),
         "crash": lambda place: resyncs.after_crash(place, plan.resync_bytes),
+        "latency": lambda place: latency.latency(
+            place, plan.rounds, plan.resync_bytes, plan.seconds * 3
+        ),
         "idle": lambda place: idle.idle(place, plan.idle_s),
     }
     for key, run in extra.items():

@@ -49,13 +49,14 @@ class Resync:
     sent: int
 
 
-def _resync(pair: ProcessPair, start: SessionStart) -> Resync:
+def resync(pair: ProcessPair, start: SessionStart, limit_s: float = _LIMIT_S) -> Resync:
+    """A whole resync with R11 at its end."""
     source = pair.a
     source.messages[:] = [one for one in source.messages if not isinstance(one, LogLine)]
     begun = time.monotonic()
     key = pair.connect(start)
     source.wait(SessionUp)
-    source.wait(ResyncCopied, limit_s=_LIMIT_S)
+    source.wait(ResyncCopied, limit_s=limit_s)
     seconds = time.monotonic() - begun
     source.do(actions.EndResync, key)
     source.do(actions.Barrier)
@@ -69,7 +70,7 @@ def _resync(pair: ProcessPair, start: SessionStart) -> Resync:
     raise FailedError("the resync's log line with the bytes it moved is missing")
 
 
-def _part(pair: ProcessPair) -> None:
+def part(pair: ProcessPair) -> None:
     """End the session; the primary goes on without the peer."""
     pair.b.do(actions.CloseSession)
     pair.a.wait(SessionLost)
@@ -121,15 +122,15 @@ def throughput(base: Path, rounds: int, size: int) -> list[Verdict]:
     with synced_pair(ProcessPair(base, free_ports(2))) as pair:
         fill(pair.a.folder / _DISK, size)
         for _ in range(rounds):
-            _part(pair)
+            part(pair)
             fill(pair.a.folder / _DISK, size)
             settle(base)
-            moved = _resync(pair, SessionStart.CANDIDATES)
+            moved = resync(pair, SessionStart.CANDIDATES)
             if moved.sent < size:
                 raise FailedError(f"{moved.sent} of {size} different bytes travelled")
-            _part(pair)
+            part(pair)
             settle(base)
-            same = _resync(pair, SessionStart.FULL)
+            same = resync(pair, SessionStart.FULL)
             if same.sent or same.compared < size:
                 raise FailedError(f"of equal copies {same.compared} bytes were compared: {same}")
             raw.append(size / _copy(base, size))
@@ -166,7 +167,7 @@ def after_crash(base: Path, size: int) -> list[Verdict]:
         pair.a.start()
         facts = pair.a.attach(fresh=False)
         pair.a, pair.b = pair.b, pair.a
-        moved = _resync(pair, SessionStart.CANDIDATES)
+        moved = resync(pair, SessionStart.CANDIDATES)
         require_equal(pair)
     allowed = (max(0, facts.candidates) + changes) * ZONE_BYTES
     if facts.candidates < 0:

@@ -114,7 +114,9 @@ RESYNC = ResyncView(
     rule="R6",
     done_bytes=430 << 20,
     total_bytes=1000 << 20,
-    bytes_per_s=212 << 20,
+    bytes_per_s=180 << 20,
+    recent_bytes_per_s=212 << 20,
+    held_back="guest",
     seconds_left=130,
 )
 SUSPENDED = SuspensionView(by="anna", reason="patch night", until="2026-11-22T14:00:00Z")

@@ -255,6 +255,9 @@ def test_the_resync_bar_says_who_to_whom_how_far_and_what_it_means() -> None:
     assert "node1→node2" in text
     assert "43%  430 MiB of 1.0 GiB  212 MiB/s  02:10 left" in text
     assert "node2 cannot take over yet" in text
+    wide = resync_bar(model, 140, NOW, UNICODE)
+    assert wide is not None
+    assert "02:10 left, slowed for the guest  node2 cannot take over yet" in plain(wide)
     assert resync_bar(shown(), 120, NOW, UNICODE) is None
 
 

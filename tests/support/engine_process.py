@@ -33,6 +33,8 @@ from hyperha.replication.fuse import fence as fencing
 
 LIMIT_S = 20.0
 GENERATION = "ab" * 16
+PROGRAM = "hyperha.replication.process"
+"""The module whose main is a replication process."""
 
 
 class NodeProcess:
@@ -48,7 +50,9 @@ class NodeProcess:
         *,
         tls: TlsFiles | None = None,
         features_off: tuple[str, ...] = (),
+        program: str = PROGRAM,
     ) -> None:
+        self._program = program
         self.folder = base / node
         self.folder.mkdir()
         self.run_directory = base / f"{node}-run"
@@ -79,7 +83,7 @@ class NodeProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel = ours
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hyperha.replication.process", str(theirs.fileno())],
+            [sys.executable, "-m", self._program, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
         )
         theirs.close()
@@ -194,12 +198,19 @@ class ProcessPair:
     """Both nodes, ordered as the core would; `tls`: per node, for an encrypted stream."""
 
     def __init__(
-        self, base: Path, ports: list[int], *, tls: Mapping[str, TlsFiles] | None = None
+        self,
+        base: Path,
+        ports: list[int],
+        *,
+        tls: Mapping[str, TlsFiles] | None = None,
+        program: str = PROGRAM,
     ) -> None:
-        files = tls or {}
-        self.a = NodeProcess(base, "node1", "node2", ports[0], ports[1], tls=files.get("node1"))
+        near, far = ((tls or {}).get(name) for name in ("node1", "node2"))
+        self.a = NodeProcess(base, "node1", "node2", ports[0], ports[1], tls=near, program=program)
         try:
-            self.b = NodeProcess(base, "node2", "node1", ports[1], ports[0], tls=files.get("node2"))
+            self.b = NodeProcess(
+                base, "node2", "node1", ports[1], ports[0], tls=far, program=program
+            )
         except BaseException:
             self.a.close()
             raise

@@ -6,6 +6,7 @@ Every state is told three times: by word, by shape and by tone.
 from __future__ import annotations
 
 from hyperha.api.wire import ModuleNodeView
+from hyperha.client.sentences import HELD_BACK
 from hyperha.domain import DataState, Role
 from hyperha.text import size_text
 from tui.model.alerts import vm_is_missing
@@ -198,7 +199,7 @@ def resync_row(side: ModuleNodeView, width: int) -> Row:
     if r is None:
         return row("")
     done = Span(f"resync {percent(r.done_bytes, r.total_bytes):3d}% ", Tone.WARN)
-    rate = Span(f"{rate_text(r.bytes_per_s)} {clock_text(r.seconds_left)} left")
+    rate = Span(f"{rate_text(r.recent_bytes_per_s)} {clock_text(r.seconds_left)} left")
     if vm_is_missing(side):
         return (Span(f"vm {side.vm.state}  ", Tone.BAD), done)
     vm = Span(f"vm {side.vm.state}  ", Tone.DIM)
@@ -225,13 +226,18 @@ def resync_bar(model: ConsoleModel, width: int, now_ms: int, glyphs: Glyphs) -> 
     source = node if runs else model.other_node(node)
     figures = (
         f" {percent(r.done_bytes, r.total_bytes):3d}%  {size_text(r.done_bytes)} of "
-        f"{size_text(r.total_bytes)}  {rate_text(r.bytes_per_s)}  {clock_text(r.seconds_left)} left"
+        f"{size_text(r.total_bytes)}  {rate_text(r.recent_bytes_per_s)}  "
+        f"{clock_text(r.seconds_left)} left"
     )
     label = f" resync {source}{glyphs.arrow}{target} "
     end = f"  {target} cannot take over yet"
     room = width - cells(label) - cells(figures)
     if room - cells(end) < 10:
         end = ""
+    held = f", {HELD_BACK[r.held_back]}" if r.held_back in HELD_BACK else ""
+    if room - cells(end) - cells(held) >= 10:
+        figures += held
+        room -= cells(held)
     room = max(4, min(40, room - cells(end)))
     full = room * percent(r.done_bytes, r.total_bytes) // 100
     bar = glyphs.bar_full * full + glyphs.bar_empty * (room - full)

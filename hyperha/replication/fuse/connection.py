@@ -33,6 +33,7 @@ from hyperha.replication.operations import (
     SetXattr,
     Target,
 )
+from hyperha.replication.stopwatch import Stopwatch
 from hyperha.replication.store import Descriptor, Store, check_name
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class Connection:
         self.primary = table.primary
         self.valid_s = LONG_S if self.primary else 0
         self.features = table.features
+        self.stopwatch = Stopwatch()
+        """Times what the pipeline does not see."""
         self.kept: dict[int, Kept] = {}
         self.kept_lock = threading.Lock()
         self.pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="fuse-slow")

@@ -25,6 +25,7 @@ ABORT_FILE: Final = "abort-file"
 FORCED_UNMOUNT: Final = "forced-unmount"
 """umount2(MNT_FORCE) through a descriptor of the mount's root, which keeps it from going."""
 
+_FUSECTL_MAGIC: Final = 0x65735543
 _SYSTEM_FUSECTL: Final = "/sys/fs/fuse/connections"
 
 
@@ -129,3 +130,11 @@ def peel(path: str, run_directory: str) -> int:
         if not mounting.unmount(path):
             raise FailedError(f"the stale mount on {path} cannot be removed")
         peeled += 1
+
+
+def inherited(descriptors: list[int]) -> Fence | None:
+    """The fence that a predecessor's descriptor is; None when it had none."""
+    if not descriptors:
+        return None
+    abort_file = syscalls.file_system_type(descriptors[0]) == _FUSECTL_MAGIC
+    return Fence(ABORT_FILE if abort_file else FORCED_UNMOUNT, descriptors[:1])

@@ -29,6 +29,7 @@ from hyperha.replication.operations import (
     Record,
     RecordKind,
 )
+from hyperha.replication.stopwatch import Timed
 from hyperha.replication.store import Descriptor
 
 O_DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
@@ -220,7 +221,8 @@ class FileRequests:
             self._c.give(self._reading_view[: _OUT + got])
         else:
             # Not in memory: the disk must not hold up the other requests.
-            self._c.later(unique, partial(_read_all, held, size, offset))
+            work = partial(_read_all, held, size, offset)
+            self._c.later(unique, self._c.stopwatch.timing(Timed.READ, work))
 
     def _write(self, unique: int, number: int, length: int) -> None:
         c = self._c

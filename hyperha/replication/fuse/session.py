@@ -39,6 +39,7 @@ from hyperha.replication.operations import (
     Rename,
     SetXattr,
 )
+from hyperha.replication.stopwatch import Stopwatch
 from hyperha.replication.store import Store
 from hyperha.replication.syscalls import show_thread_name
 
@@ -69,7 +70,8 @@ class Session:
     """Serves one mount. Owns `device` (an open /dev/fuse descriptor) and the table.
 
     `disabled` switches kernel features off by their INIT bits. Pass `inherited` (a descriptor of
-    the table) to continue what another process served on the same connection.
+    the table) to continue what another process served on the same connection. Reads are timed by
+    `stopwatch`.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Session:
         disabled: int = 0,
         inherited: int | None = None,
         zone: int = ZONE,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.store = store
         self.device = device
@@ -88,6 +91,8 @@ class Session:
         self._inherited = inherited is not None
         self._disabled = disabled
         self._connection = Connection(store, pipeline, device, self.table, zone)
+        if stopwatch is not None:
+            self._connection.stopwatch = stopwatch
         self._names = NameRequests(self._connection)
         self._attributes = AttributeRequests(self._connection)
         self._files = FileRequests(self._connection, self._names, self._attributes)
