@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from hyperha.core.events import Shortage
 from hyperha.errors import ReplicationError
-from hyperha.replication import wire
+from hyperha.replication import syscalls, wire
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import (
     Allocate,
@@ -141,6 +141,7 @@ class Applier:
             Kind.BLOCK: self._resync,
             Kind.MARK: self._resync,
             Kind.HOLE: self._resync,
+            Kind.RESERVE: self._resync,
             Kind.COMPARE: self._resync,
             Kind.COMPARE_INODE: self._resync,
             Kind.COMPARE_LISTING: self._resync,
@@ -471,6 +472,9 @@ def records_of(change: Change, store: Store) -> tuple[Record, ...]:
         return (Record(RecordKind.INODE, change.file), *_cut(change, store))
     if isinstance(change, Allocate):
         inode = Record(RecordKind.INODE, change.file)
+        if not change.mode & (syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_ZERO_RANGE):
+            # Only room is taken: a resync gives it to an inode that is a candidate.
+            return (inode,)
         return (inode, *_range(change.file, change.offset, change.offset + change.length))
     raise ReplicationError(f"unknown change {type(change).__name__}")
 

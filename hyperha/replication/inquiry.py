@@ -248,9 +248,10 @@ class Inquiry:
 
     def _digests(self, file: FileId, offset: int) -> tuple[bytes | None, ...]:
         store = self._store
+        # First: once it was read, room that was never written counts as data.
+        ranges = store.data_ranges(file, offset, offset + ZONE_BYTES)
         size = store.read_into(file, offset, self._reading)
         self._throttle.spend(size)
-        ranges = store.data_ranges(file, offset, offset + ZONE_BYTES)
         digests: list[bytes | None] = []
         view = self._reading[:size]
         for start in range(0, size, BLOCK_BYTES):

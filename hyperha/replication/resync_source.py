@@ -19,7 +19,7 @@ from typing import Final
 from hyperha.core.actions import SessionStart
 from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionUp
 from hyperha.errors import ReplicationError
-from hyperha.replication import wire
+from hyperha.replication import allocation, wire
 from hyperha.replication.candidates import Candidates
 from hyperha.replication.clock import now_ms
 from hyperha.replication.comparison import inode_of, is_gone
@@ -226,7 +226,8 @@ class ResyncSource(Inquiry):
     def _inodes(self) -> None:
         for file in self._todo.inodes():
             self._room()
-            self._send_inode(file)
+            if self._send_inode(file) is not None:
+                self._reserve(file, None)
 
     def _send_inode(self, file: FileId) -> int | None:
         """Send size, attributes and xattrs of an inode; its size, or None when it is gone.
@@ -267,12 +268,30 @@ class ResyncSource(Inquiry):
                 else:
                     for zone in zones:
                         self._zone(file, zone)
+                # The target has made holes of what reads as one: it keeps no room there any more.
+                self._settle_replies()
+                self._reserve(file, zones)
             except OSError as error:
                 # Removed by the guest meanwhile, which the target hears in order.
                 if not is_gone(error):
                     raise
             self._settle_replies()
             self._primary.note_written(file)
+
+    def _reserve(self, file: FileId, zones: list[int] | None) -> None:
+        """Have the target keep room where this node does without having written (fallocate)."""
+        spans = [(0, wire.OFFSET_LIMIT)]
+        if zones is not None:
+            spans = [(zone * ZONE_BYTES, (zone + 1) * ZONE_BYTES) for zone in zones]
+        for position, end in spans:
+            while position < end:
+                # A change that gives room back comes before or behind, not between.
+                with self._primary.operation:
+                    ranges, position = allocation.kept(self._store, file, position, end)
+                    with self._primary.lock:
+                        for offset, length in ranges:
+                            payload = wire.encode_hole(file, offset, length)
+                            self._put(Kind.RESERVE, [payload], None)
 
     def _whole_file(self, file: FileId, size: int) -> None:
         position = 0

@@ -21,7 +21,7 @@ import xxhash
 
 from hyperha.core.actions import SessionStart
 from hyperha.errors import ReplicationError
-from hyperha.replication import syscalls, wire
+from hyperha.replication import allocation, syscalls, wire
 from hyperha.replication.buffers import Buffers
 from hyperha.replication.comparison import COMPARISONS, CompareSide
 from hyperha.replication.entries import remove_tree
@@ -97,6 +97,8 @@ class TargetSide:
             return self._digests(frame)
         if frame.kind is Kind.HOLE:
             return self._hole(frame)
+        if frame.kind is Kind.RESERVE:
+            return self._reserve(frame)
         if frame.kind is Kind.INODE:
             return self._inode(frame)
         if frame.kind is Kind.LISTING:
@@ -372,8 +374,9 @@ class TargetSide:
         different = []
         try:
             length = len(zone.digests) * BLOCK_BYTES
-            data = self._reading[: store.read_into(file, zone.offset, self._reading[:length])]
+            # First: once it was read, room that was never written counts as data.
             ranges = store.data_ranges(file, zone.offset, zone.offset + length)
+            data = self._reading[: store.read_into(file, zone.offset, self._reading[:length])]
             for i, digest in enumerate(zone.digests):
                 start = i * BLOCK_BYTES
                 if digest is None:
@@ -424,6 +427,16 @@ class TargetSide:
             if error.errno not in _UNSETTLED:
                 raise
             return self.unsettled((Record(RecordKind.WHOLE_FILE, file),))
+        return None
+
+    def _reserve(self, frame: Frame) -> bytes | None:
+        file, offset, length = wire.decode_hole(frame.payload)
+        try:
+            allocation.take(self._store, self._intent, frame.number, (file, offset, length))
+        except OSError as error:
+            if error.errno not in _UNSETTLED:
+                raise
+            return self.unsettled((Record(RecordKind.INODE, file),))
         return None
 
     def _block(self, frame: Frame) -> bytes | None:

@@ -11,7 +11,7 @@ import functools
 import os
 import struct
 import threading
-from typing import Final
+from typing import Final, NamedTuple
 
 O_PATH: Final[int] = getattr(os, "O_PATH", 0)
 O_NOFOLLOW: Final[int] = getattr(os, "O_NOFOLLOW", 0)
@@ -33,6 +33,20 @@ _HANDLE_BYTES: Final = 128
 _HANDLE_HEAD = struct.Struct("=Ii")
 _TYPE = struct.Struct("=i")
 _TIMES = struct.Struct("@qqqq")
+_FS_IOC_FIEMAP: Final = 0xC020660B
+_FIEMAP = struct.Struct("=QQIIIxxxx")
+_EXTENT = struct.Struct("=Q8xQ16xI12x")
+_EXTENTS: Final = 256
+_LAST: Final = 0x1
+_UNWRITTEN: Final = 0x800
+
+
+class Extent(NamedTuple):
+    """A range of a file for which the file system keeps room. `unwritten`: it reads as zeros."""
+
+    offset: int
+    length: int
+    unwritten: bool
 
 
 class _Library:
@@ -176,3 +190,25 @@ def file_system_type(descriptor: int) -> int:
     if _library().fstatfs(descriptor, memory) < 0:
         _raise()
     return int.from_bytes(memory.raw[:8], "little") & 0xFFFFFFFF
+
+
+def extents(descriptor: int, start: int, end: int) -> tuple[list[Extent], int]:
+    """Some of the extents in [start, end) of a regular file, and where to ask on; `end` when that
+    were all. Raises OSError, EOPNOTSUPP where the file system cannot tell (FIEMAP).
+
+    What was written and not yet given a place on the disk may be missing.
+    """
+    import fcntl
+
+    memory = bytearray(_FIEMAP.size + _EXTENTS * _EXTENT.size)
+    _FIEMAP.pack_into(memory, 0, start, end - start, 0, 0, _EXTENTS)
+    fcntl.ioctl(descriptor, _FS_IOC_FIEMAP, memory)
+    _, _, _, count, _ = _FIEMAP.unpack_from(memory, 0)
+    found: list[Extent] = []
+    last = count < _EXTENTS
+    for number in range(count):
+        offset, length, flags = _EXTENT.unpack_from(memory, _FIEMAP.size + number * _EXTENT.size)
+        first, behind = max(offset, start), min(offset + length, end)
+        found.append(Extent(first, behind - first, bool(flags & _UNWRITTEN)))
+        last = last or bool(flags & _LAST)
+    return found, end if last else max(start + 1, found[-1].offset + found[-1].length)

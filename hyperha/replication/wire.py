@@ -83,6 +83,8 @@ class Kind(IntEnum):
     """Digests of a zone, of an inode, of a directory: what differs is told, nothing is changed."""
     COMPARE_INODE = 17
     COMPARE_LISTING = 18
+    RESERVE = 19
+    """A range that the source keeps room for, and never wrote."""
     WELCOME = 32
     REFUSED = 33
     CANDIDATES = 34
@@ -431,7 +433,7 @@ def decode_block(payload: bytes | memoryview) -> tuple[FileId, int, memoryview]:
 
 
 def encode_hole(file: FileId, offset: int, length: int) -> bytes:
-    """Payload of a range that is a hole on the source."""
+    """Payload of a range that is a hole on the source, or room without data."""
     return _HOLE_RANGE.pack(file, offset, length)
 
 

@@ -164,10 +164,11 @@ class Side:
 class Pair:
     """Both nodes; `a` is the primary at first."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, far: Path | None = None) -> None:
+        """`far`: where the second copy is made, if not beside the first one."""
         ports = free_ports(2)
         self.a = Side(base / "a", "node1", "node2", ports[0], ports[1])
-        self.b = Side(base / "b", "node2", "node1", ports[1], ports[0])
+        self.b = Side((far or base) / "b", "node2", "node1", ports[1], ports[0])
         self._numbers = itertools.count(1)
         self.key = SessionKey("ab" * 16, Epoch(1, "node1"), 0)
 
@@ -488,8 +489,8 @@ class Monkey:
 
 
 @contextlib.contextmanager
-def pair_at(base: Path) -> Iterator[Pair]:
-    pair = Pair(base)
+def pair_at(base: Path, far: Path | None = None) -> Iterator[Pair]:
+    pair = Pair(base, far)
     try:
         yield pair
     finally:
