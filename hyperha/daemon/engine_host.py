@@ -21,12 +21,15 @@ from hyperha.core import actions as a
 from hyperha.core.events import EngineDone, EngineLost, Event
 from hyperha.daemon.asking import Asking, Make, T
 from hyperha.daemon.fencing import peel
+from hyperha.daemon.held_orphans import HoldsOrphans
 from hyperha.daemon.module_task import boottime_ms
 from hyperha.daemon.plain_folder import PlainFolder, R
 from hyperha.errors import BusyError, HyperhaError, ReplicationError, TimedOutError
 from hyperha.replication.control import (
     Descriptors,
+    DropOrphan,
     EngineConfig,
+    HoldOrphan,
     LogLine,
     ProcessMessage,
     Question,
@@ -93,6 +96,8 @@ class EngineHost:
         self._run: Run | None = None
         self._client: EngineClient | None = None
         self._kept: Kept | None = None
+        self._orphans = HoldsOrphans()
+        self._orphans_told = False
         self._orders: asyncio.Queue[a.EngineAction] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
         self._pending: set[int] = set()
@@ -255,6 +260,9 @@ class EngineHost:
         self._client = client
         if self._watch is None:
             self._watch = asyncio.get_running_loop().create_task(self._watching())
+        if kept is not None:
+            for orphans, held in self._orphans.messages():
+                client.give_orphans(orphans, held)
         names = kept.names if kept else ()
         descriptors = kept.descriptors if kept else ()
         client.start(Start(self._config, kept is not None, names), descriptors)
@@ -298,6 +306,13 @@ class EngineHost:
                 self._callbacks.descriptors(kept)
                 if former is not None:
                     former.close()
+            case HoldOrphan():
+                problem = self._orphans.hold(message, descriptors)
+                if problem and not self._orphans_told:
+                    self._callbacks.line(LogLine("W", "M4", problem))
+                self._orphans_told = bool(problem)
+            case DropOrphan():
+                self._orphans.drop(message)
             case LogLine():
                 self._callbacks.line(message)
             case Statistics():
@@ -367,6 +382,7 @@ class EngineHost:
         return str(await run.wait())
 
     def _drop_kept(self) -> None:
+        self._orphans.close()
         kept, self._kept = self._kept, None
         if kept is not None:
             kept.close()

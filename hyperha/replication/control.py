@@ -105,6 +105,30 @@ class Descriptors(ProcessMessage):
 
 
 @dataclass(frozen=True, slots=True)
+class HoldOrphan(ProcessMessage):
+    """Hold the descriptor beside it: an open file without a name of a node of the table, which
+    would die with the process (M4). Of one process each `serial` is another one."""
+
+    serial: int
+    node: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropOrphan(ProcessMessage):
+    """Close what is held under that number."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOrphans(ProcessMessage):
+    """To a successor, before `Start`: what its predecessor had held, each with its descriptor."""
+
+    serials: tuple[int, ...]
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TakenOver(ProcessMessage):
     """A successor's first word: whether it serves the mount of its predecessor (M4)."""
 

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Final
 
@@ -36,8 +36,10 @@ from hyperha.replication.control import (
 )
 from hyperha.replication.fuse.fence import inherited
 from hyperha.replication.fuse.layers import Layer, MountStack
+from hyperha.replication.fuse.orphans import Given, Orphans
 from hyperha.replication.fuse.protocol import Feature
 from hyperha.replication.fuse.session import Session
+from hyperha.replication.holding import DaemonHolder, SendNow
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.marker import DamagedMarker
 from hyperha.replication.primary import Primary
@@ -67,13 +69,15 @@ _DRAIN_S: Final = 30.0
 
 
 class Engine:
-    """The process's one engine. `send` passes events and messages to the daemon."""
+    """The process's one engine. `send` passes events and messages to the daemon; `send_now` one
+    with a descriptor, before it returns."""
 
-    def __init__(self, config: EngineConfig, send: Send) -> None:
+    def __init__(self, config: EngineConfig, send: Send, send_now: SendNow) -> None:
         self.config = config
         self.detached = threading.Event()
         """Set when the folder is uncovered and the process may end."""
         self._send = send
+        self._holder = DaemonHolder(self._answer, send_now)
         self._stack: MountStack | None = None
         self._folder = -1
         self._store: Store | None = None
@@ -244,8 +248,9 @@ class Engine:
         pipeline = self._primary or ReadOnly()
         watch = None if self._primary is None else self._primary.stopwatch
         session = Session(
-            self._store, pipeline, layer.device, disabled=self._disabled, stopwatch=watch
-        )
+            self._store, pipeline, layer.device, disabled=self._disabled,
+            stopwatch=watch, orphans=Orphans(self._holder),
+        )  # fmt: skip
         session.start()
         if not session.ready.wait(_READY_S):
             raise ReplicationError(f"the kernel did not begin to use {self.config.folder}")
@@ -473,7 +478,7 @@ class Engine:
 
     # --- succession -----------------------------------------------------------------------
 
-    def take_over(self, kept: dict[str, list[int]]) -> None:
+    def take_over(self, kept: dict[str, list[int]], orphans: Sequence[Given]) -> None:
         """Continue what a predecessor served on the same connection (M4, N1).
 
         Nothing is answered before the core orders it. Raises HyperhaError when it cannot be.
@@ -498,7 +503,7 @@ class Engine:
         self._folder = folder
         session = Session(
             self._store, self._primary, device, disabled=self._disabled, inherited=table,
-            stopwatch=self._primary.stopwatch,
+            stopwatch=self._primary.stopwatch, orphans=Orphans(self._holder, orphans),
         )  # fmt: skip
         self._session = session
         if session.primary:

@@ -18,7 +18,14 @@ from hyperha.core.actions import EngineAction
 from hyperha.core.events import Event
 from hyperha.errors import ReplicationError
 from hyperha.replication import control
-from hyperha.replication.control import ProcessMessage, Question, Start, TakenOver, TakeSocket
+from hyperha.replication.control import (
+    HeldOrphans,
+    ProcessMessage,
+    Question,
+    Start,
+    TakenOver,
+    TakeSocket,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +61,10 @@ class EngineClient:
     def start(self, start: Start, descriptors: Sequence[int] = ()) -> None:
         """Tell the process what it is; for a successor with the kept descriptors (M4)."""
         self._send(control.encode(start), tuple(descriptors))
+
+    def give_orphans(self, held: HeldOrphans, descriptors: Sequence[int]) -> None:
+        """Give a successor, before its start, what its predecessor had held (M4)."""
+        self._send(control.encode(held), tuple(descriptors))
 
     def perform(self, action: EngineAction) -> None:
         """Order an action; its `EngineDone` comes later."""
@@ -128,6 +139,9 @@ class EngineClient:
                 )
             except (BlockingIOError, InterruptedError):
                 return
+            except ConnectionResetError:
+                # It died with orders unread; what it said before is still to be read.
+                continue
             except OSError as problem:
                 self._lost(f"its control channel broke ({problem.strerror})")
                 return

@@ -22,8 +22,16 @@ from hyperha.core.actions import EngineAction
 from hyperha.core.events import Event
 from hyperha.errors import HyperhaError, ReplicationError
 from hyperha.replication import control
-from hyperha.replication.control import ProcessMessage, Question, Start, TakenOver, TakeSocket
+from hyperha.replication.control import (
+    HeldOrphans,
+    ProcessMessage,
+    Question,
+    Start,
+    TakenOver,
+    TakeSocket,
+)
 from hyperha.replication.engine import Engine
+from hyperha.replication.fuse.orphans import Given
 
 log = logging.getLogger("hyperha.replication")
 
@@ -52,6 +60,17 @@ class Channel:
         """Queue a message; descriptors are duplicated now and may be closed by the caller."""
         kept = tuple(os.dup(one) for one in descriptors)
         self._queue.put((control.encode(message), kept))
+
+    def send_now(self, message: ProcessMessage, descriptor: int) -> None:
+        """Hand over a message with a descriptor before this returns, past what is queued. Where
+        the daemon has no room for it at the moment it is queued; nobody waits (T1)."""
+        try:
+            socket.send_fds(
+                self._socket, [control.encode(message)], [descriptor], socket.MSG_DONTWAIT
+            )
+        except OSError:
+            # Full, or the daemon is gone, which the main thread sees.
+            self.send(message, (descriptor,))
 
     def receive(self) -> tuple[bytes, list[int]]:
         """The next packet; empty at the end of the channel."""
@@ -101,6 +120,8 @@ class Process:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._engine: Engine | None = None
+        self._orphans: list[Given] = []
+        """What a predecessor had held by the daemon."""
 
     def run(self) -> int:
         """Serve until the daemon is gone (1); a detached folder ends the process elsewhere (0)."""
@@ -120,6 +141,8 @@ class Process:
         engine = self._engine
         if isinstance(message, Start):
             self._start(message, descriptors)
+        elif isinstance(message, HeldOrphans) and engine is None:
+            self._orphans += zip(message.serials, message.nodes, descriptors, strict=True)
         elif engine is None:
             raise ReplicationError(f"{type(message).__name__} came before Start")
         elif isinstance(message, EngineAction):
@@ -134,14 +157,14 @@ class Process:
     def _start(self, start: Start, descriptors: list[int]) -> None:
         if self._engine is not None:
             raise ReplicationError("a second Start")
-        engine = Engine(start.config, self._channel.send)
+        engine = Engine(start.config, self._channel.send, self._channel.send_now)
         self._engine = engine
         if start.successor:
             kept: dict[str, list[int]] = {}
             for name, descriptor in zip(start.descriptors, descriptors, strict=True):
                 kept.setdefault(name, []).append(descriptor)
             try:
-                engine.take_over(kept)
+                engine.take_over(kept, self._orphans)
             except (HyperhaError, OSError, ValueError) as problem:
                 self._channel.send(TakenOver(False, str(problem)))
             else:

@@ -581,7 +581,7 @@ def test_an_order_that_fails_in_an_unforeseen_way_is_answered(
 ) -> None:
     """K2: the core waits for every operation's end."""
     answers: SimpleQueue[object] = SimpleQueue()
-    engine = Engine(pair.a.config, lambda message, _: answers.put(message))
+    engine = Engine(pair.a.config, lambda message, _: answers.put(message), lambda *_: None)
     monkeypatch.setitem(Engine._HANDLERS, actions.CloseSession, fails_oddly)
     monkeypatch.setitem(Engine._HANDLERS, actions.Freeze, fails_oddly)
     for number, order in enumerate((actions.Freeze, actions.CloseSession, actions.Detach)):

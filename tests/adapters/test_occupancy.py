@@ -207,7 +207,7 @@ def test_a_folder_taken_hold_of_while_it_is_covered_is_refused(tmp_path, monkeyp
     monkeypatch.setattr(engine_module, "admit", admit_and_be_late)
     config = EngineConfig("c", "VM1", 1, "node1", "node2", str(folder), str(run), ())
     answers: queue.SimpleQueue[object] = queue.SimpleQueue()
-    engine = Engine(config, lambda message, _: answers.put(message))
+    engine = Engine(config, lambda message, _: answers.put(message), lambda *_: None)
     marker = Marker("r1", "node1", "", 1)
     try:
         engine.perform(Attach(1, accept=(), write=marker, adopt=True, fresh=True))

@@ -16,11 +16,14 @@ from pathlib import Path
 from hyperha.core import actions
 from hyperha.core.actions import Acknowledge, EngineAction, SessionStart
 from hyperha.core.events import AttachFacts, EngineDone, Event, ResyncCopied, SessionUp
+from hyperha.daemon.held_orphans import HoldsOrphans
 from hyperha.domain import Epoch, Marker, SessionKey
 from hyperha.replication import control, preamble
 from hyperha.replication.control import (
     Descriptors,
+    DropOrphan,
     EngineConfig,
+    HoldOrphan,
     LogLine,
     PeerLink,
     Start,
@@ -65,6 +68,7 @@ class NodeProcess:
         )  # fmt: skip
         self.messages: list[object] = []
         self.kept: tuple[Descriptors, list[int]] | None = None
+        self.orphans = HoldsOrphans()
         self.counter = 0
         self._operation = 0
         self.channel: socket.socket | None = None
@@ -92,6 +96,8 @@ class NodeProcess:
         names: tuple[str, ...] = ()
         descriptors: list[int] = []
         if successor:
+            for message, held in self.orphans.messages():
+                socket.send_fds(ours, [control.encode(message)], held)
             assert self.kept is not None
             names = self.kept[0].names
             descriptors = self.kept[1]
@@ -102,8 +108,9 @@ class NodeProcess:
         """As a crash of the process; the daemon (this object) keeps its descriptors."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        self.channel.close()
+        # What it said before it died is read to the end, as the daemon does.
         self._reading.join()
+        self.channel.close()
 
     def drop_kept(self) -> None:
         if self.kept is not None:
@@ -122,17 +129,24 @@ class NodeProcess:
         self.channel.close()
         self._reading.join()
         self.drop_kept()
+        self.orphans.close()
         fencing.peel(str(self.folder), str(self.run_directory))
 
     def _read(self, channel: socket.socket) -> None:
         while True:
             try:
                 raw, descriptors, _, _ = socket.recv_fds(channel, control.PACKET_LIMIT, 16)
+            except ConnectionResetError:
+                continue
             except OSError:
                 return
             if not raw:
                 return
             message = control.decode(raw)
+            if isinstance(message, HoldOrphan):
+                assert not self.orphans.hold(message, tuple(descriptors))
+            elif isinstance(message, DropOrphan):
+                self.orphans.drop(message)
             with self._heard:
                 if isinstance(message, Descriptors):
                     self.drop_kept()

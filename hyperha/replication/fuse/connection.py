@@ -21,6 +21,7 @@ from hyperha.errors import ReplicationError
 from hyperha.replication.buffers import Buffers
 from hyperha.replication.fuse import change_record, local, protocol
 from hyperha.replication.fuse.nodes import HandleTable, Node, NodeTable
+from hyperha.replication.fuse.orphans import Orphans
 from hyperha.replication.fuse.succession import Progress, SharedTable, Slot
 from hyperha.replication.operations import (
     NO_ID,
@@ -73,7 +74,13 @@ class Connection:
     """State of one session; see the module's text."""
 
     def __init__(
-        self, store: Store, pipeline: Pipeline, device: int, table: SharedTable, zone: int = ZONE
+        self,
+        store: Store,
+        pipeline: Pipeline,
+        device: int,
+        table: SharedTable,
+        zone: int = ZONE,
+        orphans: Orphans | None = None,
     ) -> None:
         self.store = store
         self.pipeline = pipeline
@@ -88,6 +95,9 @@ class Connection:
         self.next_payload()
         self.nodes = NodeTable(store, table)
         self.handles = HandleTable(table, self.nodes)
+        self.orphans = orphans or Orphans(None)
+        self.orphans.adopt(store, self.nodes)
+        self.nodes.gone = self.orphans.let_go
         self.primary = table.primary
         self.valid_s = LONG_S if self.primary else 0
         self.features = table.features
@@ -260,6 +270,8 @@ class Connection:
         """Before an operation that may take a node's last name: keep its inode reachable (Z7)."""
         if node is not None and node.held is None:
             node.held = self.store.open_inode(node.handle)
+            if node.is_open and self.store.names_of(os.fstat(node.held.fd), node.handle) <= 1:
+                self.orphans.keep(node)
 
     def name_lost(self, node: Node | None) -> None:
         """After such an operation: an inode without names is not replicated any more (Z7)."""
@@ -269,7 +281,12 @@ class Connection:
             node.orphan = True
             self.store.forget(node.file)
         else:
-            node.held = None
+            self.named(node)
+
+    def named(self, node: Node) -> None:
+        """An inode has a name that keeps it."""
+        node.orphan, node.held = False, None
+        self.orphans.let_go(node)
 
     # --- mutations ------------------------------------------------------------------------
 

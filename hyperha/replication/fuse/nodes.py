@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from hyperha.replication.fuse.protocol import FOPEN_DIRECT_IO, ROOT_NODE
@@ -34,6 +34,7 @@ class Node:
         "file",
         "handle",
         "held",
+        "kept",
         "lookups",
         "number",
         "orphan",
@@ -53,6 +54,8 @@ class Node:
         """Directory and name where it was last looked up, for an inode that carries no id."""
         self.held: Descriptor | None = None
         """Keeps an inode alive that has lost its last name."""
+        self.kept = 0
+        """Under which number the daemon holds it, too; 0: it does not."""
         self.orphan = False
         """The last name is gone: its data is not replicated any more (Z7)."""
         self.clean = False
@@ -65,6 +68,11 @@ class Node:
         self.cached_opens = 0
         self.direct_opens = 0
         self.slot: Slot | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the kernel has an open handle of the file."""
+        return self.cached_opens + self.direct_opens > 0
 
 
 class Handle:
@@ -96,6 +104,8 @@ class NodeTable:
         self.by_number: dict[int, Node] = {}
         self._by_handle: dict[bytes, Node] = {}
         self._lock = threading.Lock()
+        self.gone: Callable[[Node], None] = _nothing
+        """Called with each node that the kernel has forgotten."""
         self._next = ROOT_NODE + 1
         for record in table.nodes():
             node = Node(record.node, record.file, record.handle, record.directory)
@@ -156,8 +166,11 @@ class NodeTable:
     def clear(self) -> None:
         """Let go of every inode that is kept alive; the connection has ended."""
         with self._lock:
+            nodes = list(self.by_number.values())
             self.by_number.clear()
             self._by_handle.clear()
+        for node in nodes:
+            self.gone(node)
 
     def forget(self, number: int, lookups: int) -> None:
         """The kernel dropped that many lookups, or never got them; at zero the node is gone."""
@@ -176,6 +189,11 @@ class NodeTable:
                 self._table.release(node.slot)
                 # A late change of the node must not be noted in another's place.
                 node.slot = None
+        self.gone(node)
+
+
+def _nothing(node: Node) -> None:
+    """Nobody wants to know."""
 
 
 class HandleTable:

@@ -113,6 +113,8 @@ class FileRequests:
         handle = c.handles.add(
             node, flags, self.answer_flags(node, flags), self._attributes.data(node, None)
         )
+        if node.orphan:
+            c.orphans.keep(node)
         answer = prefix + protocol.OPEN_OUT.pack(handle.number, handle.answer_flags, 0)
         if not flags & os.O_TRUNC:
             c.answer(unique, answer)

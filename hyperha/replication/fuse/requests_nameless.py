@@ -63,6 +63,7 @@ class NamelessRequests:
         node = c.nodes.looked_up(syscalls.file_handle(held.fd)[0], file, False)
         node.held, node.orphan = held, True
         handle = c.handles.add(node, flags, self._files.answer_flags(node, flags), held)
+        c.orphans.keep(node)
         entry = protocol.encode_entry(node.number, os.fstat(held.fd), c.valid_s)
         c.answer(unique, entry + protocol.OPEN_OUT.pack(handle.number, handle.answer_flags, 0))
 
@@ -104,7 +105,7 @@ class NamelessRequests:
         except OSError:
             c.store.forget(file)
             raise
-        source.orphan, source.held = False, None
+        c.named(source)
         for start, length in c.store.data_ranges(file, 0, status.st_size):
             for at in range(start, start + length, _CHUNK):
                 data = os.pread(held.fd, min(_CHUNK, start + length - at), at)

@@ -20,6 +20,7 @@ from hyperha.errors import ReplicationError
 from hyperha.replication.fuse import change_record, notify, protocol
 from hyperha.replication.fuse.connection import LONG_S, ZONE, Connection, Kept
 from hyperha.replication.fuse.nodes import Node
+from hyperha.replication.fuse.orphans import Orphans
 from hyperha.replication.fuse.protocol import Feature, Op
 from hyperha.replication.fuse.requests_attributes import AttributeRequests
 from hyperha.replication.fuse.requests_files import FileRequests
@@ -71,7 +72,7 @@ class Session:
 
     `disabled` switches kernel features off by their INIT bits. Pass `inherited` (a descriptor of
     the table) to continue what another process served on the same connection. Reads are timed by
-    `stopwatch`.
+    `stopwatch`. `orphans` keeps open files without a name beyond the life of this process.
     """
 
     def __init__(
@@ -84,13 +85,14 @@ class Session:
         inherited: int | None = None,
         zone: int = ZONE,
         stopwatch: Stopwatch | None = None,
+        orphans: Orphans | None = None,
     ) -> None:
         self.store = store
         self.device = device
         self.table = SharedTable(inherited)
         self._inherited = inherited is not None
         self._disabled = disabled
-        self._connection = Connection(store, pipeline, device, self.table, zone)
+        self._connection = Connection(store, pipeline, device, self.table, zone, orphans)
         if stopwatch is not None:
             self._connection.stopwatch = stopwatch
         self._names = NameRequests(self._connection)
@@ -265,6 +267,8 @@ class Session:
         try:
             status = self._connection.status(node)
             node.orphan = self._connection.store.names_of(status, node.handle) == 0
+            if node.orphan:
+                self._connection.lose_name(node)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
