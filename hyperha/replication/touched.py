@@ -9,6 +9,7 @@ reads the tree and writes the stamp; it announces nothing and resyncs nothing.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import xxhash
 
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import NO_ID, ROOT_ID, FileId, Record, RecordKind
-from hyperha.replication.store import PRIVATE_NAME, Store
+from hyperha.replication.store import Store
 
 NAME: Final = "alive"
 INTERVAL_S: Final = 5.0
@@ -118,16 +119,14 @@ def _later_than(store: Store, limit_ns: int) -> Iterator[tuple[FileId, bytes, st
     while pending:
         parent, prefix = pending.pop()
         held = store.directory(parent)
-        with os.scandir(held.fd) as entries:
-            for entry in entries:
-                name = os.fsencode(entry.name)
-                if parent == ROOT_ID and name == PRIVATE_NAME:
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                directory = entry.is_dir(follow_symlinks=False)
-                if status.st_ctime_ns > limit_ns:
-                    yield parent, name, prefix + entry.name, directory
-                if directory:
-                    file = store.find(parent, name).file
-                    if file != NO_ID:
-                        pending.append((file, f"{prefix}{entry.name}/"))
+        # Not by this descriptor: what came since it was opened may not be shown (btrfs).
+        for name, _, _ in store.scan(held):
+            status = os.stat(name, dir_fd=held.fd, follow_symlinks=False)
+            directory = stat.S_ISDIR(status.st_mode)
+            path = prefix + os.fsdecode(name)
+            if status.st_ctime_ns > limit_ns:
+                yield parent, name, path, directory
+            if directory:
+                file = store.find(parent, name).file
+                if file != NO_ID:
+                    pending.append((file, f"{path}/"))
