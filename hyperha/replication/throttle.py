@@ -24,19 +24,20 @@ FLOOR: Final = BLOCK
 BEGIN: Final = 256 << 10
 """The window beside a guest whose latency without us is known."""
 CEILING: Final = 8 << 20
-STEP: Final = 128 << 10
+STEP: Final = BLOCK
 PERIOD_MS: Final = 16
 """While the guest is busy, one window in this time at most."""
-DECIDE_MS: Final = 200
+DECIDE_MS: Final = 100
 SLIDING_MS: Final = 2000
 """How old samples count."""
-QUIET_MS: Final = 1000
+QUIET_MS: Final = 250
 """A guest that asked for nothing for so long is not disturbed."""
 FACTOR: Final = 2.0
 SLACK_US: Final = 1000
 """Clearly above: more than twice the baseline and this, which hardly any guest notices."""
 _ENOUGH: Final = 16
-"""Samples that say something; fewer do when they come from half a second or more."""
+"""Samples that say something; fewer do when they come from so many milliseconds or more."""
+_LONG_MS: Final = 500
 _KNOWN: Final = 200
 """Samples from before the work began from which the baseline is taken."""
 _LATELY_MS: Final = 10_000
@@ -83,7 +84,7 @@ class Series:
         samples = self._samples
         while samples and samples[0][0] < now_ms - SLIDING_MS:
             samples.popleft()
-        few = len(samples) < _ENOUGH and not (samples and samples[0][0] <= now_ms - QUIET_MS // 2)
+        few = len(samples) < _ENOUGH and not (samples and samples[0][0] <= now_ms - _LONG_MS)
         self.p99_us = max(percentile(us for _, us in samples) if samples else 0, waiting_us)
         return not few or waiting_us > self.limit_us()
 
