@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperha.core.actions import Acknowledge
+from hyperha.replication.fuse import protocol
+from hyperha.replication.fuse.connection import Connection
+from hyperha.replication.fuse.requests_attributes import AttributeRequests
+from hyperha.replication.fuse.requests_files import FileRequests
+from hyperha.replication.fuse.requests_names import NameRequests
+from hyperha.replication.fuse.succession import SharedTable
+from hyperha.replication.operations import ROOT_ID
 from hyperha.replication.stopwatch import Stopwatch, Timed
+from hyperha.replication.store import Store
 from hyperha.replication.throttle import (
     BEGIN,
     BLOCK,
@@ -21,6 +34,8 @@ from hyperha.replication.throttle import (
     Throttle,
     percentile,
 )
+from tests.support.engine_pair import Guest, Pair, wait_for
+from tests.support.fuse_local import LocalPipeline
 
 LATENCIES = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 20_000_000)), min_size=0, max_size=30
@@ -225,3 +240,54 @@ def test_work_in_a_pool_is_timed_from_when_it_was_given() -> None:
     with pytest.raises(OSError, match="disk"):
         watch.timing(Timed.READ, fails)()
     assert watch.waiting_ns(Timed.READ) == 0
+
+
+@pytest.mark.root
+def test_writes_and_barriers_of_the_guest_are_timed(pair: Pair) -> None:
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    guest, watch = Guest(pair.a), pair.a.primary.stopwatch
+    file = guest.create(ROOT_ID, b"f")
+    guest.write(file, 0, b"x")
+    wait_for(lambda: guest.answers == 2)
+    assert [len(watch.take(kind)) for kind in Timed] == [1, 0, 0]
+    guest.write(file, 0, b"x", barrier=True)
+    wait_for(lambda: guest.answers == 3)
+    assert [len(watch.take(kind)) for kind in Timed] == [0, 1, 0]
+    # Not sooner than some milliseconds after the former one.
+    time.sleep(0.006)
+    guest.flush(file)
+    wait_for(lambda: guest.answers == 4)
+    assert [len(watch.take(kind)) for kind in Timed] == [0, 1, 0]
+
+
+@pytest.mark.root
+def test_only_reads_that_wait_for_the_disk_are_timed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(1 << 20))
+    folder = os.open(tmp_path, os.O_RDONLY)
+    store = Store(folder)
+    os.close(folder)
+    kernel = os.open(os.devnull, os.O_WRONLY)
+    connection = Connection(store, LocalPipeline(store, None), kernel, SharedTable())
+    connection.primary = True
+    try:
+        file = store.identify(ROOT_ID, b"file")
+        node = connection.nodes.looked_up(store.handle(file), file, directory=False)
+        handle = connection.handles.add(node, os.O_RDONLY, 0, None)
+        names, attributes = NameRequests(connection), AttributeRequests(connection)
+        read = FileRequests(connection, names, attributes).handlers()[protocol.Op.READ]
+        end = protocol.IN_SIZE + protocol.READ_IN.size
+        body = protocol.READ_IN.pack(handle.number, 0, 1 << 20, 0, 0, 0, 0)
+        connection.view[protocol.IN_SIZE : end] = body
+        held = store.data(file)
+        os.fsync(held.fd)
+        os.posix_fadvise(held.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        timed = []
+        for _ in range(2):
+            read(9, node.number, end)
+            connection.pool.shutdown(wait=True)
+            connection.pool = ThreadPoolExecutor(1)
+            timed.append(len(connection.stopwatch.take(Timed.READ)))
+        assert timed == [1, 0]
+    finally:
+        connection.close()
+        store.close()
