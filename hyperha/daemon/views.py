@@ -56,6 +56,22 @@ _VM: dict[Vm, VmWord] = {
 }
 
 
+def _resync(state: ModuleState) -> ResyncView | None:
+    r = state.resync
+    if r is None:
+        return None
+    return ResyncView(
+        rule=r.rule,
+        done_bytes=r.done_bytes,
+        total_bytes=r.total_bytes,
+        bytes_per_s=r.bytes_per_s,
+        seconds_left=r.seconds_left,
+        recent_bytes_per_s=r.recent_bytes_per_s,
+        held_back=r.held_back,
+        safety_copy=state.lineage.way_back,
+    )
+
+
 def side(
     state: ModuleState,
     *,
@@ -72,19 +88,6 @@ def side(
     """This node's side of a module. `more`: other commands than the core's, each with the reason
     why it is refused, or nothing."""
     told = explain(state)
-    resync = None
-    if state.resync is not None:
-        r = state.resync
-        resync = ResyncView(
-            rule=r.rule,
-            done_bytes=r.done_bytes,
-            total_bytes=r.total_bytes,
-            bytes_per_s=r.bytes_per_s,
-            seconds_left=r.seconds_left,
-            recent_bytes_per_s=r.recent_bytes_per_s,
-            held_back=r.held_back,
-            safety_copy=state.lineage.way_back,
-        )
     return ModuleNodeView(
         role=told.role,
         readiness=Readiness.NOT_READY if damage else told.readiness,
@@ -101,7 +104,7 @@ def side(
         restarts=RestartsView(
             used=recoveries_used(state, wall_ms), of=state.config.restarts, window_h=window_h
         ),
-        resync=resync,
+        resync=_resync(state),
         allowed=[*told.allowed, *(verb for verb, reason in more.items() if not reason)],
         refused=[
             RefusedVerb(verb=verb, reason=reason)

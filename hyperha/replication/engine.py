@@ -77,7 +77,7 @@ class Engine:
         self.detached = threading.Event()
         """Set when the folder is uncovered and the process may end."""
         self._send = send
-        self._holder = DaemonHolder(self._answer, send_now)
+        self._holder = DaemonHolder(self.report, send_now)
         self._stack: MountStack | None = None
         self._folder = -1
         self._store: Store | None = None
