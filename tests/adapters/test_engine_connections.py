@@ -35,18 +35,9 @@ from hyperha.replication.lines import Lines
 from hyperha.replication.operations import ROOT_ID
 from hyperha.replication.transport import Connection
 from hyperha.security.authority import Authority
+from tests.support.certificates import certificates
 from tests.support.engine_pair import Guest, Pair, free_ports, wait_for
 from tests.support.engine_process import ProcessPair, tree
-
-
-def certificates(base: Path, node: str, authority: Authority) -> TlsFiles:
-    own = authority.issue(node, ["127.0.0.1"])
-    home = base / f"pki-{node}-{os.urandom(2).hex()}"
-    home.mkdir()
-    (home / "ca").write_bytes(authority.credentials.certificate)
-    (home / "crt").write_bytes(own.certificate)
-    (home / "key").write_bytes(own.key)
-    return TlsFiles(str(home / "ca"), str(home / "crt"), str(home / "key"))
 
 
 @pytest.mark.root

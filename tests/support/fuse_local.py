@@ -150,6 +150,7 @@ class Server:
         other = Store(os.open(mirror, os.O_RDONLY)) if mirror else None
         self.pipeline = LocalPipeline(self.store, other)
         self.sessions: list[Session] = []
+        self.counted: dict[int, int] = {}
         if inherited:
             self.pipeline.again = True
             layer = self.stack.adopt(device, Fence.from_descriptors("abort-file", [fence]))
@@ -203,6 +204,11 @@ class Server:
             return session.wait_released(argument)
         elif command == "events":
             return self.events
+        elif command == "count":
+            return self._count(session, argument)
+        elif command == "invalidate":
+            for node in list(session._connection.nodes):
+                session.invalidate(node.file)
         elif command == "room":
             session.limit_room(argument)
         elif command == "pending":
@@ -215,6 +221,19 @@ class Server:
         else:
             raise ValueError(command)
         return None
+
+    def _count(self, session: Session, operation: int) -> int:
+        """How many requests of a kind came since this was asked first."""
+        if operation not in self.counted:
+            handler, self.counted[operation] = session._handlers[operation], 0
+            assert handler is not None
+
+            def counting(unique: int, number: int, length: int) -> None:
+                self.counted[operation] += 1
+                handler(unique, number, length)
+
+            session._handlers[operation] = counting
+        return self.counted[operation]
 
     def _hand_over(self, path: str) -> None:
         """What the daemon keeps for a successor: backing, device, table, fence (M4)."""
