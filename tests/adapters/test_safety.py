@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from hyperha.core.actions import SafetyEnd
@@ -79,6 +79,7 @@ _SLOW = settings(
 
 @_SLOW
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 60), crash=st.integers(0, 60))
+@example(seed=264329281, steps=59, crash=46)
 def test_undo_gives_back_what_was(place: Path, seed: int, steps: int, crash: int) -> None:
     with tempfile.TemporaryDirectory(dir=place) as base, folder_at(Path(base) / "f") as folder:
         breaker, before = _grown(folder, seed)

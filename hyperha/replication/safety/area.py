@@ -249,7 +249,11 @@ class SafetyArea:
             copy = self._open_copy()
             if copy is None:
                 raise RefusedError("there is no safety copy to go back to")
-            Undo(self._root, copy).run()
+            undo = Undo(self._root, copy)
+            undo.run()
+            for handle in undo.made:
+                # It stands for one that the copy knows: saved as well, both would want its names.
+                self._savers[copy.id].created(handle)
             self._tidy(copy)
             for saver in self._savers.values():
                 saver.release(self._guard.kept_names)

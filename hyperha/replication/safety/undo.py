@@ -86,6 +86,11 @@ class Undo:
                 os.close(self._stage)
             self._index.log.close()
 
+    @property
+    def made(self) -> tuple[bytes, ...]:
+        """The inodes that were made again."""
+        return tuple(self._now.values())
+
     # --- stage ----------------------------------------------------------------------------
 
     def _begin_stage(self) -> None:
