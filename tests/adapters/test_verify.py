@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.questions import Questions
 from hyperha.replication.verify import Verify
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES
+from tests.adapters.test_resync import Suffering
 from tests.support.engine_pair import Guest, Monkey, Pair, pair_at, wait_for
 
 pytestmark = pytest.mark.root
@@ -224,3 +226,17 @@ def test_questions_are_answered_or_refused_with_the_reason(pair: Pair) -> None:
     assert isinstance(refused, VerifyTold)
     assert refused.finished
     assert "not in sync" in refused.text
+
+
+def test_a_guest_that_suffers_holds_a_verification_back_which_ends_all_the_same(
+    pair: Pair,
+) -> None:
+    """T7: it reads both disks, beside a guest that is answered when both have its writes."""
+    filled(pair, (8 << 20,))
+    pair.a.primary.stopwatch = Suffering()
+    begun = time.monotonic()
+    told = verified(pair)
+    took = time.monotonic() - begun
+    assert (told.text, told.blocks, told.others) == ("", 0, 0)
+    assert told.done_bytes == 8 << 20
+    assert 0.8 < took < 8
