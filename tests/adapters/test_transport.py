@@ -10,7 +10,7 @@ from hyperha.replication.speaker import Speaker
 from hyperha.replication.tls import Cipher
 from hyperha.replication.transport import Connection, tls_context
 from hyperha.security.authority import Authority
-from tests.adapters.test_engine_connections import certificates
+from tests.support.certificates import certificates
 
 WORD = 64
 WORDS = 1000
