@@ -22,14 +22,20 @@ from hyperha.core.events import SafetyLost
 from hyperha.errors import HyperhaError, NotFoundError, RefusedError, ReplicationError
 from hyperha.replication import syscalls
 from hyperha.replication.control import LogLine
+from hyperha.replication.entries import Descriptor
 from hyperha.replication.operations import (
+    NO_ID,
     ROOT_ID,
     Attributes,
     Create,
     FileId,
+    Link,
+    Record,
+    RecordKind,
     Remove,
     Rename,
     SetTimes,
+    Target,
     Truncate,
 )
 from hyperha.replication.safety import area, undo_log
@@ -314,6 +320,32 @@ def test_a_tree_deeper_than_any_path_is_undone_and_deleted(path: Path) -> None:
             parent = new
         folder.undo()
         folder.end(SafetyEnd.UNDONE)
+        _equal(state_of(path), before)
+
+
+def test_a_descriptor_stays_open_while_what_it_names_is_saved(path: Path, monkeypatch: Any) -> None:
+    """The cache of open ones may let go of it at any moment, by another thread."""
+    with folder_at(path) as folder:
+        (path / "d").mkdir()
+        (path / "d" / "f").touch()
+        directory = folder.store.identify(ROOT_ID, b"d")
+        before = state_of(path)
+        folder.begin(required=True)
+        real = folder.store.directory
+        monkeypatch.setattr(
+            folder.store,
+            "directory",
+            lambda file: Descriptor(os.dup(real(file).fd), directory=True),
+        )
+        guard = folder.store.guard
+        assert guard is not None
+        guard.records(folder.store, (Record(RecordKind.DIRECTORY, directory),))
+        made = Attributes(stat.S_IFREG | 0o600, 0, 0, 0, 5)
+        for name in (b"new", b"link"):
+            folder.store.apply(Create(ROOT_ID, name, folder.store.new_id(), made, 5))
+        folder.store.apply(Link(Target(NO_ID, directory, b"f"), ROOT_ID, b"hard", 5))
+        monkeypatch.undo()
+        folder.undo()
         _equal(state_of(path), before)
 
 

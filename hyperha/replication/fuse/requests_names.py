@@ -180,7 +180,8 @@ class NameRequests:
         """The node that may lose its last name, made safe for who has it open (Z7)."""
         guard = self._c.store.guard
         if guard is not None:
-            guard.last_name(self._c.directory_descriptor(parent).fd, name)
+            held = self._c.directory_descriptor(parent)
+            guard.last_name(held.fd, name)
         try:
             handle, _, _ = self._c.look(parent, name)
         except FileNotFoundError:

@@ -241,7 +241,8 @@ class Guard:
         for record in records:
             try:
                 if record.kind is RecordKind.DIRECTORY:
-                    self.directory(store.directory(record.file).fd)
+                    held = store.directory(record.file)
+                    self.directory(held.fd)
                 elif record.kind is RecordKind.INODE:
                     self._attributes(store, Target(record.file))
                 else:
@@ -264,7 +265,8 @@ class Guard:
 
     def _before(self, store: Store, change: Change) -> None:
         if isinstance(change, Create | Link):
-            self.directory(store.directory(change.parent).fd)
+            held = store.directory(change.parent)
+            self.directory(held.fd)
         elif isinstance(change, Remove):
             held = store.directory(change.parent)
             self.directory(held.fd)
