@@ -40,6 +40,7 @@ from hyperha.replication.operations import (
 )
 from hyperha.replication.safety import area, undo_log
 from hyperha.replication.safety.area import Keep, SafetyArea
+from hyperha.replication.safety.blocks import Blocks
 from hyperha.replication.safety.copy import State
 from tests.support.machine import lacking
 from tests.support.safety import Breaker, Folder, file_system, fill, folder_at, state_of
@@ -347,6 +348,37 @@ def test_a_descriptor_stays_open_while_what_it_names_is_saved(path: Path, monkey
         monkeypatch.undo()
         folder.undo()
         _equal(state_of(path), before)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9))), st.integers(0, 70))
+def test_the_set_of_saved_blocks(marks: list[tuple[int, int]], last: int) -> None:
+    blocks, known = Blocks(), set[int]()
+    for first, count in marks:
+        blocks.mark(first, count)
+        known.update(range(first, first + count))
+        assert blocks.count == len(known)
+    for first in (0, last // 2, last):
+        missing = [
+            n for start, count in blocks.missing(first, last) for n in range(start, start + count)
+        ]
+        assert missing == [n for n in range(first, last + 1) if n not in known]
+
+
+def test_a_file_may_say_any_size(tmp_path: Path) -> None:
+    """A guest makes it with one command; a primary that keeps a copy would fail at every write."""
+    with file_system("xfs", tmp_path) as mounted, folder_at(mounted / "folder") as folder:
+        with open(folder.path / "disk", "wb") as file:
+            file.write(b"former")
+            file.truncate(1 << 62)
+        disk = folder.store.identify(ROOT_ID, b"disk")
+        folder.begin(required=True)
+        assert folder.store.write(disk, 0, b"later!") == 6
+        assert folder.store.write(disk, 1 << 61, b"far") == 3
+        folder.crash()
+        assert folder.store.write(disk, 1, b"!") == 1
+        folder.undo()
+        assert folder.store.read(disk, 0, 8) == b"former\0\0"
+        assert folder.store.data_ranges(disk, 1 << 20, 1 << 62) == []
 
 
 # --- keeping ------------------------------------------------------------------------------

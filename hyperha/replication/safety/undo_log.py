@@ -19,6 +19,7 @@ import xxhash
 
 from hyperha.errors import RecordDamagedError
 from hyperha.replication.operations import FileId
+from hyperha.replication.safety.blocks import Blocks
 
 BLOCK_SHIFT: Final = 16
 BLOCK_BYTES: Final = 1 << BLOCK_SHIFT
@@ -260,40 +261,34 @@ class UndoLog:
 class Saved:
     """What the log holds of one inode."""
 
-    __slots__ = ("blocks", "cloned", "count", "created", "inode", "listing", "runs")
+    __slots__ = ("_blocks", "cloned", "created", "inode", "listing", "runs")
 
     def __init__(self) -> None:
         self.created = False
         self.cloned = False
         self.inode: SavedInode | None = None
         self.listing: Listing | None = None
-        self.blocks: bytes | bytearray = b""
-        """One byte per block of the former size: whether it is saved. Empty: none is."""
-        self.count = 0
+        self._blocks: Blocks | None = None
         self.runs: list[Entry] = []
+
+    @property
+    def count(self) -> int:
+        """How many blocks are saved."""
+        return 0 if self._blocks is None else self._blocks.count
 
     def missing(self, first: int, last: int) -> list[tuple[int, int]]:
         """(first, count) of the blocks in [first, last] that are not saved."""
         if self.cloned:
             return []
-        if not self.blocks:
+        if self._blocks is None:
             return [(first, last + 1 - first)]
-        found: list[tuple[int, int]] = []
-        at = first
-        while (start := self.blocks.find(b"\0", at, last + 1)) >= 0:
-            at = self.blocks.find(b"\1", start, last + 1)
-            at = last + 1 if at < 0 else at
-            found.append((start, at - start))
-        return found
+        return self._blocks.missing(first, last)
 
     def mark(self, first: int, count: int) -> None:
         """These blocks are saved."""
-        if not self.blocks:
-            size = 0 if self.inode is None else self.inode.size
-            self.blocks = bytearray((size + BLOCK_BYTES - 1) >> BLOCK_SHIFT)
-        assert isinstance(self.blocks, bytearray)
-        self.blocks[first : first + count] = b"\1" * count
-        self.count += count
+        if self._blocks is None:
+            self._blocks = Blocks()
+        self._blocks.mark(first, count)
 
 
 class Index:
