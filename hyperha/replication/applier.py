@@ -495,7 +495,7 @@ def _cut(change: Truncate, store: Store) -> tuple[Record, ...]:
         former = store.attributes(Target(change.file)).size
     except OSError:
         return (Record(RecordKind.WHOLE_FILE, change.file),)
-    return _range(change.file, min(change.size, former), max(change.size, former))
+    return _range(change.file, change.size, max(change.size, former))
 
 
 def _range(file: FileId, start: int, end: int) -> tuple[Record, ...]:

@@ -30,7 +30,7 @@ from hyperha.replication.mounts import beneath, mounted
 from hyperha.spawn.tree import ProcessTree, RunPlace, own_cgroup
 from tests.support.disks import MOUNT_KIND, DiskServer
 
-DISK_MIB = 512
+DISK_MIB = int(os.environ.get("HYPERHA_POWER_DISK_MIB", "512"))
 NO_WRITE_LIMIT_S = 2.0
 """A cut comes at a write; on a disk that nobody writes to it comes after this time."""
 DIRTY_KIB = 2048
