@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hyperha.api.wire import OperationView, StreamLine
+from hyperha.api.wire import OperationView, PreflightItem, StreamLine
 from hyperha.api.wire_copies import SafetyCopies
 from hyperha.domain import Role
 from tests.console.fake_node import AT, RESYNC, FakeNode, cluster, module, side
@@ -164,6 +164,19 @@ async def test_a_resync_without_a_way_back_says_so() -> None:
         async with console(FakeNode(cluster({"web": module(nodes=sides)}))) as it:
             texts = [one.text for one in alerts(it.app.model, it.now_ms)]
             assert ("web on node2: no way back during this resync" in texts) is not back
+
+
+async def test_the_facts_name_the_lan_that_carries_the_stream() -> None:
+    """D12: an operator sees that replication has moved, and why in the preflight reason."""
+    sides = {"node1": side(replication_lan="prod"), "node2": side(Role.SECOND)}
+    left = PreflightItem(
+        code="replication-lan", node="node1", text="replication goes over prod", fix="Look at repl."
+    )
+    view = module(nodes=sides, preflight=[left])
+    async with console(FakeNode(cluster({"web": view}))) as it:
+        await it.pilot.press("4")
+        await it.until(lambda: "replication over prod" in it.text())
+        assert "node1: replication goes over prod Look at repl." in it.text()
 
 
 def test_the_sheet_names_the_keys_of_copies() -> None:

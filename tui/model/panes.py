@@ -221,6 +221,8 @@ def facts_rows(model: ConsoleModel, found: list[Alert], width: int, now_ms: int)
         vm = f"vm {side.vm.state} (seen by {side.vm.seen_by}), boot {side.boot}"
         line = f"generation {short_generation(side.generation)}, epoch {side.epoch}"
         facts.append(("", f"{vm}, {line}"))
+        if side.replication_lan:
+            facts.append(("", f"replication over {side.replication_lan}"))
         if side.restarts is not None:
             r = side.restarts
             facts.append(("", f"automatic restarts: {r.used} of {r.of} in {r.window_h} h"))
