@@ -6,7 +6,8 @@ import json
 import os
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.acceptance.pair import DAEMON, Pair
 pytestmark = pytest.mark.anyio
 BLOCK = 64 * 1024
 SIZE = 16 << 20
+SECONDS = float(os.environ.get("HYPERHA_VERIFY_SECONDS", "5"))
 
 
 @contextmanager
@@ -157,6 +159,59 @@ async def one_at_a_time_until_stopped(pair: Pair) -> None:
         await pair.eventually(ended, 10, "the verification to end")
         assert "it was stopped" in (await client.operation(begun)).text
     large.unlink()
+
+
+@pytest.mark.timeout(SECONDS + 120)
+async def test_verifications_under_load_raise_no_false_alarm(
+    protected: Pair, record_property: Callable[[str, object], None]
+) -> None:
+    """R17: one after the other while everything changes, also names and sizes, with repair and
+    without; two equal copies are never found to differ. HYPERHA_VERIFY_SECONDS says for how long.
+    """
+    pair = protected
+    folder = pair.folder("node1")
+    with (folder / "busy.img").open("wb") as file:
+        file.write(random.Random(7).randbytes(SIZE))
+        os.fsync(file.fileno())
+    count, end = 0, time.monotonic() + SECONDS
+    with writing(folder / "busy.img", 11), coming_and_going(folder):
+        while time.monotonic() < end:
+            state, found = await verified(pair, "node1", repair=count % 2 == 1)
+            assert (state, found.complete, found.left, found.differences) == ("done", True, 0, [])
+            count += 1
+    record_property("verifications", count)
+    print(f"{count} verifications in {SECONDS:.0f} s, no false alarm")
+    await pair.equal_and_nothing_lost()
+
+
+@contextmanager
+def coming_and_going(folder: Path) -> Iterator[None]:
+    """Files that are made, grow, shrink, move and go, without an end."""
+    over, problems = threading.Event(), []
+
+    def work() -> None:
+        dice = random.Random(3)
+        place = folder / "coming"
+        place.mkdir()
+        try:
+            while not over.is_set():
+                path = place / f"f{dice.randrange(30)}"
+                path.write_bytes(dice.randbytes(dice.randrange(300_000)))
+                os.truncate(path, dice.randrange(400_000))
+                path.chmod(dice.choice((0o600, 0o644)))
+                path.rename(place / f"f{dice.randrange(30)}")
+                (place / f"f{dice.randrange(30)}").unlink(missing_ok=True)
+        except OSError as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not problems, problems
 
 
 async def test_a_plan_before_a_return_and_what_differs(protected: Pair) -> None:

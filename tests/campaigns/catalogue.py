@@ -35,6 +35,12 @@ _SEQUENCES = 500
 _BREAKS = 20
 _FSX_MINUTES = 5
 _PROGRAM_ROUNDS = 5
+_VERIFY_MINUTES = 5
+_FULL_RETURN = {
+    "HYPERHA_RETURN_SET_MIB": str(20 << 10),
+    "HYPERHA_RETURN_MIB": str(1 << 10),
+    "HYPERHA_POWER_DISK_MIB": str(8 << 10),
+}
 _CRASHES = "tests/crash/test_pipeline.py"
 _CRASH_DEPTH = 4
 DRILL_PORTS = 9610
@@ -234,6 +240,43 @@ def campaigns() -> dict[str, Campaign]:
             seeds="random",
             step=_FAULTS,
             step_limit_s=60 + faults.REST_LIMIT_S + _FAULTS * faults.ROUND_LIMIT_S,
+        ),
+        Campaign(
+            name="verify",
+            purpose="verifications under load, which find two equal copies equal",
+            unit="minutes",
+            goal=30,
+            rows=("test_verifications_under_load_raise_no_false_alarm",),
+            covers=_ON_DAEMONS,
+            kind=TestRound(
+                "tests/acceptance/test_verifying.py",
+                lambda order: {"HYPERHA_VERIFY_SECONDS": str(60 * order.count)},
+            ),
+            step=_VERIFY_MINUTES,
+            step_limit_s=60.0 * _VERIFY_MINUTES + 180,
+        ),
+        Campaign(
+            name="returning",
+            purpose="1 GiB written alone in 20 GiB, and a power cut: what travels on return",
+            unit="runs",
+            goal=1,
+            rows=("test_a_return_moves_what_was_written",),
+            covers=_ON_DAEMONS,
+            kind=TestRound("tests/acceptance/test_returning.py", lambda order: _FULL_RETURN),
+            step_limit_s=1800,
+        ),
+        Campaign(
+            name="tls",
+            purpose="TLS in both directions at full load",
+            unit="minutes",
+            goal=10,
+            rows=("test_e15_both_directions_of_tls_are_busy_at_once",),
+            covers=_ON_PROCESSES,
+            kind=TestRound(
+                "tests/adapters/test_experiments.py",
+                lambda order: {"HYPERHA_TLS_SECONDS": str(60 * order.count)},
+            ),
+            step=1,
         ),
         Campaign(
             name="crash-states",
