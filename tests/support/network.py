@@ -81,26 +81,24 @@ class Network:
 
     def filter(self, lan: int, node: str) -> None:
         """A firewall on the node that drops everything of the LAN but ICMP, and says nothing."""
-        there = ("ip", "netns", "exec", self.namespace(node), "nft")
-        _run(*there, "add", "table", "inet", "reload")
-        for chain in ("input", "output"):
-            hook = f"{{ type filter hook {chain} priority 0; policy accept; }}"
-            _run(*there, "add", "chain", "inet", "reload", chain, hook)
-            face = "iifname" if chain == "input" else "oifname"
-            for protocol in ("tcp", "udp"):
-                rule = (face, f"lan{lan}", "meta", "l4proto", protocol, "drop")
-                _run(*there, "add", "rule", "inet", "reload", chain, *rule)
+        matches = [("meta", "l4proto", protocol) for protocol in ("tcp", "udp")]
+        self._firewall(lan, node, matches, ("drop",))
 
     def reset(self, lan: int, node: str, port: int) -> None:
         """A firewall on the node that resets every TCP connection of the LAN to or from a port."""
+        matches = [("tcp", end, str(port)) for end in ("sport", "dport")]
+        self._firewall(lan, node, matches, ("reject", "with", "tcp", "reset"))
+
+    def _firewall(
+        self, lan: int, node: str, matches: list[tuple[str, ...]], verdict: tuple[str, ...]
+    ) -> None:
         there = ("ip", "netns", "exec", self.namespace(node), "nft")
         _run(*there, "add", "table", "inet", "reload")
-        for chain in ("input", "output"):
+        for chain, face in (("input", "iifname"), ("output", "oifname")):
             hook = f"{{ type filter hook {chain} priority 0; policy accept; }}"
             _run(*there, "add", "chain", "inet", "reload", chain, hook)
-            face = "iifname" if chain == "input" else "oifname"
-            for end in ("sport", "dport"):
-                rule = (face, f"lan{lan}", "tcp", end, str(port), "reject", "with", "tcp", "reset")
+            for match in matches:
+                rule = (face, f"lan{lan}", *match, *verdict)
                 _run(*there, "add", "rule", "inet", "reload", chain, *rule)
 
     def unfilter(self, node: str) -> None:
