@@ -63,8 +63,10 @@ class Sender:
         """Send over this connection, what is queued first."""
         self._connection = connection
         self._direct = not connection.encrypted
-        self._thread = threading.Thread(target=self._send, name="session-send", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._send, name="session-send", daemon=True)
+        thread.start()
+        # Only then: nobody can wait for one that has not begun.
+        self._thread = thread
         self._wake.put([])
 
     def end(self, wait_s: float | None = None) -> None:

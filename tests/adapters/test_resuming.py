@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from hyperha.replication.lans import Lans
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.resuming import Answers
 from hyperha.replication.retained import Retained, again, write_head_of
+from hyperha.replication.sender import Sender
+from hyperha.replication.transport import Connection
 from hyperha.replication.verify import Verify
 from hyperha.replication.wire import Kind
 from tests.support.cable import Cable
@@ -116,6 +119,25 @@ def test_the_preferred_lan_is_taken_again_when_it_was_stable() -> None:
     reached[0] = True
     assert [at(1000 * second) for second in range(11, 16)] == [None] * 5
     assert at(16_000) is first
+
+
+def test_a_sender_may_be_ended_while_it_is_being_started(monkeypatch) -> None:
+    """The one who closes a session does not wait until its handshake is done."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    connection = Connection(socket.create_connection(listening.getsockname()))
+    sender = Sender(threading.Lock())
+    start = threading.Thread.start
+
+    def late(thread: threading.Thread) -> None:
+        if thread.name == "session-send":
+            sender.end(0.1)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", late)
+    sender.start(connection)
+    sender.end(5)
+    connection.close()
+    listening.close()
 
 
 # --- two copies and the cables between them ------------------------------------------------
