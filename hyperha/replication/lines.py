@@ -59,6 +59,8 @@ class Lines:
         self._ended = ended
         self._lock = threading.Lock()
         self._line: Line | None = None
+        self._since_ms = 0
+        """When the session went over to it; 0: it began with it."""
         self._former: Line | None = None
         """Somebody late may still hold it: closed when the next one is, or at the end."""
         self._next: Found | None = None
@@ -112,16 +114,22 @@ class Lines:
                 found, self._next = self._next, None
             problem = ""
             if found is None:
+                # A line that broke at once may be one of many.
+                time.sleep(max(0.0, _RETRY_S - (now_ms() - self._since_ms) / 1000))
                 found, problem = self._another(self._config.links, deadline_ms, why, True)
             if found is None:
                 return None, self._ended() or (f"{why}; {problem}" if problem else why)
             with self._lock:
                 before, former = self._former, self._line
                 self._former, self._line = former, found.line
+                self._since_ms = now_ms()
         if former is not None:
             former.abort()
         if before is not None:
             before.close()
+        if self._ended():
+            # While it was found: nobody else would abort it any more.
+            self.abort()
         return found, ""
 
     def _another(

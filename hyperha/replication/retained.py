@@ -53,6 +53,11 @@ class Retained:
             self._gone += 1
 
     @property
+    def gone(self) -> int:
+        """Frames that the peer is known to have."""
+        return self._gone
+
+    @property
     def count(self) -> int:
         """Frames since the session began."""
         return self._gone + len(self._frames)

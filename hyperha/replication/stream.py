@@ -110,6 +110,8 @@ class PrimarySession:
         """When the peer last said how far it is."""
         self.peer_room_bytes: int | None = None
         """Free on the peer's file system, once it has told (D11)."""
+        self._acknowledged = 0
+        """The highest number; the peer says it again over each line, which is no progress."""
         self._applied = -1
         self._syncing_since_ms = 0
         self.slow_sync_ms = 0
@@ -292,6 +294,7 @@ class PrimarySession:
         # No operation is under way: whatever was put has been done here, so that a write's data
         # can be read again. What begins behind this point is in the next sender's queue.
         with listener.operation, self.lock:
+            came_on = found.received > self.retained.gone
             frames = self.retained.behind(found.received)
             self.sender = Sender(self.lock)
             files = {index: file for file, index in self.announced.items()}
@@ -299,7 +302,10 @@ class PrimarySession:
         self._twice = self._answers - found.answers
         self._send_again(line, frames, files, listener.read_again)
         self.sender.start(line.forward)
-        self.progress_ms = self.told_ms = now_ms()
+        self.told_ms = now_ms()
+        if came_on:
+            # Else the guest would wait as long as there are lines that carry nothing (D8').
+            self.progress_ms = self.told_ms
         took_ms = now_ms() - begun_ms
         text = (
             f"the session with {self.config.peer} goes on over {line.link.lan} after {took_ms} ms, "
@@ -374,7 +380,9 @@ class PrimarySession:
                 # The usual case: one acknowledgement, alone.
                 _, _, _, _, tag, number = unpack(buffer)
                 if tag == self.tag:
-                    self.progress_ms = now_ms()
+                    if number > self._acknowledged:
+                        self._acknowledged = number
+                        self.progress_ms = now_ms()
                     acknowledged(self, number)
                     continue
                 number = -1
@@ -397,7 +405,9 @@ class PrimarySession:
                     self._answers += is_answer(kind)
                     self.replies.put(frame)
             if number >= 0:
-                self.progress_ms = now_ms()
+                if number > self._acknowledged:
+                    self._acknowledged = number
+                    self.progress_ms = now_ms()
                 acknowledged(self, number)
 
     def _note_progress(self, frame: Frame) -> None:

@@ -19,7 +19,7 @@ from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import SessionLost, SessionStalled, SessionUp
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
-from hyperha.replication.control import LogLine, PeerLink, StartVerify, VerifyTold
+from hyperha.replication.control import PeerLink, StartVerify, VerifyTold
 from hyperha.replication.lans import Lans
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.resuming import Answers
@@ -28,8 +28,8 @@ from hyperha.replication.sender import Sender
 from hyperha.replication.transport import Connection
 from hyperha.replication.verify import Verify
 from hyperha.replication.wire import Kind
-from tests.support.cable import Cable
-from tests.support.engine_pair import Guest, Monkey, Pair, wait_for
+from tests.support.engine_pair import Guest, Monkey, wait_for
+from tests.support.wired import Wired
 
 STALL_MS = 1000
 
@@ -143,41 +143,6 @@ def test_a_sender_may_be_ended_while_it_is_being_started(monkeypatch) -> None:
 # --- two copies and the cables between them ------------------------------------------------
 
 
-class Wired(Pair):
-    """A pair whose primary reaches the other node by two LANs, each a cable that can break."""
-
-    def __init__(self, base: Path) -> None:
-        super().__init__(base)
-        target = ("127.0.0.1", self.a.config.links[0].peer_port)
-        self.cables = [Cable(target), Cable(target)]
-        links = tuple(
-            PeerLink(name, "127.0.0.1", cable.port, "127.0.0.1", None)
-            for name, cable in zip(("repl", "prod"), self.cables, strict=True)
-        )
-        self.use(links)
-
-    def use(self, links: tuple[PeerLink, ...]) -> None:
-        """Give the primary these LANs."""
-        side = self.a
-        side.close()
-        side.config = replace(side.config, links=links)
-        side.open(fresh=False)
-
-    def told(self, text: str) -> bool:
-        return any(isinstance(one, LogLine) and text in one.text for one in list(self.a.events))
-
-    def undisturbed(self) -> None:
-        """Neither core has heard of a loss, and nothing is a candidate for a resync."""
-        for side in (self.a, self.b):
-            assert not side.has(SessionLost)
-            assert not side.has(SessionStalled)
-
-    def close(self) -> None:
-        super().close()
-        for cable in self.cables:
-            cable.close()
-
-
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Wired]:
     made = Wired(tmp_path)
@@ -210,6 +175,21 @@ def test_a_reset_connection_changes_nothing(pair: Wired) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_anything_that_a_guest_does_while_connections_break(pair: Wired, seed: int) -> None:
     """The copies are equal at the end, and every operation was answered once and without error."""
+    do_anything_while_connections_break(pair, seed)
+
+
+@pytest.mark.root
+def test_anything_that_a_guest_does_while_connections_with_tls_break(tmp_path: Path) -> None:
+    """There all that is sent and said goes by the threads that own the connections (T5)."""
+    made = Wired(tmp_path, tls=True)
+    try:
+        made.in_sync()
+        do_anything_while_connections_break(made, 5)
+    finally:
+        made.close()
+
+
+def do_anything_while_connections_break(pair: Wired, seed: int) -> None:
     guest = Guest(pair.a)
     monkey, chance = Monkey(guest, seed), random.Random(seed)
     over = threading.Event()

@@ -31,7 +31,7 @@ from hyperha.domain import Epoch, SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication import preamble
 from hyperha.replication.acceptor import Acceptor
-from hyperha.replication.control import EngineConfig, LogLine, PeerLink
+from hyperha.replication.control import EngineConfig, LogLine, PeerLink, TlsFiles
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import (
     ROOT_ID,
@@ -80,6 +80,8 @@ class Side:
             suspect_ms=400, stall_limit_ms=1000,
         )  # fmt: skip
         self.port = port
+        self.tls: TlsFiles | None = None
+        """What its own end of an accepted connection is secured with."""
         self.open()
 
     def open(self, *, fresh: bool = True) -> None:
@@ -116,7 +118,7 @@ class Side:
             accepted.close()
             return
         with contextlib.suppress(OSError, ReplicationError):
-            self.acceptor.take(accepted, found, None)
+            self.acceptor.take(accepted, found, self.tls)
 
     def tick(self) -> None:
         """What the process does every second."""

@@ -1,0 +1,151 @@
+"""What bounds the going on of a session over other connections: time, memory, descriptors (T4)."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperha.core.events import SessionLost, SessionStalled
+from hyperha.replication import lines
+from hyperha.replication.operations import ROOT_ID, FileId
+from tests.support.cable import Cable
+from tests.support.engine_pair import Guest, wait_for
+from tests.support.wired import Wired
+
+pytestmark = pytest.mark.root
+
+
+class FilteringCable(Cable):
+    """Resets every connection over which a certain text is to go, as a packet filter may do."""
+
+    TEXT = b"cursed"
+
+    def _carry(self, one: socket.socket) -> None:
+        try:
+            found = self.TEXT in one.recv(1 << 18, socket.MSG_PEEK)
+        except OSError:
+            found = False
+        if found:
+            self.reset()
+        else:
+            super()._carry(one)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Wired]:
+    made = Wired(tmp_path)
+    try:
+        made.in_sync()
+        yield made
+    finally:
+        made.close()
+
+
+def first_file(guest: Guest) -> FileId:
+    file = guest.create(ROOT_ID, b"f")
+    wait_for(lambda: guest.answers == 1)
+    return file
+
+
+def test_connections_that_carry_nothing_new_are_no_progress(tmp_path: Path) -> None:
+    """D8': a guest's write never waits longer than stall_limit, however often the session goes on
+    in vain, and that is tried no more often than it can be borne."""
+    pair = Wired(tmp_path, kind=FilteringCable)
+    try:
+        pair.in_sync()
+        guest = Guest(pair.a)
+        file = first_file(guest)
+        guest.flush(file)
+        wait_for(lambda: guest.answers == 2)
+        made = sum(cable.made for cable in pair.cables)
+        begun = time.monotonic()
+        guest.write(file, 0, b"a cursed text")
+        guest.flush(file)
+        while not pair.a.wait(SessionStalled, 5).over_limit:
+            pass
+        took_s = time.monotonic() - begun
+        assert took_s < pair.a.config.stall_limit_ms / 1000 + 0.5
+        assert 4 < sum(cable.made for cable in pair.cables) - made < 60 * took_s
+        assert guest.answers == 2
+        assert not pair.a.has(SessionLost)
+    finally:
+        pair.close()
+
+
+def test_breaks_leave_no_descriptors_and_threads_behind(pair: Wired) -> None:
+    guest, chance = Guest(pair.a), random.Random(1)
+    file = first_file(guest)
+    session, links = pair.a.primary.session, pair.a.config.links
+    assert session is not None
+
+    def break_often(times: int) -> None:
+        for number in range(times):
+            if chance.random() < 0.4:
+                session.move([one for one in links if one is not session.link], "", alarm=False)
+            if chance.random() < 0.8:
+                for cable in pair.cables:
+                    cable.reset()
+            for size in (4096, 4096, 70_000):
+                guest.write(file, number << 12, os.urandom(size))
+            wait_for(lambda: not pair.a.primary.parked_count())
+
+    def held() -> tuple[int, int]:
+        # Breaks under way end soon; a guest that can write has been through all of them.
+        time.sleep(0.3)
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    break_often(20)
+    before = held()
+    break_often(300)
+    after = held()
+    # What was used until lately is kept until the next one: so is a line by each end.
+    assert after[0] <= before[0] + 12
+    assert after[1] <= before[1] + 2
+    assert not guest.errors
+    pair.check_equal()
+    pair.undisturbed()
+
+
+@pytest.mark.parametrize("how", ["close", "fail"])
+def test_a_session_that_is_ended_while_another_line_is_found_ends(
+    pair: Wired, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its receiver would wait for ever for a peer that has nothing to say, and whoever closes
+    the session for its receiver."""
+    session = pair.a.primary.session
+    assert session is not None
+    first_file(Guest(pair.a))
+    found, go_on = threading.Event(), threading.Event()
+    real = lines.Lines._received
+
+    def late(self: lines.Lines, line: object, answer: object) -> int:
+        found.set()
+        assert go_on.wait(10)
+        return real(self, line, answer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lines.Lines, "_received", late)
+    pair.cables[0].reset()
+    assert found.wait(10)
+    if how == "fail":
+        session.fail("enough")
+    else:
+        aborted = threading.Event()
+        abort = session._lines.abort
+        monkeypatch.setattr(session._lines, "abort", lambda: (abort(), aborted.set()))
+        closing = threading.Thread(target=session.close, kwargs={"clean": False}, daemon=True)
+        closing.start()
+        assert aborted.wait(10)
+    go_on.set()
+    receiver = session._receiver
+    assert receiver is not None
+    receiver.join(5)
+    assert not receiver.is_alive()
+    if how == "fail":
+        assert pair.a.wait(SessionLost).text == "enough"
