@@ -67,6 +67,7 @@ class Acceptor:
         self._expected: tuple[SessionKey, SessionStart] | None = None
         self._session: SecondarySession | None = None
         self._covered = 0
+        self._shut = False
 
     @property
     def session(self) -> SecondarySession | None:
@@ -123,6 +124,7 @@ class Acceptor:
         """`close`, and let go of every socket; nothing is to be taken afterwards."""
         self.close()
         with self._lock:
+            self._shut = True
             pairs = list(self._pairs.values())
             self._pairs.clear()
         for pair in pairs:
@@ -153,6 +155,9 @@ class Acceptor:
             connection.close()
             raise
         with self._lock:
+            if self._shut:
+                connection.close()
+                return
             pair = self._pairs.get(preamble.pair)
             if pair is None:
                 pair = _Pair(preamble.session, now_ms(), preamble.resumes)
