@@ -326,7 +326,7 @@ class Barriers:
         with primary.lock:
             session = primary.session
             if session is not None and session.up:
-                primary.put(session, wire.frame(Kind.ALIVE, session.tag, 0, b""))
+                session.put_alive()
 
     def _watch_lan(self, now: int) -> None:
         """D12: before a silent LAN becomes a lost peer another one is tried, and later left again

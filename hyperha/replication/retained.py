@@ -2,7 +2,8 @@
 
 Of a write only the head is kept: the file still holds its data, or what came after it in the same
 stream. Frames are counted from the first one of the session, on both ends, over all its
-connections: the peer says how many it has, and everything behind them is sent again.
+connections, but for signs of life: the peer says how many it has, and everything behind them is
+sent again.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class SecondarySession:
         self._saying = threading.Lock()
         """Held while an answer is noted and while another line takes over: none falls between."""
         self._received = 0
-        """Frames since the handshake, over all connections."""
+        """Frames since the handshake, over all connections, but for signs of life."""
         self._acknowledged = 0
         """The number that was acknowledged last."""
         self.up = False
@@ -443,7 +443,6 @@ class SecondarySession:
         assert self._speaker is not None
         number = 0
         quiet = False
-        self._received += len(frames)
         for frame in frames:
             kind = frame.kind
             # Retire frames name an operation of the past; that a flush has ended is said anyway.
@@ -457,6 +456,7 @@ class SecondarySession:
                 raise ReplicationError("a second hello in one session")
         if quiet:
             frames = [one for one in frames if one.kind is not Kind.ALIVE]
+        self._received += len(frames)
         if self._goodbye:
             frames = [one for one in frames if one.kind is not Kind.GOODBYE]
         at_once = self._applier.announce(frames)

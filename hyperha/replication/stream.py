@@ -336,6 +336,11 @@ class PrimarySession:
         self._retain(raw, number)
         self.sender.put(raw)
 
+    def put_alive(self) -> None:
+        """Queue a sign of life; the caller has the pipeline's lock. Neither end counts it and it is
+        not sent again: an idle guest has nothing acknowledged that would let go of it."""
+        self.sender.put(wire.frame(Kind.ALIVE, self.tag))
+
     def put_lent(self, head: bytes, data: memoryview, number: int, give_back: GiveBack) -> None:
         """`put` for a frame whose data is lent; not sent again after a break."""
         self._retain(head, number)

@@ -15,6 +15,7 @@ import pytest
 from hyperha.core.events import SessionLost, SessionStalled
 from hyperha.replication import lines
 from hyperha.replication.operations import ROOT_ID, FileId
+from hyperha.replication.preamble import Direction, Preamble, cluster_hash
 from tests.support.cable import Cable
 from tests.support.engine_pair import Guest, wait_for
 from tests.support.wired import Wired
@@ -79,6 +80,30 @@ def test_connections_that_carry_nothing_new_are_no_progress(tmp_path: Path) -> N
         pair.close()
 
 
+def test_signs_of_life_are_not_kept(pair: Wired) -> None:
+    """An idle guest has nothing acknowledged: for days they would come together."""
+    session = pair.a.primary.session
+    assert session is not None
+    served = pair.b.acceptor.session
+    assert served is not None
+    heard = {served.heard_ms}
+
+    def heard_often() -> bool:
+        heard.add(served.heard_ms)
+        return len(heard) > 3
+
+    wait_for(heard_often)
+    assert session.retained.count == 0
+    # Both ends count the same all the same.
+    guest = Guest(pair.a)
+    file = first_file(guest)
+    pair.cables[0].reset()
+    guest.write(file, 0, b"x" * 4096)
+    wait_for(lambda: guest.answers == 2)
+    pair.check_equal()
+    pair.undisturbed()
+
+
 def test_breaks_leave_no_descriptors_and_threads_behind(pair: Wired) -> None:
     guest, chance = Guest(pair.a), random.Random(1)
     file = first_file(guest)
@@ -111,6 +136,23 @@ def test_breaks_leave_no_descriptors_and_threads_behind(pair: Wired) -> None:
     assert not guest.errors
     pair.check_equal()
     pair.undisturbed()
+
+
+def test_a_connection_that_comes_when_nothing_is_taken_any_more_is_closed(pair: Wired) -> None:
+    """It was under way while the folder was uncovered: nobody else would close it."""
+    config, acceptor = pair.b.config, pair.b.acceptor
+    acceptor.shut()
+    offered = Preamble(
+        cluster_hash(config.cluster_id), config.module, config.number, config.peer, pair.key,
+        Direction.FORWARD, b"p" * 16, encrypted=False, resumes=True,
+    )  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    near.settimeout(5)
+    acceptor.take(far, offered, None)
+    assert near.recv(1) == b""
+    near.close()
 
 
 @pytest.mark.parametrize("how", ["close", "fail"])
