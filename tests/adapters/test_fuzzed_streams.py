@@ -59,6 +59,7 @@ SAID_BY_PRIMARY: dict[Kind, bytes] = {
     Kind.BLOCK: _BLOCK,
     Kind.MARK: b"",
     Kind.HOLE: wire.encode_hole(FILE, 0, 65536),
+    Kind.RESERVE: wire.encode_hole(FILE, 0, 65536),
     Kind.ALIVE: b"",
     Kind.COMPARE: _ZONE,
     Kind.COMPARE_INODE: wire.encode_digest(FILE, b"d" * 16),
