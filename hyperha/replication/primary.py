@@ -263,8 +263,10 @@ class Primary(Ledger):
         self.syncer.file(file, data_only, lambda error: self._synced(number, flush, error))
 
     def send_kept(self) -> None:
-        """Send what was kept for company, without waiting."""
-        sender, self.keeps = self.keeps, None
+        """Send what was kept for company, without waiting. By the thread that reads /dev/fuse, and
+        when a mount is replaced by that of the new one."""
+        with self.lock:
+            sender, self.keeps = self.keeps, None
         if sender is not None:
             sender.send_kept()
 

@@ -16,6 +16,7 @@ from hyperha.replication.fuse.nodes import Node
 from hyperha.replication.fuse.requests_attributes import AttributeRequests
 from hyperha.replication.fuse.requests_files import FileRequests
 from hyperha.replication.fuse.requests_names import NameRequests
+from hyperha.replication.fuse.session import Session
 from hyperha.replication.fuse.succession import Progress, SharedTable
 from hyperha.replication.operations import ROOT_ID, FileId, Target
 from hyperha.replication.store import Store
@@ -113,3 +114,30 @@ def test_a_creation_that_met_a_file_and_failed_is_not_looked_up(
             create(9, protocol.ROOT_NODE, end)
     assert connection.handles.open_files() == 0
     assert [node.number for node in connection.nodes] == [protocol.ROOT_NODE]
+
+
+def test_what_was_kept_is_sent_when_the_connection_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing behind it would ever leave: no barrier, no goodbye, no sign of life."""
+    folder = os.open(tmp_path, os.O_RDONLY)
+    store = Store(folder)
+    os.close(folder)
+    pipeline = LocalPipeline(store, None)
+    reading, writing = os.pipe()
+    os.write(writing, b"a request waits")
+    sent: list[bool] = []
+
+    def ended(*_: object) -> int:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    pipeline.keeps = object()
+    monkeypatch.setattr(pipeline, "send_kept", lambda: sent.append(True))
+    monkeypatch.setattr(os, "readv", ended)
+    served = Session(store, pipeline, reading)
+    served.start()
+    assert served.ended.wait(5)
+    assert sent == [True]
+    assert served.close()
+    os.close(writing)
+    store.close()

@@ -150,6 +150,10 @@ class Session:
             # Whoever waits must learn it; the kernel goes on waiting for a successor.
             log.critical("the FUSE reader ended with an error", exc_info=True)
         finally:
+            pipeline = self._connection.pipeline
+            if pipeline.keeps is not None:
+                # The session goes on without this mount: what follows would stay behind it.
+                pipeline.send_kept()
             self.ended.set()
             if self.on_end is not None:
                 self.on_end()
