@@ -274,6 +274,9 @@ class Barriers:
                 log.exception("a tick of the watch failed in an unforeseen way")
 
     def _tick(self, now: int) -> None:
+        if self._primary.keeps is not None:
+            # The data path may stand still, at a disk or a lock: that is no silence of the peer's.
+            self._primary.send_kept()
         self._watch_peer(now)
         self._watch_lan(now)
         self._say_alive(now)

@@ -142,8 +142,9 @@ class Primary(Ledger):
                 self._touch(file, offset, size)
         if sender is not None:
             if give_back is None and not records and self._has_company(number):
-                sender.keep(head, data)
-                self.keeps = sender
+                with self.lock:
+                    sender.keep(head, data)
+                    self.keeps = sender
             else:
                 kept = not sender.send_now(head, data, give_back) and give_back is not None
         error = self._perform(file, offset, data)
@@ -264,7 +265,7 @@ class Primary(Ledger):
 
     def send_kept(self) -> None:
         """Send what was kept for company, without waiting. By the thread that reads /dev/fuse, and
-        when a mount is replaced by that of the new one."""
+        by the watch when that stands still: whoever takes the sender here sends."""
         with self.lock:
             sender, self.keeps = self.keeps, None
         if sender is not None:

@@ -139,11 +139,10 @@ class Sender:
         return not rest
 
     def keep(self, head: bytes, data: Piece) -> None:
-        """Instead of `send_now`: leave it queued, with all that is put from now on. Who keeps must
-        call `send_kept` before it waits for anything."""
-        with self.lock:
-            # Others may have put something since.
-            self._pending[:0] = (head, bytes(data))
+        """Instead of `send_now`: leave it queued, with all that is put from now on; the caller has
+        the lock. Who keeps must call `send_kept` before it waits for requests or the log's disk."""
+        # Others may have put something since.
+        self._pending[:0] = (head, bytes(data))
 
     def send_kept(self) -> None:
         """Send all that is queued since `keep`, without waiting, as `send_now` does."""

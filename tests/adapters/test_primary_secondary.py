@@ -17,7 +17,7 @@ from hyperha.core.events import (
     SessionStalled,
     SessionUp,
 )
-from hyperha.replication.operations import ROOT_ID, Record, RecordKind
+from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind
 from tests.support.engine_pair import Guest, Monkey, Pair, call, wait_for
 
 pytestmark = pytest.mark.root
@@ -86,6 +86,8 @@ def test_small_writes_wait_for_company_only_while_others_wait_for_the_peer(pair:
     """T6: what was kept is sent by one call, in its order, before the reader waits for anything."""
     pair.in_sync()
     guest, primary = Guest(pair.a), pair.a.primary
+    # The watch sends what is kept too long.
+    primary.barriers.close()
     file = guest.create(ROOT_ID, b"f")
     guest.write(file, 0, b"warm")
     wait_for(lambda: guest.answers == 2)
@@ -127,6 +129,42 @@ def test_a_file_that_grows_by_a_hole_is_no_candidate_as_a_whole(pair: Pair) -> N
     wait_for(lambda: guest.answers == 4)
     pair.b.acceptor.drain(10)
     assert Record(RecordKind.WHOLE_FILE, file) in set(pair.b.intent.candidates() or ())
+    pair.check_equal()
+
+
+def test_what_was_kept_does_not_wait_for_a_disk_that_stands_still(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D8': a peer that is asked nothing would count as one that makes no progress."""
+    pair.in_sync()
+    guest, primary = Guest(pair.a), pair.a.primary
+    file = guest.create(ROOT_ID, b"f")
+    guest.write(file, 0, b"warm")
+    wait_for(lambda: guest.answers == 2)
+    entered, go_on = threading.Event(), threading.Event()
+    real = pair.a.store.write
+
+    def slow(file: FileId, offset: int, data: bytes) -> int:
+        if data == b"slow":
+            entered.set()
+            assert go_on.wait(10)
+        return real(file, offset, data)
+
+    monkeypatch.setattr(pair.a.store, "write", slow)
+    monkeypatch.setattr(primary, "_has_company", lambda number: True)
+    guest.more = True
+    guest.write(file, 0, b"kept")
+    writing = threading.Thread(target=guest.write, args=(file, 4, b"slow"))
+    writing.start()
+    try:
+        assert entered.wait(10)
+        wait_for(lambda: guest.answers == 3, 0.5)
+        assert primary.session is not None
+        wait_for(lambda: primary.acknowledged_number == primary.session.last_number, 0.5)
+    finally:
+        go_on.set()
+        writing.join()
+    wait_for(lambda: guest.answers == 4)
     pair.check_equal()
 
 
