@@ -30,6 +30,7 @@ class Sender:
         "_busy",
         "_connection",
         "_direct",
+        "_ending",
         "_give_back",
         "_pending",
         "_thread",
@@ -52,6 +53,8 @@ class Sender:
         self._wake: SimpleQueue[list[Piece] | None] = SimpleQueue()
         """To the thread: what to send first, then all that is pending; None: end."""
         self._direct = False
+        self._ending = False
+        """The thread ends when nothing is left; under the lock."""
         self._give_back: GiveBack | None = None
         """Called with each view that was sent, also of another lender: it finds whose it is."""
         self._connection: Connection | None = None
@@ -70,9 +73,16 @@ class Sender:
         self._wake.put([])
 
     def end(self, wait_s: float | None = None) -> None:
-        """Send what is queued and end; who does not want to wait for that aborts the connection
-        before. Waits at most `wait_s`, without it until the thread has ended."""
-        self._wake.put(None)
+        """Send what is queued, and end; waits for that at most `wait_s`. Without it end at once:
+        for a connection that was aborted."""
+        if wait_s is None:
+            self._wake.put(None)
+        else:
+            with self.lock:
+                self._ending = True
+                idle, self._busy = not self._busy, True
+            if idle:
+                self._wake.put([])
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(wait_s)
 
@@ -128,7 +138,7 @@ class Sender:
         rest = self._connection.send_some([head, data], size)
         with self.lock:
             self.sent_bytes += size - sum(map(len, rest)) if rest else size
-            if not rest and not self._pending:
+            if not rest and not self._pending and not self._ending:
                 self._busy = False
                 return True
         if give_back is None:
@@ -153,7 +163,7 @@ class Sender:
         rest = self._connection.send_some(batch, total)
         with self.lock:
             self.sent_bytes += total - sum(map(len, rest))
-            more = bool(rest or self._pending)
+            more = bool(rest or self._pending or self._ending)
             self._busy = more
         give_back = self._give_back
         if give_back is not None:
@@ -174,12 +184,15 @@ class Sender:
                     with lock:
                         self.sent_bytes += sum(map(len, batch))
                         following = self._take()
+                        over = not following and self._ending
                         if not following:
-                            self._busy = False
+                            self._busy = over
                     give_back = self._give_back
                     if give_back is not None:
                         for piece in batch:
                             give_back(piece)
+                    if over:
+                        return
                     if not following:
                         break
                     batch = following
