@@ -142,9 +142,7 @@ class Primary(Ledger):
                 self._touch(file, offset, size)
         if sender is not None:
             if give_back is None and not records and self._has_company(number):
-                with self.lock:
-                    sender.keep(head, data)
-                    self.keeps = sender
+                self._keep(sender, head, data)
             else:
                 kept = not sender.send_now(head, data, give_back) and give_back is not None
         error = self._perform(file, offset, data)
@@ -270,6 +268,11 @@ class Primary(Ledger):
             sender, self.keeps = self.keeps, None
         if sender is not None:
             sender.send_kept()
+
+    def _keep(self, sender: Sender, head: bytes, data: bytes | memoryview) -> None:
+        with self.lock:
+            sender.keep(head, data)
+            self.keeps = sender
 
     def _has_company(self, number: int) -> bool:
         """Whether others wait for the peer, so that more requests are likely to follow at once.

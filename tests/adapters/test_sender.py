@@ -1,4 +1,4 @@
-"""What sends one connection's frames (T5, T8): nothing that was queued is left behind at its end."""
+"""What sends one connection's frames (T5, T8): nothing queued is left behind at its end."""
 
 from __future__ import annotations
 
