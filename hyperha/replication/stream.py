@@ -16,7 +16,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Final, Protocol
 
@@ -293,7 +294,7 @@ class PrimarySession:
         former, line = self.sender, found.line
         # No operation is under way: whatever was put has been done here, so that a write's data
         # can be read again. What begins behind this point is in the next sender's queue.
-        with listener.operation, self.lock:
+        with self._between_operations(listener), self.lock:
             came_on = found.received > self.retained.gone
             frames = self.retained.behind(found.received)
             self.sender = Sender(self.lock)
@@ -312,6 +313,18 @@ class PrimarySession:
             f"{len(frames)} frames were sent again: {found.why}"
         )
         listener.session_resumed(self, text, alarm=found.alarm)
+
+    @contextmanager
+    def _between_operations(self, listener: Listener) -> Iterator[None]:
+        """Hold the lock of operations. An operation may stand still with its disk: who closes the
+        session must not wait for that."""
+        while not listener.operation.acquire(timeout=_RETRY_S):
+            if self._ended():
+                raise ReplicationError(self._ended())
+        try:
+            yield
+        finally:
+            listener.operation.release()
 
     def _send_again(
         self, line: Line, frames: list[bytes], files: dict[int, FileId], read: Read

@@ -198,3 +198,34 @@ def test_a_session_that_is_ended_while_another_line_is_found_ends(
     assert not receiver.is_alive()
     if how == "fail":
         assert pair.a.wait(SessionLost).text == "enough"
+
+
+def test_a_session_whose_data_path_stands_still_can_be_closed(
+    pair: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hangs holds the guest's write; it must not hold the core's next order, too."""
+    guest = Guest(pair.a)
+    file = first_file(guest)
+    entered, go_on = threading.Event(), threading.Event()
+    real = pair.a.store.write
+
+    def slow(file: FileId, offset: int, data: bytes) -> int:
+        entered.set()
+        assert go_on.wait(20)
+        return real(file, offset, data)
+
+    monkeypatch.setattr(pair.a.store, "write", slow)
+    writing = threading.Thread(target=guest.write, args=(file, 0, b"x"))
+    writing.start()
+    assert entered.wait(10)
+    pair.cables[0].reset()
+    wait_for(lambda: pair.cables[0].made == 4)
+    closing = threading.Thread(target=pair.a.primary.close_session, kwargs={"clean": False})
+    closing.start()
+    closing.join(3)
+    try:
+        assert not closing.is_alive()
+    finally:
+        go_on.set()
+        writing.join()
+        closing.join()
