@@ -215,6 +215,7 @@ class Load:
         self.pair.a.primary.write(
             self.files[file], first * SECTOR, data, barrier=barrier, answer=answer
         )
+        self.pair.a.primary.send_kept()
 
     def flush(self) -> None:
         """fsync of one file."""
@@ -225,6 +226,7 @@ class Load:
             data_only=self.dice.random() < 0.5,
             answer=self._acknowledged(floors),
         )
+        self.pair.a.primary.send_kept()
 
     def barrier(self) -> None:
         """As the core orders it; everything is covered."""
