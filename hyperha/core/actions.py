@@ -112,12 +112,14 @@ class OpenSafety(EngineAction):
     `resume`: the resync that the open copy belongs to goes on. Otherwise the copy is a new one, and
     one left open by a resync that came to nothing is not continued. `required`: rather no resync
     than none (N3). `rule` and `generation` (of the copy that is about to go) are for people.
+    `gives_up`: the copy will be the only holder of what this node's line had acknowledged.
     """
 
     resume: bool
     required: bool
     rule: str
     generation: Generation
+    gives_up: bool
 
 
 class SafetyEnd(StrEnum):

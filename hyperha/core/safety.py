@@ -48,6 +48,7 @@ def open_copy(turn: Turn, offer: JoinOffer, verdict: Verdict) -> None:
         required=required(state, verdict),
         rule=verdict.rule,
         generation=state.lineage.current,
+        gives_up=verdict.gives_up,
     )
 
 

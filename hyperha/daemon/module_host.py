@@ -492,6 +492,7 @@ class ModuleHost:
             for one in reasons
         ]
         found += self._off_the_preferred_lan()
+        found += self.safety.reasons()
         if found != self.preflight:
             self.preflight = found
             self.around.changed()

@@ -11,7 +11,9 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from hyperha.api.wire import PreflightItem
 from hyperha.api.wire_copies import SafetyCopyView
+from hyperha.core.events import Shortage
 from hyperha.core.state import Phase
 from hyperha.daemon.views import rfc3339
 from hyperha.errors import BusyError, FailedError, NotFoundError
@@ -24,6 +26,7 @@ from hyperha.replication.control import (
 )
 from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.safety.copy import Facts, State
+from hyperha.text import size_text
 
 if TYPE_CHECKING:
     from hyperha.daemon.module_host import ModuleHost
@@ -43,6 +46,8 @@ class SafetyKeeper:
         self._restoring = ""
         self.views: list[SafetyCopyView] = []
         """As they were when last looked at."""
+        self._lacks: Shortage | None = None
+        self._standing: tuple[str, ...] = ()
 
     @property
     def busy(self) -> str:
@@ -56,11 +61,12 @@ class SafetyKeeper:
             told = await host.engine.ask(ListSafety, SafetyCopies, silence_s=_ANSWER_S)
             if told.text:
                 raise FailedError(f"the safety copies of {host.name} are not known: {told.text}")
-            found = told.copies
+            found, self._lacks = told.copies, told.lacks
         elif host.state.phase is Phase.IDLE:
-            found = await self._of_the_folder()
+            found, self._lacks = await self._of_the_folder()
         else:
             raise BusyError(f"{host.node} is busy: {host.state.phase}", "Ask again in a moment.")
+        self._standing = tuple(one.id for one in found if one.stands)
         views = [self._view(one) for one in found]
         if views != self.views:
             self.views = views
@@ -83,6 +89,28 @@ class SafetyKeeper:
             text=facts.text,
             expires="" if is_open else rfc3339(facts.opened_wall_ms + keep_ms),
         )
+
+    def reasons(self) -> list[PreflightItem]:
+        """N3: room is short, and copies are kept that are not given up for it."""
+        if self._lacks is None:
+            return []
+        free, least = size_text(self._lacks.free_bytes), size_text(self._lacks.needed_bytes)
+        names = ", ".join(self._standing)
+        return [
+            PreflightItem(
+                code="safety-room",
+                node=self._host.node,
+                text=(
+                    f"only {free} are free on {self._host.node}, less than {least}, and nobody "
+                    f"else holds what the safety copies {names} do: they are not given up for it"
+                ),
+                fix=(
+                    f"Make room, or end a copy: `hyperha safety {self._host.name} restore ID --to "
+                    f"DIR` elsewhere if it is wanted, then `hyperha safety {self._host.name} "
+                    "delete ID`."
+                ),
+            )
+        ]
 
     async def restore(self, name: str, to: str, progress: Progress) -> str:
         """Make the state that a copy holds anew in `to`; what was done. Raises HyperhaError."""
@@ -124,11 +152,13 @@ class SafetyKeeper:
 
     # --- a folder that nobody serves ----------------------------------------------------------
 
-    async def _of_the_folder(self) -> tuple[Facts, ...]:
+    async def _of_the_folder(self) -> tuple[tuple[Facts, ...], Shortage | None]:
         try:
-            return await self._in_the_folder(lambda area: area.facts(), _ANSWER_S)
+            return await self._in_the_folder(
+                lambda area: (area.facts(), area.shortage()), _ANSWER_S
+            )
         except NotFoundError:
-            return ()
+            return (), None
 
     async def _in_the_folder(self, work: Callable[[SafetyArea], T], limit_s: float | None) -> T:
         """Open what the folder keeps, in a thread. NotFoundError when it keeps nothing: a folder

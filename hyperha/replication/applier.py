@@ -288,7 +288,11 @@ class Applier:
         if self.failure:
             return frames
         try:
-            self._save_data(frames)
+            try:
+                self._save_data(frames)
+            except OSError as error:
+                self._use_reserve(error)
+                self._save_data(frames)
         except NotSaved as problem:
             self._fail(problem.text, problem.lacks)
         except OSError as problem:

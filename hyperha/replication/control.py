@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hyperha.core import actions, events
+from hyperha.core.events import Shortage
 from hyperha.encoding import EncodingError, from_plain, to_plain
 from hyperha.errors import ReplicationError
 from hyperha.replication.safety.copy import Facts
@@ -256,6 +257,8 @@ class SafetyCopies(ProcessMessage):
     copies: tuple[Facts, ...]
     text: str = ""
     """Why they are not known; empty when they are."""
+    lacks: Shortage | None = None
+    """Room is short, and copies are kept that are not given up for it (N3)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,12 +206,12 @@ class Primary(Ledger):
             raise OSError(errno.EIO, self._refusing)
         self.send_kept()
         self._activate(records)
-        guard = self.store.guard
-        if guard is not None:
-            guard.records(self.store, records)
         with self.lock:
             self.version += 1
         try:
+            guard = self.store.guard
+            if guard is not None:
+                guard.records(self.store, records)
             change = execute()
             payload = b"" if change is None else encode_change(change)
         except Exception as problem:

@@ -780,6 +780,52 @@ def test_a_copy_makes_room_for_new_data(tmp_path: Path, kept: bool) -> None:
         assert folder.area.facts()[0].state is State.LOST
 
 
+@pytest.mark.parametrize("serving", [False, True])
+def test_what_nobody_else_holds_is_never_given_up_for_room(tmp_path: Path, serving: bool) -> None:
+    """N3: the loser of a split brain. Until the disk is full it is saved on; then the guest, or the
+    stream of the other node, meets a full disk, and it is said what to do."""
+    with file_system("ext4", tmp_path) as mounted, folder_at(mounted / "folder") as folder:
+        folder.keep = Keep(7, 0)
+        folder.crash()
+        data = os.urandom(8 << 20)
+        (folder.path / "disk").write_bytes(data)
+        file = folder.store.identify(ROOT_ID, b"disk")
+        name = folder.begin(gives_up=True)
+        folder.end(SafetyEnd.COPIED)
+        folder.serving = serving
+        ordinary = folder.begin()
+        folder.store.write(file, 0, b"touched by both")
+        folder.serving = serving
+        if serving:
+            # What was left open by a resync that came to nothing.
+            folder.area.expire()
+        fill(mounted, 1 << 20)
+        folder.told.clear()
+        folder.area.expire()
+        states = {one.id: one.state for one in folder.area.facts()}
+        assert states == {name: State.KEPT, ordinary: State.LOST}
+        lacks = folder.area.shortage()
+        assert lacks is not None
+        assert lacks.free_bytes < lacks.needed_bytes
+        # The reserve is for it, too.
+        folder.store.write(file, 1 << 20, b"a")
+        assert folder.area.facts()[0].state is State.KEPT
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            _overwrite(folder, file)
+        assert not folder.store.guard.make_room()
+        folder.area.expire()
+        lines = [one for one in folder.told if isinstance(one, LogLine) and one.rule == "N3"]
+        assert len(lines) == 1, "said once"
+        assert name in lines[0].text
+        (mounted / "filler").unlink()
+        _overwrite(folder, file)
+        folder.crash()
+        folder.restore(name, tmp_path / "to")
+        assert (tmp_path / "to" / "disk").read_bytes() == data
+        folder.area.expire()
+        assert folder.area.shortage() is None
+
+
 def test_what_was_left_open_when_the_node_died_ends(path: Path) -> None:
     with folder_at(path) as folder:
         folder.keep = Keep(7, 0)

@@ -43,7 +43,7 @@ class Guarded:
         os.close(folder)
 
     def begin(self, *, resume: bool = False, required: bool = False) -> None:
-        self.area.perform(OpenSafety(1, resume, required, "R7", _GENERATION))
+        self.area.perform(OpenSafety(1, resume, required, "R7", _GENERATION, False))
 
     def undo(self) -> None:
         self.side.acceptor.close()

@@ -11,10 +11,12 @@ import pytest
 
 from hyperha.api.service import Caller
 from hyperha.api.wire import ActionOptions, ActionRequest, OperationView
+from hyperha.core.events import Shortage
 from hyperha.core.state import Link, Phase
 from hyperha.daemon import verifying
 from hyperha.daemon.observed import Observed
 from hyperha.daemon.operations import Operations
+from hyperha.daemon.safety_copies import SafetyKeeper
 from hyperha.daemon.upkeep import Upkeep
 from hyperha.daemon.verifying import Verifying
 from hyperha.domain import Role
@@ -27,7 +29,14 @@ from hyperha.errors import (
     UnreachableError,
     UsageError,
 )
-from hyperha.replication.control import Difference, StartVerify, StopVerify, VerifyTold
+from hyperha.replication.control import (
+    Difference,
+    SafetyCopies,
+    StartVerify,
+    StopVerify,
+    VerifyTold,
+)
+from hyperha.replication.safety.copy import Facts, State
 from tests.api.test_views import _other, _report
 from tests.support.fake_service import KEPT
 
@@ -248,3 +257,32 @@ async def test_commands_go_to_the_node_that_they_concern(tmp_path: Path) -> None
     assert where(prim, request("safety-delete", "node1", id=KEPT.id)) == "node1"
     alone, _ = upkeep(None)
     assert alone.node_for(second, request("verify")) == "node1"
+
+
+async def test_a_copy_that_takes_room_and_must_not_go_is_a_reason(host: Host) -> None:
+    """N3: it is said for as long as room is short, with what to do."""
+    stands = Facts("c1", 0, State.KEPT, True, "R9", "ab", 1, gives_up=True)
+    goes = Facts("c2", 0, State.KEPT, True, "R7", "ab", 1)
+    answers = [SafetyCopies(1, (stands, goes), lacks=Shortage(5 << 20, 1 << 20))]
+    answers.append(SafetyCopies(2, (stands, goes)))
+
+    async def ask(make: object, kind: type, *, silence_s: float) -> SafetyCopies:
+        return answers.pop(0)
+
+    engine = SimpleNamespace(ask=ask)
+    state = SimpleNamespace(attached=True, unknown_data=False, phase=Phase.RUNNING)
+    config = SimpleNamespace(safety_copy=SimpleNamespace(keep_days=7))
+    around = SimpleNamespace(changed=lambda: None)
+    keeper = SafetyKeeper(
+        SimpleNamespace(
+            name="VM1", node="node1", engine=engine, state=state, config=config, around=around
+        )
+    )
+    await keeper.look()
+    (reason,) = keeper.reasons()
+    assert (reason.code, reason.node) == ("safety-room", "node1")
+    assert "c1" in reason.text
+    assert "c2" not in reason.text
+    assert "safety VM1 delete" in reason.fix
+    await keeper.look()
+    assert keeper.reasons() == []

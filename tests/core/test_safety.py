@@ -196,6 +196,7 @@ def test_the_loser_of_a_split_brain_is_kept_whatever_is_configured():
     world.until(R.PRIM, R.SECOND)
     (action,) = opened
     assert action.required
+    assert action.gives_up
     assert not action.resume
     assert action.generation == own
 

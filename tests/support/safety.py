@@ -70,8 +70,9 @@ class Folder:
         self.area.close()
         self.store.close()
 
-    def begin(self, *, resume: bool = False, required: bool = False) -> str:
-        self.area.perform(OpenSafety(1, resume, required, "R7", GENERATION))
+    def begin(self, *, resume: bool = False, required: bool = False, gives_up: bool = False) -> str:
+        required = required or gives_up
+        self.area.perform(OpenSafety(1, resume, required, "R7", GENERATION, gives_up))
         return self.area.facts()[-1].id
 
     def end(self, end: SafetyEnd) -> None:

@@ -52,7 +52,7 @@ def answer_safety(
 
 def _listed(area: SafetyArea, question: ListSafety) -> SafetyCopies:
     try:
-        return SafetyCopies(question.request, area.facts())
+        return SafetyCopies(question.request, area.facts(), lacks=area.shortage())
     except (HyperhaError, OSError) as problem:
         return SafetyCopies(question.request, (), str(problem))
 

@@ -24,7 +24,7 @@ from hyperha.core.actions import (
     SafetyEnd,
     UndoResync,
 )
-from hyperha.core.events import SafetyLost
+from hyperha.core.events import SafetyLost, Shortage
 from hyperha.errors import FailedError, HyperhaError, NotFoundError, RefusedError
 from hyperha.replication import syscalls
 from hyperha.replication.clock import now_ms
@@ -43,9 +43,10 @@ from hyperha.replication.safety.copy import (
 )
 from hyperha.replication.safety.guard import Guard
 from hyperha.replication.safety.restore import Progress, Restore
-from hyperha.replication.safety.saver import Saver, check_room, has_room
+from hyperha.replication.safety.saver import Saver, check_room, shortage
 from hyperha.replication.safety.undo import Undo
 from hyperha.replication.safety.undo_log import BATCH_BYTES
+from hyperha.text import size_text
 
 if TYPE_CHECKING:
     from hyperha.replication.store import Store
@@ -119,6 +120,8 @@ class SafetyArea:
         self._unaged_ms: dict[str, int] = {}
         """What their records do not say of the time that they have been kept."""
         self._savers: dict[str, Saver] = {}
+        self._told_short = False
+        """Whether it was said that what must not go takes room that is short."""
         self._guard = Guard(self._failed, serving)
         self._load()
 
@@ -220,6 +223,7 @@ class SafetyArea:
                 rule=order.rule,
                 generation=order.generation.id,
                 ordinal=order.generation.ordinal,
+                gives_up=order.gives_up,
             )
             with self._area() as area:
                 made = SafetyCopy.create(area, facts)
@@ -274,19 +278,41 @@ class SafetyArea:
 
     # --- losing one -----------------------------------------------------------------------
 
-    def _failed(self, saver: Saver, text: str) -> bool:
-        """Nothing more can be saved: False when the change must not be made then (N3)."""
-        if not self._spare(saver):
+    def _failed(self, saver: Saver, text: str, full: bool) -> bool:
+        """Nothing more can be saved, `full`: for want of room. False when the change must not be
+        made then (N3)."""
+        facts = saver.copy.facts
+        if full and facts.gives_up:
+            self._tell_short()
+            return False
+        if not (self._serving() or facts.state is State.KEPT or not facts.required):
             return False
         # Without the area's lock: the guard's is held, and who opens takes them in order.
-        self._give_up(saver.copy, text)
+        # What it holds stays where nobody else has it: more can be got out of it than nothing.
+        self._give_up(saver.copy, text, drop=not facts.gives_up)
         self._attach_guard()
         return True
 
-    def _spare(self, saver: Saver) -> bool:
-        """Whether a copy may go so that others have room."""
-        facts = saver.copy.facts
-        return self._serving() or facts.state is State.KEPT or not facts.required
+    def shortage(self) -> Shortage | None:
+        """What is short while kept copies stand that are not given up for it; None when nothing."""
+        if not any(one.facts.stands for one in list(self._copies.values())):
+            return None
+        return shortage(self._root)
+
+    def _tell_short(self) -> None:
+        """Once, until there is room again."""
+        lacks = self.shortage()
+        if lacks is None or self._told_short:
+            return
+        self._told_short = True
+        names = ", ".join(one.id for one in self._copies.values() if one.facts.stands)
+        free, least = size_text(lacks.free_bytes), size_text(lacks.needed_bytes)
+        text = (
+            f"only {free} are free, less than {least}, and nobody else holds what the safety "
+            f"copies {names} do: they are not given up. Make room, or restore them elsewhere and "
+            "delete them by the command `safety`"
+        )
+        self._report(LogLine("W", "N3", text))
 
     def _give_up(self, copy: SafetyCopy, text: str, *, drop: bool = True) -> None:
         """Durable before anything is changed that is not saved."""
@@ -384,7 +410,8 @@ class SafetyArea:
 
     def expire(self) -> None:
         """Delete ended copies that are too old, and give up the oldest of those that are too large
-        together, or that the disk has no room for any more."""
+        together, or that the disk has no room for any more; for want of room none that nobody else
+        holds what is in it (N3)."""
         keep = self._keep
         if keep is None:
             return
@@ -401,9 +428,10 @@ class SafetyArea:
                         self._report(LogLine("I", "R15", what))
                 if keep.gib:
                     self._bound([one for one in ended if one.id in self._savers], keep.gib)
-            while not has_room(self._root):
+            while shortage(self._root) is not None:
                 if not self._guard.make_room():
-                    break
+                    return
+            self._told_short = False
         except (OSError, HyperhaError) as problem:
             self._report(LogLine("E", "R15", f"old safety copies cannot be deleted: {problem}"))
 

@@ -69,6 +69,13 @@ class Facts:
     """Why it was lost."""
     lived_ms: int = 0
     """For how long it was looked after since its resync ended, by a clock that nobody sets."""
+    gives_up: bool = False
+    """A line of data gave way: nobody else holds what it had acknowledged (N3)."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether it is kept whatever room that takes: a guest rather meets a full disk (N3)."""
+        return self.gives_up and self.state is State.KEPT
 
 
 def open_below(parent: int, name: str | bytes) -> int:
@@ -193,6 +200,8 @@ class SafetyCopy:
                 f"the safety copy {self.id} has format {version}, this program knows {_VERSION}",
                 "Use the version of hyperha that made it.",
             )
+        # An older record does not say it: rather kept for too long.
+        found.setdefault("gives_up", found.get("required", False))
         try:
             return replace(Facts(**found), state=State(found["state"]))
         except (TypeError, ValueError) as problem:

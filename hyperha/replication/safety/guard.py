@@ -1,8 +1,10 @@
 """Asked before every change of the folder while there are safety copies (R15).
 
 What a change destroys is saved durably for each copy that lacks it. When that fails, a copy that
-is required stops the change, and any other one is given up, so that nobody waits for room. It does
-not change the folder, apart from a name in `files` for an inode that loses its last one.
+is required stops the change, and any other one is given up, so that nobody waits for room. One that
+holds what nobody else has is never given up for want of room: where it is kept, the change meets a
+full disk like any other (N3, D11). It does not change the folder, apart from a name in `files` for
+an inode that loses its last one.
 
 Thread-safe. The bound methods that take no descriptor resolve ids through the store that is passed.
 """
@@ -68,10 +70,13 @@ class NotSaved(ReplicationError):
 
 
 class Guard:
-    """The savers of one folder's copies. `failed` gives one up or says that it must not be;
-    `serving`: single writes of a guest come here, each of which waits for the disk."""
+    """The savers of one folder's copies. `failed` gives one up or says that it must not be (the
+    last argument: for want of room); `serving`: single writes of a guest come here, each of which
+    waits for the disk."""
 
-    def __init__(self, failed: Callable[[Saver, str], bool], serving: Callable[[], bool]) -> None:
+    def __init__(
+        self, failed: Callable[[Saver, str, bool], bool], serving: Callable[[], bool]
+    ) -> None:
         self.lock = threading.RLock()
         self.tidying = threading.Lock()
         """Held by who deletes what a resync has moved aside, and by an undo."""
@@ -170,7 +175,7 @@ class Guard:
         """The disk is full: give up the oldest copy that may be. False when there is none."""
         with self.lock:
             for one in self._savers:
-                if self._failed(one, "the disk is full"):
+                if self._failed(one, "the disk is full", True):
                     return True
         return False
 
@@ -203,8 +208,12 @@ class Guard:
 
     def _settle(self, one: Saver, problem: OSError | HyperhaError) -> None:
         text = (problem.strerror if isinstance(problem, OSError) else "") or str(problem)
-        if self._failed(one, text):
+        number = problem.errno if isinstance(problem, OSError) else None
+        full = number in (errno.ENOSPC, errno.EDQUOT)
+        if self._failed(one, text, full):
             return
+        if full and (one.copy.facts.stands or self._serving()):
+            raise OSError(number, text)
         text = f"what the resync would destroy cannot be saved: {text}"
         if isinstance(problem, NoRoom):
             raise NotSaved(text, problem.lacks)

@@ -59,10 +59,13 @@ def check_room(directory: int, size: int) -> None:
         raise NoRoom(needed, free)
 
 
-def has_room(directory: int) -> bool:
-    """Whether the reserve is free."""
-    room = os.fstatvfs(directory)
-    return room.f_bavail * room.f_frsize >= reserve_bytes(room)
+def shortage(directory: int) -> Shortage | None:
+    """The reserve and what is free of it; None when all of it is."""
+    try:
+        check_room(directory, 0)
+    except NoRoom as problem:
+        return problem.lacks
+    return None
 
 
 class Saver:
@@ -241,7 +244,8 @@ class Saver:
         raw, entries, news = b"".join(self._staged), self._entries, self._news
         self._reset()
         try:
-            check_room(self.copy.directory, len(raw))
+            if not self.copy.facts.stands:
+                check_room(self.copy.directory, len(raw))
             self._log.append(raw)
         except OSError:
             self._news = news
