@@ -15,7 +15,9 @@ from hyperha.replication.operations import NO_ID, ROOT_ID, FileId, Record, Recor
 from hyperha.replication.wire_changes import Listing
 
 _ATTEMPTS: Final = 20
-"""How often one object may turn out to be unsettled before the resync gives up."""
+"""How often one object may be unsettled before directories are listed at one position."""
+_STILL: Final = 10
+"""How often it may then, before the resync gives up."""
 
 
 class Candidates:
@@ -30,6 +32,8 @@ class Candidates:
         self._inodes: set[FileId] = set()
         self._files: dict[FileId, set[int] | None] = {}
         self._attempts: dict[Record, int] = {}
+        self._restless = False
+        """Something was not settled often enough: the guest may undo it each time."""
         for record in records:
             self._add(record)
 
@@ -67,12 +71,14 @@ class Candidates:
         with self._lock:
             attempts = self._attempts.get(record, 0) + 1
             self._attempts[record] = attempts
-            if attempts > _ATTEMPTS:
+            if attempts > _ATTEMPTS + _STILL:
                 raise ReplicationError(
                     f"{record.kind.name.lower()} {record.file.hex()} cannot be made equal "
-                    f"after {_ATTEMPTS} attempts",
-                    "A full resync (second --full) compares everything.",
+                    f"after {attempts - 1} attempts, of the last {_STILL} each while the guest "
+                    "waited",
+                    "The other node's log may say what it meets there.",
                 )
+            self._restless = self._restless or attempts >= _ATTEMPTS
             self._add(record)
 
     def note_live(self, records: tuple[Record, ...]) -> None:
@@ -98,6 +104,17 @@ class Candidates:
         """The directories to be listed now; each stays pending until `listed`. None: no more."""
         with self._lock:
             return list(self._pending) or None
+
+    def restless(self) -> list[FileId]:
+        """Directories that are equal one by one, but not all at once: a guest moves names between
+        them without end. To be listed at one position, so that what it does behind it finds all of
+        them equal (R13). Empty as long as it goes without."""
+        with self._lock:
+            if not self._restless:
+                return []
+            self._restless = False
+            tried = {one.file for one in self._attempts if one.kind is RecordKind.DIRECTORY}
+            return list(tried | (self._pending & self._visited))
 
     def listed(self, directory: FileId, listing: Listing) -> None:
         """The listing went into the stream; the caller has the lock."""

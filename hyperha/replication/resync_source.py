@@ -160,7 +160,8 @@ class ResyncSource(Inquiry):
             return
         parent = self._parent_of(record.file)
         if parent is not None:
-            self._todo.again(Record(RecordKind.DIRECTORY, parent))
+            # Not its own failure: many of its names may be reported before it is listed once.
+            self._todo.add(Record(RecordKind.DIRECTORY, parent))
 
     def _parent_of(self, file: FileId) -> FileId | None:
         """The directory that holds a name of the inode; None when it has none any more."""
@@ -192,11 +193,22 @@ class ResyncSource(Inquiry):
 
     def _directories(self) -> None:
         while (batch := self._todo.directories()) is not None:
-            ordered = sorted(batch, key=self._depth)
-            for directory in ordered:
+            restless = self._todo.restless()
+            if restless:
+                self._at_once(restless)
+            for directory in sorted(set(batch).difference(restless), key=self._depth):
                 self._room()
                 self._directory(directory)
             self._settle_replies()
+
+    def _at_once(self, directories: list[FileId]) -> None:
+        """List directories at one position of the stream: the guest waits until they are read, and
+        nobody for the target (T1)."""
+        count = len(directories)
+        self._tell("I", f"{count} directories are listed while the guest waits: it moves names")
+        with self._primary.operation:
+            for directory in sorted(directories, key=self._depth):
+                self._list(directory, quiet=True)
 
     def _depth(self, file: FileId) -> int:
         if file == ROOT_ID:
@@ -206,22 +218,30 @@ class ResyncSource(Inquiry):
 
     def _directory(self, directory: FileId) -> None:
         """List a directory at one position of the stream; the target makes its own equal."""
-        primary = self._primary
         for attempt in range(TRIES + 1):
-            with primary.operation if attempt == TRIES else nullcontext():
-                version = primary.version
-                listing = self._read_listing(directory, quiet=attempt == TRIES)
-                if listing is None:
-                    self._todo.directory_gone(directory)
+            quiet = attempt == TRIES
+            with self._primary.operation if quiet else nullcontext():
+                if self._list(directory, quiet=quiet):
                     return
-                payloads = encode_listing(listing)
-                with primary.lock:
-                    # Odd: a change is under way, which this listing may have seen, and which the
-                    # target would then do a second time, to other inodes.
-                    if version == primary.version and not version & 1:
-                        self._put(Kind.LISTING, payloads, _nothing)
-                        self._todo.listed(directory, listing)
-                        return
+
+    def _list(self, directory: FileId, *, quiet: bool) -> bool:
+        """Whether the listing, if there is one, was true at its position. `quiet`: the caller has
+        the lock of operations, so that it is."""
+        primary = self._primary
+        version = primary.version
+        listing = self._read_listing(directory, quiet=quiet)
+        if listing is None:
+            self._todo.directory_gone(directory)
+            return True
+        payloads = encode_listing(listing)
+        with primary.lock:
+            # Odd: a change is under way, which this listing may have seen, and which the target
+            # would then do a second time, to other inodes.
+            if version != primary.version or version & 1:
+                return False
+            self._put(Kind.LISTING, payloads, _nothing)
+            self._todo.listed(directory, listing)
+        return True
 
     def _inodes(self) -> None:
         for file in self._todo.inodes():

@@ -19,12 +19,14 @@ from hyperha.replication.operations import (
     ROOT_ID,
     Allocate,
     Change,
+    FileId,
     Record,
     RecordKind,
     Truncate,
 )
 from hyperha.replication.resync_source import ResyncSource
 from hyperha.replication.stopwatch import Stopwatch, Timed
+from hyperha.replication.wire_changes import Listing
 from tests.support.engine_pair import Guest, Monkey, Pair, call, wait_for
 
 pytestmark = pytest.mark.root
@@ -496,3 +498,50 @@ def test_an_inode_below_what_moves_is_not_made_twice(pair: Pair) -> None:
     pair.resync(SessionStart.CANDIDATES)
     pair.check_equal()
     assert (pair.b.folder / "outer" / "another").stat().st_nlink == 2
+
+
+def test_a_guest_that_renames_without_end_does_not_end_the_resync(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever directory was listed last, the next rename makes it unequal again: then all of
+    them are listed at one position, for which the guest waits once (R13)."""
+    guest = Guest(pair.a)
+    places = [guest.create(ROOT_ID, b"p%d" % number, stat.S_IFDIR | 0o755) for number in range(3)]
+    for number, place in enumerate(places):
+        guest.create(place, b"f%d" % number)
+    wanted, done, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def storm() -> None:
+        turn = 0
+        while wanted.wait() and not ended.is_set():
+            wanted.clear()
+            for number in range(3):
+                old, new = places[(number + turn) % 3], places[(number + turn + 1) % 3]
+                guest.rename(old, b"f%d" % number, new, b"f%d" % number)
+            turn += 1
+            done.set()
+
+    real = ResyncSource._read_listing
+
+    def read(self: ResyncSource, directory: FileId, *, quiet: bool) -> Listing | None:
+        # Before each listing something is renamed, unless the guest has to wait.
+        if not self._primary.operation.locked():
+            done.clear()
+            wanted.set()
+            assert done.wait(10)
+        return real(self, directory, quiet=quiet)
+
+    monkeypatch.setattr(ResyncSource, "_read_listing", read)
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    thread = threading.Thread(target=storm)
+    thread.start()
+    try:
+        pair.resync(SessionStart.FULL)
+    finally:
+        ended.set()
+        wanted.set()
+        thread.join()
+    assert not pair.a.has(SessionLost)
+    pair.check_equal()
+    told = [one.text for one in pair.a.events if isinstance(one, LogLine)]
+    assert any("while the guest waits" in one for one in told)
