@@ -104,12 +104,14 @@ class CompareSide:
 
     def _zone(self, frame: Frame) -> list[int]:
         zone = wire.decode_digests(frame.payload)
+        mine: tuple[bytes, ...] = ()
         try:
-            mine = zone_digests(self._store, zone.file, zone.offset, self._seed)
+            # What is no regular file here has no content: opened, it may even make us wait.
+            if stat.S_ISREG(self._store.attributes(Target(zone.file)).mode):
+                mine = zone_digests(self._store, zone.file, zone.offset, self._seed)
         except OSError as error:
             if not is_gone(error):
                 raise
-            mine = ()
         longer = max(len(mine), len(zone.digests))
         return [
             i

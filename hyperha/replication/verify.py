@@ -254,10 +254,13 @@ class Verify(Inquiry):
         if not different or not self._has_name(file):
             return
         self._count(blocks=len(different))
+        # Of a file that is resynced as a whole afterwards no block is written: the secondary may
+        # lack it, or have something else in its place.
+        mends = self._repair and Record(RecordKind.INODE, file) not in self._unequal
         for first, count in runs(different):
             start, length = offset + first * BLOCK_BYTES, count * BLOCK_BYTES
             self._example(file, start, length)
-            if self._repair:
+            if mends:
                 self._mend(file, start, length, count)
 
     def _example(self, file: FileId, offset: int, length: int) -> None:

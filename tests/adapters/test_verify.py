@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from hyperha.core.actions import SessionStart
-from hyperha.core.events import SessionLost
+from hyperha.core.events import LocalDiskFailed, SessionLost
 from hyperha.replication.control import AskCandidates, CandidatesTold, StartVerify, VerifyTold
-from hyperha.replication.operations import ROOT_ID, FileId
+from hyperha.replication.operations import ROOT_ID, Attributes, Create, FileId, Remove
 from hyperha.replication.questions import Questions
 from hyperha.replication.verify import Verify
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES
@@ -71,6 +72,30 @@ def spoil(path: Path, offset: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("repair", [False, True])
+@pytest.mark.parametrize("kind", [stat.S_IFDIR, stat.S_IFIFO, stat.S_IFLNK, 0])
+def test_a_file_that_is_no_file_on_the_secondary_is_a_difference(
+    pair: Pair, kind: int, repair: bool
+) -> None:
+    """It is no failed disk, and its blocks cannot be mended there: a resync makes it anew."""
+    file = filled(pair)[0]
+    there = pair.b.store
+    there.apply(Remove(ROOT_ID, b"f0", False, 5))
+    there.forget(file)
+    if kind:
+        made = Attributes(kind | 0o700, 0, 0, 0, 5)
+        there.apply(Create(ROOT_ID, b"f0", file, made, 5, b"x" if kind == stat.S_IFLNK else b""))
+    found = verified(pair, repair=repair)
+    assert found.text == ""
+    assert found.blocks == (3 << 20) // BLOCK_BYTES
+    assert found.repaired == 0
+    assert found.others >= 1
+    assert not pair.b.has(LocalDiskFailed)
+    if repair:
+        pair.a.wait(SessionLost)
+        assert not pair.b.has(LocalDiskFailed)
 
 
 def test_equal_copies_are_found_equal(pair: Pair) -> None:
