@@ -407,7 +407,8 @@ class PrimarySession:
             for frame in feed(buffer[:size]):
                 kind = frame.kind
                 if kind is Kind.ACKNOWLEDGED:
-                    number = frame.number
+                    # A barrier that was asked for again is acknowledged by its old number.
+                    number = max(number, frame.number)
                 elif kind is Kind.FLUSHED:
                     self.progress_ms = now_ms()
                     flushed(self, frame.number)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from hyperha.core.events import SessionLost, SessionStalled
-from hyperha.replication import acceptor, lines
+from hyperha.replication import acceptor, lines, wire
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.preamble import Direction, Preamble, cluster_hash
+from hyperha.replication.wire import Kind
 from tests.support.cable import Cable
 from tests.support.engine_pair import Guest, wait_for
 from tests.support.wired import Wired
@@ -229,3 +230,38 @@ def test_a_session_whose_data_path_stands_still_can_be_closed(
         go_on.set()
         writing.join()
         closing.join()
+
+
+class Said:
+    """A line over which the peer has said this, all of which is received at once."""
+
+    def __init__(self, *frames: bytes) -> None:
+        self.backward = self
+        self._chunks = [b"".join(frames)]
+
+    def receive_into(self, buffer: memoryview) -> int:
+        chunk = self._chunks.pop() if self._chunks else b""
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+
+@pytest.mark.parametrize("kind", [Kind.ACKNOWLEDGED, Kind.FLUSHED])
+def test_a_barrier_that_was_asked_for_again_takes_no_acknowledgement_back(
+    pair: Wired, kind: Kind
+) -> None:
+    """What asks again stands behind operations of higher numbers, and is acknowledged by its own:
+    both together lost the higher one, and its write was never answered."""
+    guest, primary = Guest(pair.a), pair.a.primary
+    file = first_file(guest)
+    for cable in pair.cables:
+        cable.silent()
+    guest.write(file, 0, b"x")
+    session = primary.session
+    assert session is not None
+    number = session.last_number
+    said = [
+        wire.frame(one, session.tag, at) for one, at in ((kind, number), (Kind.ACKNOWLEDGED, 1))
+    ]
+    session._receive(primary, Said(*said))  # type: ignore[arg-type]
+    assert primary.acknowledged_number == number
+    assert guest.answers == 2
