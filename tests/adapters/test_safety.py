@@ -376,6 +376,15 @@ def test_a_file_may_say_any_size(tmp_path: Path) -> None:
         assert folder.store.write(disk, 1 << 61, b"far") == 3
         folder.crash()
         assert folder.store.write(disk, 1, b"!") == 1
+        began = time.monotonic()
+        folder.restore(folder.area.facts()[0].id, mounted / "to")
+        assert time.monotonic() - began < 30, "not step by step"
+        with open(mounted / "to" / "disk", "rb") as file:
+            assert file.read(8) == b"former\0\0"
+            assert os.fstat(file.fileno()).st_size == 1 << 62
+            assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) <= 1 << 16
+            with pytest.raises(OSError, match="No such device"):
+                os.lseek(file.fileno(), 1 << 20, os.SEEK_DATA)
         folder.undo()
         assert folder.store.read(disk, 0, 8) == b"former\0\0"
         assert folder.store.data_ranges(disk, 1 << 20, 1 << 62) == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from bisect import bisect_left, insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from hyperha.replication.safety.copy import (
     saved_inode,
     scan_listing,
 )
+from hyperha.replication.safety.saver import next_data
 from hyperha.replication.safety.undo import restore_attributes
 from hyperha.replication.safety.undo_log import (
     BATCH_BYTES,
@@ -34,6 +36,7 @@ from hyperha.replication.safety.undo_log import (
     Saved,
     SavedInode,
     decode_blocks,
+    holds_data,
 )
 
 Progress = Callable[[int, int], None]
@@ -41,6 +44,7 @@ Progress = Callable[[int, int], None]
 _PATH: Final = syscalls.O_PATH | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _TRIES: Final = 100
+_END: Final = 1 << 63
 _BATCH_BLOCKS: Final = BATCH_BYTES >> BLOCK_SHIFT
 
 
@@ -246,19 +250,41 @@ class Restore:
         size = one.inode.size
         os.ftruncate(made, size)
         source = self._source(one.handle)
+        at = 0
         try:
-            for start in range(0, size, BATCH_BYTES):
+            while at < size:
+                # Most of a sparse file is passed over at once.
+                start = min(self._next(source, one.handle, at), size)
                 end = min(start + BATCH_BYTES, size)
                 runs = _data_runs(source, start, end)
                 # After reading: what was not saved then had not been changed.
                 self._index.refresh()
                 for offset, data in runs:
                     _put(made, offset, data)
-                self._overlay(made, one.handle, start, end)
-                self._done += end - start
+                if start < end:
+                    self._overlay(made, one.handle, start, end)
+                self._done += end - at
+                at = end
                 self._progress(self._done, self._total)
         finally:
             os.close(source)
+
+    def _next(self, source: int, handle: bytes, at: int) -> int:
+        """The first batch at or behind an offset that holds anything, by its offset."""
+        found = [next_data(source, at)]
+        # After looking: what was not saved then had not been changed, and what is no data was none.
+        self._index.refresh()
+        saved = self._index.get(handle)
+        if saved is not None:
+            found.append(self._taken(handle, saved).next_data(at))
+            if saved.cloned:
+                clone = self._copy.open_clone(handle)
+                try:
+                    found.append(next_data(clone, at))
+                finally:
+                    os.close(clone)
+        first = min((one for one in found if one is not None), default=_END)
+        return max(at, first & -BATCH_BYTES)
 
     def _source(self, handle: bytes) -> int:
         """Where what the log has not is: the clone, or the live file. When a clone is made while
@@ -293,10 +319,14 @@ class Restore:
 
     def _runs_of(self, handle: bytes, saved: Saved, first: int, last: int) -> list[Entry]:
         """The entries that hold blocks of one batch of the file."""
-        runs = self._runs.setdefault(handle, _Runs())
-        runs.take(saved.runs)
+        runs = self._taken(handle, saved)
         found = runs.wide + runs.batches.get(first // _BATCH_BLOCKS, [])
         return [run for run in found if run.first <= last and run.first + run.second > first]
+
+    def _taken(self, handle: bytes, saved: Saved) -> _Runs:
+        runs = self._runs.setdefault(handle, _Runs())
+        runs.take(saved.runs)
+        return runs
 
 
 class _Runs:
@@ -305,18 +335,30 @@ class _Runs:
     def __init__(self) -> None:
         self.batches: dict[int, list[Entry]] = {}
         self.wide: list[Entry] = []
+        self._data: list[int] = []
+        """First blocks of those that hold data, in order."""
         self._taken = 0
 
     def take(self, runs: list[Entry]) -> None:
         """Take in what is new in the list."""
         for run in runs[self._taken :]:
             first, last = run.first, run.first + run.second - 1
+            if holds_data(run):
+                insort(self._data, first)
             if last - first >= _BATCH_BLOCKS:
                 self.wide.append(run)
             else:
                 for batch in range(first // _BATCH_BLOCKS, last // _BATCH_BLOCKS + 1):
                     self.batches.setdefault(batch, []).append(run)
         self._taken = len(runs)
+
+    def next_data(self, offset: int) -> int | None:
+        """Where data is saved at or behind an offset; None when there is none."""
+        # One that begins up to a batch earlier may reach beyond the offset.
+        place = bisect_left(self._data, (offset >> BLOCK_SHIFT) - _BATCH_BLOCKS + 1)
+        if place == len(self._data):
+            return None
+        return max(offset, self._data[place] << BLOCK_SHIFT)
 
 
 def _prepare(folder: str, to: str) -> int:

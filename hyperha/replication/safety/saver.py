@@ -197,7 +197,7 @@ class Saver:
     def _blocks(self, descriptor: int, handle: bytes, size: int, first: int, count: int) -> None:
         at, stop = first, first + count
         while at < stop:
-            data = _next_data(descriptor, at << BLOCK_SHIFT)
+            data = next_data(descriptor, at << BLOCK_SHIFT)
             holes = (stop if data is None else min(data >> BLOCK_SHIFT, stop)) - at
             number = holes or min(_BATCH_BLOCKS, stop - at)
             runs: list[tuple[int, bytes]] = []
@@ -273,7 +273,7 @@ class Saver:
         self._log.close()
 
 
-def _next_data(descriptor: int, offset: int) -> int | None:
+def next_data(descriptor: int, offset: int) -> int | None:
     """Where data begins at or after an offset; None when there is none."""
     try:
         return os.lseek(descriptor, offset, os.SEEK_DATA)
@@ -287,7 +287,7 @@ def _read_runs(descriptor: int, start: int, end: int) -> list[tuple[int, bytes]]
     """The data in a range, without the holes."""
     runs: list[tuple[int, bytes]] = []
     at = start
-    while at < end and (data := _next_data(descriptor, at)) is not None and data < end:
+    while at < end and (data := next_data(descriptor, at)) is not None and data < end:
         hole = min(os.lseek(descriptor, data, os.SEEK_HOLE), end)
         at = data
         while at < hole:

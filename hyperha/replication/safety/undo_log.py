@@ -168,6 +168,11 @@ class Entry:
     digest: bytes
 
 
+def holds_data(entry: Entry) -> bool:
+    """Whether not all blocks of a BLOCKS entry were holes."""
+    return entry.length > _COUNT.size
+
+
 def encode_entry(
     seed: int, kind: Kind, handle: bytes, payload: bytes = b"", first: int = 0, second: int = 0
 ) -> bytes:
