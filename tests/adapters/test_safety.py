@@ -653,6 +653,63 @@ def test_what_cannot_be_read_stays_on_disk(path: Path, monkeypatch: Any) -> None
         assert not log.exists()
 
 
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_log_that_is_damaged_in_the_middle_is_no_shorter_log(
+    path: Path, part: float, opened: bool
+) -> None:
+    """Cut there, it would put back some files as they were and leave others as they are."""
+    with folder_at(path) as folder:
+        breaker, before = _grown(folder, 1)
+        name = folder.begin(required=True)
+        for _ in range(40):
+            breaker.step()
+        if not opened:
+            folder.end(SafetyEnd.COPIED)
+        log = path / ".hyperha" / "safety" / name / "undo"
+        places = _places(folder, name)
+        place = places[int(len(places) * part)]
+        folder.close()
+        content = bytearray(log.read_bytes())
+        content[place + 9] ^= 1
+        log.write_bytes(content)
+        folder.open()
+        (facts,) = folder.area.facts()
+        assert facts.state is State.LOST
+        assert f"damaged at byte {place}" in facts.text
+        assert log.read_bytes() == content, "what it holds stays"
+        if opened:
+            assert any(isinstance(one, SafetyLost) for one in folder.told)
+            with pytest.raises(RefusedError):
+                folder.undo()
+        assert state_of(path) != before
+
+
+def test_a_log_that_is_damaged_while_it_is_open_undoes_nothing(path: Path) -> None:
+    with folder_at(path) as folder:
+        breaker, _ = _grown(folder, 1)
+        name = folder.begin(required=True)
+        for _ in range(40):
+            breaker.step()
+        now = state_of(path)
+        place = _places(folder, name)[5]
+        with open(path / ".hyperha" / "safety" / name / "undo", "r+b") as log:
+            log.seek(place)
+            log.write(b"\0")
+        with pytest.raises(HyperhaError, match=f"damaged at byte {place}"):
+            folder.undo()
+        assert state_of(path) == now
+
+
+def _places(folder: Folder, name: str) -> list[int]:
+    """Where the entries of a log begin."""
+    path = folder.path / ".hyperha" / "safety" / name / "undo"
+    log = undo_log.UndoLog(os.open(path, os.O_RDONLY), name)
+    places = [one.place - len(one.handle) - undo_log.HEAD_BYTES for one in log.follow()]
+    log.close()
+    return places
+
+
 def test_a_resync_that_came_to_nothing_leaves_a_kept_copy_if_it_saved_anything(path: Path) -> None:
     with folder_at(path) as folder:
         breaker, _ = _grown(folder, 1)

@@ -1,7 +1,8 @@
 """The undo log of a safety copy: what a file, inode or directory was before it was first touched.
 
-Append only. An entry is durable before the change that it protects is made (R15), so an entry that
-is not whole at the end of the log belongs to a change that was never made. This module codes,
+Append only. An entry is durable before the change that it protects is made (R15), so what is not
+whole of the last append belongs to a change that was never made. What is not whole before it was
+damaged: then the log cannot be read, rather than being a shorter one. This module codes,
 appends and reads; what is to be saved, and what follows from it, is decided elsewhere.
 """
 
@@ -29,11 +30,16 @@ _MAGIC: Final = b"Hu"
 _HEAD: Final = struct.Struct("<2sBBIQQ16s")
 """Magic, kind, length of the handle, length of the payload, two numbers, digest of the payload."""
 _DIGEST: Final = struct.Struct("<Q")
+HEAD_BYTES: Final = _HEAD.size + _DIGEST.size
+"""What stands before the handle of an entry."""
 _INODE: Final = struct.Struct("<IIIIQq16sI")
 _PAIR: Final = struct.Struct("<HI")
 _COUNT: Final = struct.Struct("<I")
 _NAME: Final = struct.Struct("<HIB")
 _RUN: Final = struct.Struct("<QQ")
+_DURABLE: Final = _MAGIC + bytes([6])
+"""How such an entry begins."""
+_SCAN_BYTES: Final = 4 << 20
 _UNVERIFIED_BYTES: Final = 4 * BATCH_BYTES
 """At the end of a log, where a cut may have left less than was written."""
 
@@ -51,6 +57,8 @@ class Kind(IntEnum):
     """A clone of it holds what no entry before has."""
     CREATED = 5
     """It did not exist when the copy was opened: nothing of it needs saving."""
+    DURABLE = 6
+    """Begins an append: all before this place, which is `first`, was on stable storage then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +207,7 @@ class UndoLog:
 
     def append(self, raw: bytes) -> None:
         """Add encoded entries, durably. OSError: the log is as before."""
+        raw = self.entry(Kind.DURABLE, b"", first=self.end) + raw
         try:
             view, at = memoryview(raw), self.end
             while view:
@@ -212,11 +221,34 @@ class UndoLog:
         self.end += len(raw)
 
     def follow(self) -> Iterator[Entry]:
-        """The entries from `end` on that are whole by now; `end` moves behind each."""
+        """The entries from `end` on that are whole by now; `end` moves behind each. Raises
+        RecordDamagedError when it is not the last append that they end in."""
         size = os.fstat(self._descriptor).st_size
         while (entry := self._entry_at(self.end, size)) is not None:
             self.end = entry.place + entry.length
-            yield entry
+            if entry.kind is not Kind.DURABLE:
+                yield entry
+        if self.end < size:
+            self._check_rest(size)
+
+    def _check_rest(self, size: int) -> None:
+        """What begins a later append says that this place was durable once."""
+        at = self.end
+        while at < size:
+            chunk = os.pread(self._descriptor, min(_SCAN_BYTES, size - at), at)
+            found = chunk.find(_DURABLE)
+            while found >= 0:
+                entry = self._entry_at(at + found, size)
+                if entry is not None and entry.first == at + found:
+                    raise RecordDamagedError(
+                        f"the safety copy {self._name} is damaged at byte {self.end} of its log, "
+                        "and more follows",
+                        "What it saved there is lost; check the disk.",
+                    )
+                found = chunk.find(_DURABLE, found + 1)
+            if at + len(chunk) >= size or not chunk:
+                return
+            at += len(chunk) - len(_DURABLE) + 1
 
     def cut(self) -> None:
         """Drop what stands behind `end`: the rest of an entry that a crash cut short. Durable with
@@ -225,8 +257,8 @@ class UndoLog:
             os.ftruncate(self._descriptor, self.end)
 
     def _entry_at(self, at: int, size: int) -> Entry | None:
-        head = os.pread(self._descriptor, _HEAD.size + _DIGEST.size + 255, at)
-        body = _HEAD.size + _DIGEST.size
+        head = os.pread(self._descriptor, HEAD_BYTES + 255, at)
+        body = HEAD_BYTES
         if len(head) < body:
             return None
         magic, kind, handle_length, length, first, second, digest = _HEAD.unpack_from(head)
