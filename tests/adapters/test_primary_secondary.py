@@ -6,6 +6,7 @@ import random
 import stat
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from hyperha.core.events import (
     SessionUp,
 )
 from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind
+from hyperha.replication.sender import Sender
 from tests.support.engine_pair import Guest, Monkey, Pair, call, wait_for
 
 pytestmark = pytest.mark.root
@@ -414,3 +416,37 @@ def test_a_flush_of_the_frozen_time_is_answered_behind_the_next_resync(pair: Pai
     call(lambda done: pair.a.primary.switch_to_both(key, done))
     wait_for(lambda: guest.answers == 3)
     pair.check_equal()
+
+
+def test_a_goodbye_reaches_the_peer_while_the_data_path_sends_by_itself(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D7: without it the peer takes a clean end for a broken connection and warns of it."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    guest.write(file, 0, b"x")
+    wait_for(lambda: guest.answers == 2)
+    began, go_on = threading.Event(), threading.Event()
+    real = Sender.send_now
+
+    def send_now(self: Sender, *arguments: Any) -> bool:
+        began.set()
+        assert go_on.wait(10)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Sender, "send_now", send_now)
+    writer = threading.Thread(target=guest.write, args=(file, 0, b"y" * 100))
+    writer.start()
+    assert began.wait(10)
+    closer = threading.Thread(target=lambda: pair.a.primary.close_session(clean=True))
+    closer.start()
+    closer.join(0.3)
+    assert closer.is_alive(), "it waits for who is sending"
+    go_on.set()
+    writer.join()
+    closer.join()
+    lost = pair.b.wait(SessionLost)
+    assert isinstance(lost, SessionLost)
+    assert lost.text == "the primary ended the session"
+    wait_for(lambda: (pair.b.folder / "f").read_bytes() == b"y" * 100)
