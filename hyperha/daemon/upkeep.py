@@ -13,6 +13,7 @@ from hyperha.api.wire import Accepted, ActionRequest, ModuleReport, OperationVie
 from hyperha.api.wire_copies import SafetyCopies, SafetyCopyView, VerifyReport
 from hyperha.daemon.module_task import boottime_ms
 from hyperha.daemon.observed import joined, next_serial
+from hyperha.domain import Role
 from hyperha.errors import BusyError, DeniedError, HyperhaError, RefusedError, UsageError
 from hyperha.text import clean
 
@@ -39,6 +40,9 @@ class Upkeep:
         if request.verb in ("verify", "verify-stop"):
             if host.state.role.runs_vm:
                 return host.node
+            if host.state.role is Role.SECOND:
+                # Known here; what the other node said of itself may be a second old.
+                return host.peer
             other = self._reported(host.name)
             return host.peer if other is not None and other.side.role.runs_vm else host.node
         if request.node is not None:
@@ -74,6 +78,10 @@ class Upkeep:
     async def _verify(self, host: ModuleHost, request: ActionRequest, caller: Caller) -> Accepted:
         verifying = host.verifying
         serial = next_serial(await self.verify_report(host, _OURSELVES))
+        # While the other node was asked the same request may have come again.
+        repeated = self._operations.repeated(request.request_id)
+        if repeated is not None:
+            return Accepted(operation=repeated)
         refusal = verifying.refusal()
         if refusal:
             kind = RefusedError if verifying.operation is None else BusyError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,7 +213,7 @@ def upkeep(report: Any = None) -> tuple[Upkeep, Operations]:
 
 def request(verb: str, node: str | None = None, **options: Any) -> ActionRequest:
     sent = ActionOptions(**options)
-    return ActionRequest(verb=verb, node=node, request_id="12345678", options=sent)
+    return ActionRequest(verb=verb, node=node, request_id=secrets.token_hex(8), options=sent)
 
 
 async def test_safety_copies_are_for_administrators(host: Host) -> None:
@@ -256,7 +257,22 @@ async def test_commands_go_to_the_node_that_they_concern(tmp_path: Path) -> None
     assert where(prim, request("safety-delete", id="other")) == "node1"
     assert where(prim, request("safety-delete", "node1", id=KEPT.id)) == "node1"
     alone, _ = upkeep(None)
-    assert alone.node_for(second, request("verify")) == "node1"
+    assert alone.node_for(second, request("verify")) == "node2", "whom it follows"
+    stale, _ = upkeep(_other("node2", _report(Role.WAIT, None)))
+    assert stale.node_for(second, request("verify")) == "node2"
+
+
+async def test_a_verification_asked_for_twice_is_not_refused_for_its_own_sake(host: Host) -> None:
+    """A client that heard nothing asks again, by the same request, while the first is still waiting
+    for what the other node knows."""
+    keeper, operations = upkeep()
+    both = request("verify")
+    first, second = await asyncio.gather(
+        keeper.begin(host, both, ANN), keeper.begin(host, both, ANN)
+    )
+    assert first.operation == second.operation == operations.repeated(both.request_id)
+    await asyncio.gather(*host.tasks)
+    assert len([one for one in host.asked if isinstance(one, StartVerify)]) == 1
 
 
 async def test_a_copy_that_takes_room_and_must_not_go_is_a_reason(host: Host) -> None:
