@@ -239,6 +239,16 @@ class Pair(DemoCluster):
         """A command as an operator gives it: exit status, and what was said."""
         return await asyncio.to_thread(run_cli, self.directory / node, arguments, limit_s)
 
+    async def lost(self, node: str) -> None:
+        """SIGKILL to a node; until the other one has noticed, it takes it for what it was."""
+        await self.kill(node)
+
+        async def noticed() -> bool:
+            async with NodeClient(self.target(OTHER[node])) as client:
+                return not (await client.cluster()).nodes[node].reachable
+
+        await until(noticed, 10, f"{OTHER[node]} to miss {node}")
+
     # --- what every row ends with --------------------------------------------------------------
 
     def no_faults(self) -> None:

@@ -70,7 +70,7 @@ async def test_b13_prim_on_an_old_copy_states_the_loss(protected: Pair) -> None:
     await protected.act("node1", "stop")
     await protected.roles(15, node1="STOP", node2="ALONE")
     await protected.more_orders()
-    await protected.kill("node2")
+    await protected.lost("node2")
     kept = protected.observer.highest
     status, said = await protected.cli("node1", "prim", "orders")
     assert status == 3, said

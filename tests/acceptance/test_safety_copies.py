@@ -115,7 +115,7 @@ async def test_the_loser_of_a_split_brain_can_be_restored(protected: Pair, tmp_p
     await pair.roles(15, node1="ALONE")
     await asyncio.to_thread(_fill, image, 2)
     await pair.more_orders()
-    await pair.kill("node1")
+    await pair.lost("node1")
     status, said = await pair.cli("node2", "prim", MODULE, "--confirm", MODULE)
     assert status == 0, said
     await pair.roles(20, node2="ALONE")
