@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.copies import equal_now
 from tests.acceptance.powered import PoweredPair, powered_pair
 from tests.support import ROOT
 
@@ -56,6 +55,13 @@ def travelled_mib(pair: PoweredPair, node: str) -> tuple[float, float]:
     return compared / (1 << 20), sent / (1 << 20)
 
 
+async def found_equal(pair: PoweredPair, node: str) -> None:
+    """By the product itself, which passes over holes and lets the guest write."""
+    view = await pair.command(node, "verify")
+    assert view.state == "done", view.text
+    print(view.text)
+
+
 async def test_a_return_moves_what_was_written(tmp_path: Path, record_property: Record) -> None:
     async with powered_pair(tmp_path) as pair:
         await pair.protected()
@@ -75,7 +81,7 @@ async def test_a_return_moves_what_was_written(tmp_path: Path, record_property: 
         # Compared is also what the log held of the time before: nobody knows whether it arrived.
         assert WRITE_MIB <= compared <= WRITE_MIB + min(WRITE_MIB, LOG_MIB) + OWN_MIB
         assert sent <= WRITE_MIB + QUEUE_MIB + 2 * OWN_MIB
-        await equal_now(pair, "node1")
+        await found_equal(pair, "node1")
 
         writer = await begin_writing(pair, "node1", 3)
         await asyncio.sleep(1.0)
@@ -91,4 +97,4 @@ async def test_a_return_moves_what_was_written(tmp_path: Path, record_property: 
         )
         record_property("cut_sent_mib", round(sent))
         assert compared <= 2 * min(WRITE_MIB, LOG_MIB) + OWN_MIB
-        await equal_now(pair, "node2")
+        await found_equal(pair, "node2")
