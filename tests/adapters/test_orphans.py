@@ -188,7 +188,9 @@ def test_a_file_that_gets_its_first_name_after_a_death_is_whole(node: NodeProces
 
 
 def test_only_what_may_lose_its_last_name_while_open_is_held(node: NodeProcess) -> None:
-    held = lambda: [one for one in node.messages if isinstance(one, HoldOrphan)]  # noqa: E731
+    def held() -> list[HoldOrphan]:
+        return [one for one in node.messages if isinstance(one, HoldOrphan)]
+
     closed, linked = node.folder / "closed", node.folder / "linked"
     closed.touch()
     linked.touch()

@@ -29,7 +29,7 @@ from hyperha.replication.transport import Connection
 from hyperha.replication.verify import Verify
 from hyperha.replication.wire import Kind
 from tests.support.engine_pair import Guest, Monkey, wait_for
-from tests.support.wired import Wired
+from tests.support.wired import Wired, wired
 
 STALL_MS = 1000
 
@@ -145,12 +145,8 @@ def test_a_sender_may_be_ended_while_it_is_being_started(monkeypatch) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Wired]:
-    made = Wired(tmp_path)
-    try:
-        made.in_sync()
+    with wired(tmp_path) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.mark.root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -14,12 +15,15 @@ import pytest
 
 from hyperha.core.events import SessionLost, SessionStalled
 from hyperha.replication import acceptor, lines, wire
+from hyperha.replication.connecting import Line
+from hyperha.replication.control import PeerLink
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.preamble import Direction, Preamble, cluster_hash
-from hyperha.replication.wire import Kind
+from hyperha.replication.transport import Connection
+from hyperha.replication.wire import Frame, Kind
 from tests.support.cable import Cable
 from tests.support.engine_pair import Guest, wait_for
-from tests.support.wired import Wired
+from tests.support.wired import Wired, wired
 
 pytestmark = pytest.mark.root
 
@@ -42,12 +46,8 @@ class FilteringCable(Cable):
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Wired]:
-    made = Wired(tmp_path)
-    try:
-        made.in_sync()
+    with wired(tmp_path) as made:
         yield made
-    finally:
-        made.close()
 
 
 def first_file(guest: Guest) -> FileId:
@@ -175,10 +175,10 @@ def test_a_session_that_is_ended_while_another_line_is_found_ends(
     found, go_on = threading.Event(), threading.Event()
     real = lines.Lines._received
 
-    def late(self: lines.Lines, line: object, answer: object) -> int:
+    def late(self: lines.Lines, line: Line, answer: Frame) -> int:
         found.set()
         assert go_on.wait(10)
-        return real(self, line, answer)  # type: ignore[arg-type]
+        return real(self, line, answer)
 
     monkeypatch.setattr(lines.Lines, "_received", late)
     pair.cables[0].reset()
@@ -232,17 +232,18 @@ def test_a_session_whose_data_path_stands_still_can_be_closed(
         closing.join()
 
 
-class Said:
-    """A line over which the peer has said this, all of which is received at once."""
-
-    def __init__(self, *frames: bytes) -> None:
-        self.backward = self
-        self._chunks = [b"".join(frames)]
-
-    def receive_into(self, buffer: memoryview) -> int:
-        chunk = self._chunks.pop() if self._chunks else b""
-        buffer[: len(chunk)] = chunk
-        return len(chunk)
+@contextlib.contextmanager
+def line_that_says(link: PeerLink, *frames: bytes) -> Iterator[Line]:
+    """A line over which the peer has said this, all of which is received at once, and hung up."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = Connection(socket.create_connection(listening.getsockname()))
+        far, _ = listening.accept()
+        far.sendall(b"".join(frames))
+        far.close()
+    try:
+        yield Line(link, near, near)
+    finally:
+        near.close()
 
 
 @pytest.mark.parametrize("kind", [Kind.ACKNOWLEDGED, Kind.FLUSHED])
@@ -262,6 +263,7 @@ def test_a_barrier_that_was_asked_for_again_takes_no_acknowledgement_back(
     said = [
         wire.frame(one, session.tag, at) for one, at in ((kind, number), (Kind.ACKNOWLEDGED, 1))
     ]
-    session._receive(primary, Said(*said))  # type: ignore[arg-type]
+    with line_that_says(pair.a.config.links[0], *said) as line:
+        session._receive(primary, line)
     assert primary.acknowledged_number == number
     assert guest.answers == 2

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 
 import pytest
 
 from hyperha.replication.sender import Sender
+from hyperha.replication.transport import Connection
 from tests.support.engine_pair import wait_for
-
-
-class Recorded:
-    """A connection without TLS that takes everything."""
-
-    encrypted = False
-
-    def __init__(self) -> None:
-        self.sent = b""
-
-    def send_some(self, buffers: list[bytes], total: int) -> list[bytes]:
-        self.sent += b"".join(buffers)
-        return []
-
-    def send(self, buffers: list[bytes]) -> None:
-        self.sent += b"".join(buffers)
-
-    def abort(self) -> None:
-        raise AssertionError("nothing is wrong with it")
 
 
 def _send(sender: Sender) -> None:
@@ -46,8 +29,11 @@ def test_what_is_queued_while_another_one_sends_leaves_before_the_end(
     how: Callable[[Sender], None], goodbye: bytes
 ) -> None:
     """T4: without its goodbye the peer waits for another line as long as for a break."""
-    connection, sender = Recorded(), Sender(threading.Lock())
-    sender.start(connection)  # type: ignore[arg-type]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        connection = Connection(socket.create_connection(listening.getsockname()))
+        far, _ = listening.accept()
+    sender = Sender(threading.Lock())
+    sender.start(connection)
     wait_for(lambda: not sender._busy)
     with sender.lock:
         assert sender.put_now(b"write", b"1", None)
@@ -60,4 +46,6 @@ def test_what_is_queued_while_another_one_sends_leaves_before_the_end(
     how(sender)
     ending.join(5)
     assert not ending.is_alive()
-    assert connection.sent == b"write1" + goodbye
+    connection.close()
+    with far, far.makefile("rb") as received:
+        assert received.read() == b"write1" + goodbye

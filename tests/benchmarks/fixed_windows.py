@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from unittest import mock
 
 from hyperha.replication import inquiry, process, throttle
 
@@ -26,5 +27,5 @@ class FixedWindows(throttle.Throttle):
 
 
 if __name__ == "__main__":
-    inquiry.Throttle = FixedWindows  # type: ignore[misc]
-    sys.exit(process.main(sys.argv[1:]))
+    with mock.patch.object(inquiry, "Throttle", FixedWindows):
+        sys.exit(process.main(sys.argv[1:]))

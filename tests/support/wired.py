@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class Wired(Pair):
         return any(isinstance(one, LogLine) and text in one.text for one in list(self.a.events))
 
     def undisturbed(self) -> None:
-        """Neither core has heard of a loss, and nothing is a candidate for a resync."""
+        """Neither core has heard of a loss, or of a peer that gets nowhere."""
         for side in (self.a, self.b):
             assert not side.has(SessionLost)
             assert not side.has(SessionStalled)
@@ -51,3 +53,14 @@ class Wired(Pair):
         super().close()
         for cable in self.cables:
             cable.close()
+
+
+@contextmanager
+def wired(base: Path, *, tls: bool = False) -> Iterator[Wired]:
+    """Such a pair in sync; nothing of it is left afterwards."""
+    made = Wired(base, tls=tls)
+    try:
+        made.in_sync()
+        yield made
+    finally:
+        made.close()
