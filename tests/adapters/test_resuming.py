@@ -177,12 +177,8 @@ def test_anything_that_a_guest_does_while_connections_break(pair: Wired, seed: i
 @pytest.mark.root
 def test_anything_that_a_guest_does_while_connections_with_tls_break(tmp_path: Path) -> None:
     """There all that is sent and said goes by the threads that own the connections (T5)."""
-    made = Wired(tmp_path, tls=True)
-    try:
-        made.in_sync()
+    with wired(tmp_path, tls=True) as made:
         do_anything_while_connections_break(made, 5)
-    finally:
-        made.close()
 
 
 def do_anything_while_connections_break(pair: Wired, seed: int) -> None:
