@@ -109,7 +109,7 @@ class Barriers:
                 barrier = Barrier(number, covered, session, done, forget_all)
                 if session is not None:
                     self._running[number] = barrier
-                    primary.put(session, wire.frame(Kind.SYNC, session.tag, number), number)
+                    session.put(wire.frame(Kind.SYNC, session.tag, number), number)
         if held:
             if not primary.writable():
                 # The node has stepped back meanwhile: nobody else ends what is held from now on.
@@ -203,7 +203,7 @@ class Barriers:
             upto = barrier.covered if barrier.forget_all else self._idle_number()
             upto = min(upto, barrier.covered)
             payload = barrier.covered.to_bytes(8, "little")
-            primary.put(session, wire.frame(Kind.RETIRE, session.tag, upto, payload))
+            session.put(wire.frame(Kind.RETIRE, session.tag, upto, payload))
         if self._clear_behind >= 0 and self.covered >= self._clear_behind:
             self.clear()
         primary.intent.retire(upto)

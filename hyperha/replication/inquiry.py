@@ -88,7 +88,7 @@ class Inquiry:
         for payload in payloads:
             number = primary.number = primary.number + 1
             flags = wire.FLAG_LAST if payload is payloads[-1] else 0
-            primary.put(session, wire.frame(kind, session.tag, number, payload, flags), number)
+            session.put(wire.frame(kind, session.tag, number, payload, flags), number)
         if then is not None:
             self._waiting[number] = then
         return number

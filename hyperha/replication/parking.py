@@ -84,10 +84,6 @@ class Ledger:
 
     # --- completing an operation ----------------------------------------------------------
 
-    def put(self, session: PrimarySession, raw: bytes, number: int = 0) -> None:
-        """Put a frame into the stream; the caller has the lock. Numbered ones are acknowledged."""
-        session.put(raw, number)
-
     def _complete(
         self,
         number: int,

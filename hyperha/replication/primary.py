@@ -226,7 +226,7 @@ class Primary(Ledger):
                 self.completed = number
             elif session is not None:
                 raw = wire.frame(Kind.CHANGE, session.tag, number, payload)
-                self.put(session, raw, number)
+                session.put(raw, number)
                 if self.changed is not None:
                     self.changed(records)
         if change is None:
@@ -398,7 +398,7 @@ class Primary(Ledger):
                 self.number += 1
                 change = encode_change(Truncate(file, end.size, end.mtime_ns))
                 raw = wire.frame(Kind.CHANGE, session.tag, self.number, change)
-                self.put(session, raw, self.number)
+                session.put(raw, self.number)
         self.room.refused(error, plain_write=True)
         if not answered:
             answer(error.errno or errno.EIO, b"")
@@ -513,7 +513,7 @@ class Primary(Ledger):
                     return
                 if times[0] == self.version:
                     raw = wire.frame(Kind.CHANGE, self.session.tag, 0, times[1])
-                    self.put(self.session, raw)
+                    self.session.put(raw)
                     return
         self._written.add(file)
 

@@ -94,7 +94,6 @@ class SecondarySession:
         """When the last bytes of the primary came in."""
         self._failure = ""
         self._lacks: Shortage | None = None
-        self._full = False
         self._reserve: Reserve | None = None
         self._queue_bytes = QUEUE_BYTES
         self._forward: Connection | None = None
@@ -486,7 +485,6 @@ class SecondarySession:
 
     def _make_room(self) -> bool:
         """Give up the reserve and leave; False when that was done before."""
-        self._full = True
         if self._reserve is None or not self._reserve.release():
             return False
         self._report(DiskFilling(os.strerror(errno.ENOSPC)))
@@ -498,7 +496,7 @@ class SecondarySession:
         self._failure = text
         if lacks is not None:
             self._report(SafetyShort(lacks))
-        elif self._full and self.resyncing:
+        elif self.resyncing and self._applier is not None and self._applier.leaving:
             # Nobody relies on this copy yet: it is out of room, not of order.
             self._report(DiskFilling(text))
         else:

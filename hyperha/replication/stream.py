@@ -286,8 +286,8 @@ class PrimarySession:
         return self._ended() or broke
 
     def _hello(self) -> Hello:
-        instance = self._lines.instance
-        return Hello(self.key, self.start, 0, self.seed, -1, instance, self._answers)
+        instance, answers = self._lines.instance, self._answers
+        return Hello(self.key, self.start, 0, self.seed, instance=instance, answers=answers)
 
     def _replay(self, listener: Listener, found: Found, begun_ms: int) -> None:
         """Send what the peer lacks, then all that was put meanwhile and is put from now on."""
