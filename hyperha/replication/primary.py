@@ -546,10 +546,11 @@ class Primary(Ledger):
         """Everything unacknowledged stays parked until the core has decided (D1)."""
         self._detach(session, text, lambda: self.report(SessionLost(session.key, text, refused)))
 
-    def session_resumed(self, session: PrimarySession, text: str, *, alarm: bool) -> None:
+    def session_resumed(self, session: PrimarySession, text: str, alarm: bool) -> None:
         """T4: nothing has changed but the connections; what was said over the former ones may be
         lost, so that every barrier is asked for once more."""
-        self.report(LogLine("W", "T4", text) if alarm else LogLine("I", "D12", text))
+        if text:
+            self.report(LogLine("W", "T4", text) if alarm else LogLine("I", "D12", text))
         with self.lock:
             if session is not self.session:
                 return

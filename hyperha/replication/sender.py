@@ -17,7 +17,8 @@ from hyperha.replication.operations import GiveBack
 from hyperha.replication.syscalls import show_thread_name
 from hyperha.replication.transport import Connection, Piece
 
-_BATCH_BYTES: Final = 4 << 20
+BATCH_BYTES: Final = 4 << 20
+"""Handed to the kernel by one call, about."""
 
 
 class Sender:
@@ -205,7 +206,7 @@ class Sender:
         pending, total = self._pending, 0
         for i, raw in enumerate(pending):
             total += len(raw)
-            if total >= _BATCH_BYTES:
+            if total >= BATCH_BYTES:
                 self._pending = pending[i + 1 :]
                 return pending[: i + 1]
         self._pending = []

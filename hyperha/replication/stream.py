@@ -33,18 +33,19 @@ from hyperha.replication.lines import Found, Lines, not_over, welcome_of
 from hyperha.replication.operations import FileId, GiveBack, Record
 from hyperha.replication.resuming import is_answer
 from hyperha.replication.retained import Read, Retained, again
-from hyperha.replication.sender import Sender
+from hyperha.replication.sender import BATCH_BYTES, Sender
 from hyperha.replication.syscalls import show_thread_name
 from hyperha.replication.transport import RECEIVE_BYTES, Piece
 from hyperha.replication.wire import Frame, Kind, Parser
 
 log = logging.getLogger(__name__)
 
-_BATCH_BYTES: Final = 4 << 20
 _ACK_SIZE: Final = wire.HEAD.size
 _CONNECT_TIMEOUT_S: Final = 1.0
 _WELCOME_TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 0.05
+_ACCOUNT_MS: Final = 10_000
+"""A line that breaks again and again is told of so often at most."""
 
 
 class Listener(Protocol):
@@ -56,9 +57,9 @@ class Listener(Protocol):
     def session_lost(self, session: PrimarySession, text: str, refused: bool) -> None:
         """It ended, or could not begin; said once, not after `close`."""
 
-    def session_resumed(self, session: PrimarySession, text: str, *, alarm: bool) -> None:
+    def session_resumed(self, session: PrimarySession, text: str, alarm: bool) -> None:
         """It goes on over other connections; what the peer said over the former ones may be lost.
-        `text`: why and how; `alarm`: something was wrong."""
+        `text`: why and how, or nothing to be told; `alarm`: something was wrong."""
 
     def acknowledged(self, session: PrimarySession, number: int) -> None:
         """The peer has everything up to `number` in memory."""
@@ -98,6 +99,10 @@ class PrimarySession:
         """Answers of the peer's copy; None when the session has ended."""
         self._answers = 0
         """How many came; after a break the peer says again what is missing (T4)."""
+        self._accounted_lan = ""
+        self._accounted_ms = 0
+        self._resumes = 0
+        """How often it went on since that was last told."""
         self._twice = 0
         """So many answers came over the former line, too, while the peer was asked for this one."""
         self.last_number = 0
@@ -307,12 +312,20 @@ class PrimarySession:
         if came_on:
             # Else the guest would wait as long as there are lines that carry nothing (D8').
             self.progress_ms = self.told_ms
-        took_ms = now_ms() - begun_ms
-        text = (
-            f"the session with {self.config.peer} goes on over {line.link.lan} after {took_ms} ms, "
-            f"{len(frames)} frames were sent again: {found.why}"
+        listener.session_resumed(self, self._account(found, len(frames), begun_ms), found.alarm)
+
+    def _account(self, found: Found, frames: int, begun_ms: int) -> str:
+        """The line for the log; nothing when the same LAN was told of a short time ago."""
+        now, lan = now_ms(), found.line.link.lan
+        if lan == self._accounted_lan and now - self._accounted_ms < _ACCOUNT_MS:
+            self._resumes += 1
+            return ""
+        more = f" (and {self._resumes} times untold before)" if self._resumes else ""
+        self._accounted_lan, self._accounted_ms, self._resumes = lan, now, 0
+        return (
+            f"the session with {self.config.peer} goes on over {lan} after {now - begun_ms} ms"
+            f"{more}, {frames} frames were sent again: {found.why}"
         )
-        listener.session_resumed(self, text, alarm=found.alarm)
 
     @contextmanager
     def _between_operations(self, listener: Listener) -> Iterator[None]:
@@ -335,7 +348,7 @@ class PrimarySession:
             pieces = again(raw, self.tag, files, read)
             batch += pieces
             size += sum(map(len, pieces))
-            if size >= _BATCH_BYTES:
+            if size >= BATCH_BYTES:
                 line.forward.send(batch)
                 batch, size = [], 0
         if batch:

@@ -10,6 +10,7 @@ signals (`test_spawn`), E19 small durable records (`test_durable`, `tests/crash`
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -26,7 +27,7 @@ from hyperha.core import actions
 from hyperha.core.actions import SessionStart
 from hyperha.core.events import ResyncCopied, SessionUp
 from hyperha.replication.control import Statistics, TakenOver
-from hyperha.replication.fuse.protocol import Op
+from hyperha.replication.fuse.protocol import Feature, Op
 from hyperha.security.authority import Authority
 from tests.support.certificates import certificates
 from tests.support.engine_pair import free_ports, wait_for
@@ -71,11 +72,28 @@ def test_e12_a_buffered_write_asks_for_no_capability(served: Served) -> None:
     path.write_bytes(b"x" * BLOCK)
     before = served.do("count", int(Op.GETXATTR))
     writes = served.do("counters")["writes"]
+    write_often(path)
+    assert served.do("counters")["writes"] == writes + 100
+    assert served.do("count", int(Op.GETXATTR)) - before <= 1
+
+
+def test_e12_without_the_feature_each_one_asks(tmp_path: Path) -> None:
+    """What the test above would see."""
+    for name in ("folder", "run"):
+        (tmp_path / name).mkdir()
+    disabled = int(Feature.HANDLE_KILLPRIV_V2)
+    with Served(tmp_path / "folder", tmp_path / "run", disabled=disabled) as served:
+        path = served.folder / "f"
+        path.write_bytes(b"x" * BLOCK)
+        before = served.do("count", int(Op.GETXATTR))
+        write_often(path)
+        assert served.do("count", int(Op.GETXATTR)) - before >= 100
+
+
+def write_often(path: Path) -> None:
     with path.open("r+b", buffering=0) as file:
         for number in range(100):
             os.pwrite(file.fileno(), b"y" * 100, number)
-    assert served.do("counters")["writes"] == writes + 100
-    assert served.do("count", int(Op.GETXATTR)) - before <= 1
 
 
 WRITER = """
@@ -144,26 +162,35 @@ def write_directly(path: Path, content: int) -> None:
 
 
 def test_e18_a_process_forks_beside_held_writes(pair: ProcessPair) -> None:
-    """T1: the daemon holds no descriptor of the mount, so that its children close none."""
+    """T1: a daemon that holds the kept descriptors, but none of the mount, has children that close
+    none there; the replication process holds none either."""
     path = pair.a.folder / "f"
     path.write_bytes(b"x" * BLOCK)
     pair.a.do(actions.Freeze)
-    writing = threading.Thread(target=write_directly, args=(path, 1))
-    writing.start()
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.DEVNULL)
     try:
+        wait_for(lambda: any(one.parked for one in statistics(pair)))
         begun = time.monotonic()
         assert subprocess.run([sys.executable, "-c", ""], check=True).returncode == 0
         assert time.monotonic() - begun < 5
         device = pair.a.folder.stat().st_dev
+        assert device in devices_held(writer.pid)
         for process in (os.getpid(), pair.a.process.pid):
-            for held in Path(f"/proc/{process}/fd").iterdir():
-                # The writer's own descriptor is this process's here; a daemon has no writer.
-                if process != os.getpid() and held.exists():
-                    assert held.stat().st_dev != device, f"{held} is in the mount"
+            assert device not in devices_held(process)
     finally:
         pair.a.do(actions.Release)
-        writing.join(10)
-    assert not writing.is_alive()
+        writer.wait(20)
+    assert writer.returncode == 0
+
+
+def devices_held(process: int) -> set[int]:
+    """The file systems in which a process has something open."""
+    found = set()
+    for one in os.listdir(f"/proc/{process}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            # That of the listing itself is gone by now.
+            found.add(os.stat(f"/proc/{process}/fd/{one}").st_dev)
+    return found
 
 
 def test_e21_what_a_successor_gets_again_in_another_order_is_alike_on_both(

@@ -19,7 +19,7 @@ from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import SessionLost, SessionStalled, SessionUp
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
-from hyperha.replication.control import PeerLink, StartVerify, VerifyTold
+from hyperha.replication.control import LogLine, PeerLink, StartVerify, VerifyTold
 from hyperha.replication.lans import Lans
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.resuming import Answers
@@ -162,9 +162,12 @@ def test_a_reset_connection_changes_nothing(pair: Wired) -> None:
         answers = 1 + 21 * (round_number + 1)
         wait_for(lambda answers=answers: guest.answers == answers)
     assert not guest.errors
-    assert pair.told("goes on over repl")
     pair.check_equal()
     pair.undisturbed()
+    assert pair.cables[0].made == 12
+    told = [one for one in pair.a.events if isinstance(one, LogLine) and one.rule == "T4"]
+    assert len(told) == 1, "a line that breaks again and again is told of now and then"
+    assert "goes on over repl" in told[0].text
 
 
 @pytest.mark.root
