@@ -218,22 +218,30 @@ class Pair(DemoCluster):
         async with NodeClient(self.target(node)) as client:
             return await client.log(MODULE)
 
-    async def command(self, node: str, verb: str, **options: object) -> OperationView:
-        """A command with options, and its end, whatever it is."""
+    async def begin(self, node: str, verb: str, **options: object) -> str:
+        """A command with options, as soon as the node has taken it: its operation."""
+        request = ActionRequest(
+            verb=verb,  # type: ignore[arg-type]
+            request_id=os.urandom(8).hex(),
+            expect=Expectation(),
+            options=ActionOptions(**options),  # type: ignore[arg-type]
+            reason="test",
+        )
         async with NodeClient(self.target(node)) as client:
-            request = ActionRequest(
-                verb=verb,  # type: ignore[arg-type]
-                request_id=os.urandom(8).hex(),
-                expect=Expectation(),
-                options=ActionOptions(**options),  # type: ignore[arg-type]
-                reason="test",
-            )
-            accepted = await client.act(MODULE, request)
+            return (await client.act(MODULE, request)).operation
+
+    async def ended(self, node: str, operation: str) -> OperationView:
+        """The end of an operation, whatever it is."""
+        async with NodeClient(self.target(node)) as client:
             while True:
-                view = await client.operation(accepted.operation)
+                view = await client.operation(operation)
                 if view.state != "running":
                     return view
                 await asyncio.sleep(0.05)
+
+    async def command(self, node: str, verb: str, **options: object) -> OperationView:
+        """A command with options, and its end, whatever it is."""
+        return await self.ended(node, await self.begin(node, verb, **options))
 
     async def cli(self, node: str, *arguments: str, limit_s: float = 60) -> tuple[int, str]:
         """A command as an operator gives it: exit status, and what was said."""

@@ -18,11 +18,11 @@ async def test_a_swap_whose_other_node_dies_leaves_the_module_running(
     protected: Pair, delay_s: float
 ) -> None:
     """C17, H2: before the commit the VM stays, after it the other node has it; never nobody."""
-    swap = asyncio.ensure_future(protected.command("node1", "swap"))
+    swap = await protected.begin("node1", "swap")
     await asyncio.sleep(delay_s)
     protected.signal("node2", DAEMON, signal.SIGKILL)
     await protected.daemon_gone("node2")
-    view = await asyncio.wait_for(swap, 60)
+    view = await asyncio.wait_for(protected.ended("node1", swap), 60)
     print(view.state, view.text)
     await protected.start("node2")
 
