@@ -108,7 +108,7 @@ class Applier:
         under `_lock`. 0 means that everything acknowledged was applied, or that `failure` is set.
         """
         self.applied = 0
-        """Frames applied, for the sign of life (D8')."""
+        """Frames applied, for the sign of life (D8'); without questions for a barrier."""
         self.covered = 0
         """The primary says: on stable storage on both nodes up to this operation."""
         self.clear_pending = False
@@ -334,7 +334,8 @@ class Applier:
                 handler(frame)
         except Exception as problem:
             self._fail_for(frame.kind, problem)
-        self.applied += 1
+        # A question is put anew over each line: that it came is no progress (D8').
+        self.applied += frame.kind is not Kind.SYNC
 
     def _use_reserve(self, error: OSError) -> None:
         """Raise the error, unless it is a full disk and there is a reserve to go on with (D11)."""

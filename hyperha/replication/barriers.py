@@ -144,8 +144,9 @@ class Barriers:
                 # Begun when this node's word was enough, which it is not any more.
                 again = True
             ready = barrier.remote
-            if ready:
-                self._running.pop(barrier.number, None)
+            if ready and barrier.session is not None:
+                # Else it has ended with its session meanwhile, and who waits knows.
+                ready = self._running.pop(barrier.number, None) is barrier
         if again and not barrier.error:
             self.start(barrier.done, forget_all=barrier.forget_all)
         elif ready:

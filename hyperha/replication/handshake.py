@@ -37,6 +37,8 @@ class Hello:
     """The session is to go on (T4): of the process that serves it. Empty: it is to begin."""
     answers: int = 0
     """How many answers of the secondary's copy have come, when the session goes on."""
+    attempt: int = 0
+    """Grows with every try to go on: one that comes late, over a slow LAN, is not to be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ def encode_hello(hello: Hello) -> bytes:
         "least_bytes": hello.least_bytes,
         "instance": hello.instance,
         "answers": hello.answers,
+        "attempt": hello.attempt,
     }
     return json.dumps(body).encode()
 
@@ -96,7 +99,8 @@ def decode_hello(payload: bytes | memoryview) -> Hello:
     candidates, seed = _number(body, "candidates"), _number(body, "seed")
     least = _number(body, "least_bytes")
     instance, answers = _text(body, "instance"), _number(body, "answers")
-    return Hello(key, start, candidates, seed, least, instance, answers)
+    attempt = _number(body, "attempt")
+    return Hello(key, start, candidates, seed, least, instance, answers, attempt)
 
 
 def encode_welcome(welcome: Welcome) -> bytes:

@@ -52,6 +52,8 @@ Report = Callable[[Event | LogLine], None]
 WRITE, BARRIER = Timed.WRITE, Timed.BARRIER
 _ZONE_SHIFT: Final = 20
 _NONE: Final[tuple[Record, ...]] = ()
+FILES_ANNOUNCED: Final = 4096
+"""Files that have an index in the stream; a session may last for months (M9)."""
 _DISK_ERRORS: Final = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN)
 """Errors of a local write that mean a failed disk (D10); others are the guest's to know."""
 _CHANGE_ERRORS: Final = (errno.EIO, errno.EUCLEAN)
@@ -136,7 +138,7 @@ class Primary(Ledger):
             if session is not None:
                 remote = flush is not None and flush.session is not None
                 head = self._write_head(session, number, file, offset, size, remote)
-                sender = session.put_write(head, data, number, give_back)
+                sender = session.put_write(head, data, number, file, give_back)
                 kept = give_back is not None and sender is None
             if self.watched:
                 self._touch(file, offset, size)
@@ -333,9 +335,13 @@ class Primary(Ledger):
         barrier: bool,
     ) -> bytes:
         """What precedes a write in the stream; the caller has the lock and puts both."""
-        index = session.announced.get(file)
+        announced = session.announced
+        index = announced.get(file)
         if index is None:
-            index = session.announced[file] = len(session.announced) + 1
+            if len(announced) >= FILES_ANNOUNCED:
+                # The stream is in order: an index means what it was last said to mean.
+                announced.clear()
+            index = announced[file] = len(announced) + 1
             session.put(wire.frame(Kind.BIND, session.tag, 0, wire.encode_bind(index, file)))
         return wire.write_head(size, session.tag, number, index, offset, barrier)
 
@@ -556,8 +562,9 @@ class Primary(Ledger):
                 return
             asked = [n for n, one in self._flushes.items() if one.session is session]
             for number in (*asked, *self.barriers.running(session)):
-                # Not by its number: everything up to there is in the stream already.
-                session.put(wire.frame(Kind.SYNC, session.tag, number))
+                if session.repeats.asked_before(number):
+                    self.number += 1
+                    session.ask_again(number, self.number)
 
     def read_again(self, file: FileId, offset: int, length: int) -> bytes:
         """What a file holds there now; nothing when it is gone, which the peer hears later."""

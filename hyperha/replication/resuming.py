@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _REFUSE_S: Final = 0.2
 _KEPT: Final = 256
 """More answers than questions that a primary has under way."""
+_KEPT_BYTES: Final = 4 << 20
+"""Those of a verification are small; those of a resync, which is not resumed, need not be."""
 _NOT_COUNTED: Final = (
     Kind.WELCOME,
     Kind.REFUSED,
@@ -33,8 +35,8 @@ _NOT_COUNTED: Final = (
     Kind.PROGRESS,
     Kind.FAILED,
 )
-Offered = tuple[Connection, Connection, int]
-"""Forward, backward, answers that the primary has."""
+Offered = tuple[Connection, Connection, Hello]
+"""Forward, backward, and what came over it."""
 
 
 def is_answer(kind: Kind) -> bool:
@@ -48,13 +50,18 @@ class NextLine:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._offered: Offered | None = None
+        self._attempt = 0
+        """Of the primary's tries the last that came."""
         self._closed = False
 
     def offer(self, offered: Offered) -> bool:
-        """Leave a pair; one that was not taken is closed. False when nobody will take it."""
+        """Leave a pair; one that was not taken is closed. False when nobody will take it, also
+        because the primary has tried another one since."""
+        attempt = offered[2].attempt
         with self._changed:
-            if self._closed:
+            if self._closed or attempt <= self._attempt:
                 return False
+            self._attempt = attempt
             former, self._offered = self._offered, offered
             self._changed.notify_all()
         if former is not None:
@@ -82,7 +89,8 @@ class Answers:
     """The answers of this copy, counted from the session's first one. Its user has a lock."""
 
     def __init__(self) -> None:
-        self._kept: deque[bytes] = deque(maxlen=_KEPT)
+        self._kept: deque[bytes] = deque()
+        self._bytes = 0
         self._count = 0
 
     def note(self, raw: bytes) -> None:
@@ -93,8 +101,11 @@ class Answers:
             end = position + wire.HEAD.size + length
             if is_answer(Kind(kind)):
                 self._kept.append(raw[position:end])
+                self._bytes += end - position
                 self._count += 1
             position = end
+        while len(self._kept) > _KEPT or self._bytes > _KEPT_BYTES:
+            self._bytes -= len(self._kept.popleft())
 
     def behind(self, received: int) -> list[bytes]:
         """What the primary lacks that has so many. Raises ReplicationError when that is lost."""

@@ -1,9 +1,9 @@
 """The frames of a session that the peer may not have: what is sent again after a break (T4). Pure.
 
 Of a write only the head is kept: the file still holds its data, or what came after it in the same
-stream. Frames are counted from the first one of the session, on both ends, over all its
-connections, but for signs of life: the peer says how many it has, and everything behind them is
-sent again.
+stream; therefore what is sent again counts as a whole only (`repeats`). Frames are counted from the
+first one of the session, on both ends, over all its connections, but for signs of life: the peer
+says how many it has, and everything behind them is sent again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
 from hyperha.replication.operations import FileId
+from hyperha.replication.wire import Kind
 
+_LATER = (Kind.FLUSH, Kind.RETIRE)
+"""Frames that the peer does not acknowledge as soon as they have come."""
+Kept = tuple[bytes, FileId | None]
+"""A frame, and the file of a write of which only the head is kept."""
 Read = Callable[[FileId, int, int], bytes]
 """What a file holds now from an offset on, of at most so many bytes; fewer where it ends."""
 
@@ -37,14 +42,14 @@ class Retained:
     __slots__ = ("_frames", "_gone")
 
     def __init__(self) -> None:
-        self._frames: deque[tuple[int, bytes]] = deque()
+        self._frames: deque[tuple[int, bytes, FileId | None]] = deque()
         self._gone = 0
         """Frames that were let go of: the peer has them."""
 
-    def put(self, proof: int, raw: bytes) -> None:
+    def put(self, proof: int, raw: bytes, file: FileId | None = None) -> None:
         """One frame. An acknowledgement of `proof` or more says that the peer has it; `proof` must
-        not fall."""
-        self._frames.append((proof, raw))
+        not fall. `file`: of a write of which this is only the head."""
+        self._frames.append((proof, raw, file))
 
     def acknowledged(self, number: int) -> None:
         """The peer has acknowledged everything up to `number`."""
@@ -63,8 +68,18 @@ class Retained:
         """Frames since the session began."""
         return self._gone + len(self._frames)
 
-    def behind(self, received: int) -> list[bytes]:
-        """What the peer lacks that has `received` frames; the rest is let go of.
+    @property
+    def whole(self) -> int:
+        """The number of the last frame that the peer acknowledges as soon as it has come."""
+        for _, raw, _ in reversed(self._frames):
+            _, kind, _, _, _, number = wire.HEAD.unpack_from(raw)
+            if number and kind not in _LATER:
+                return int(number)
+        return 0
+
+    def behind(self, received: int) -> tuple[list[Kept], bool]:
+        """What the peer lacks that has `received` frames; the rest is let go of. And whether there
+        was anything in that but questions, which are put anew over each line (D8').
 
         Raises ReplicationError when that cannot be.
         """
@@ -73,10 +88,12 @@ class Retained:
                 f"the peer says that it has {received} frames of the session; it was sent "
                 f"{self.count} and has acknowledged {self._gone}"
             )
+        came_on = False
         while self._gone < received:
-            self._frames.popleft()
+            _, raw, _ = self._frames.popleft()
+            came_on = came_on or wire.HEAD.unpack_from(raw)[1] != Kind.SYNC
             self._gone += 1
-        return [raw for _, raw in self._frames]
+        return [(raw, file) for _, raw, file in self._frames], came_on
 
 
 def write_head_of(raw: bytes) -> WriteHead | None:
@@ -91,16 +108,19 @@ def write_head_of(raw: bytes) -> WriteHead | None:
     return WriteHead(number, index, offset, size, bool(flags & wire.FLAG_BARRIER))
 
 
-def again(raw: bytes, tag: int, files: dict[int, FileId], read: Read) -> list[bytes]:
+def again(kept: Kept, tag: int, read: Read) -> list[bytes]:
     """The pieces of a retained frame as it is sent again: always one frame.
 
     A write carries what its range holds by now. Whatever changed it since stands behind it in the
-    stream, and neither was answered, so that a reader of the other copy may find either.
+    stream, and none of that is answered before all of it has reached the peer.
     """
+    raw, file = kept
     head = write_head_of(raw)
     if head is None:
         return [raw]
-    data = read(files[head.index], head.offset, head.length)
+    if file is None:
+        raise ReplicationError("nobody knows whose write is to be sent again")
+    data = read(file, head.offset, head.length)
     return [
         wire.write_head(len(data), tag, head.number, head.index, head.offset, head.barrier),
         data,

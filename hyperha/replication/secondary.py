@@ -194,11 +194,13 @@ class SecondarySession:
                 # It has lain here while this process stood still: the line that there is may live.
                 problem = "the primary has given up waiting for an answer"
             carrying = self._forward, self._backward
-            if not problem and self._next.offer((forward, backward, hello.answers)):
+            if not problem and self._next.offer((forward, backward, hello)):
                 # Also where nothing is wrong with it: the receiver is to find the next one.
                 _abort(*carrying)
                 return
-            refusal = Refusal(handshake.GONE, problem or "the session is closed")
+            refusal = Refusal(
+                handshake.GONE, problem or "the session is closed, or was tried since"
+            )
             refuse(backward, self._tag, refusal)
         except (OSError, ReplicationError) as error:
             log.info("a try to go on with the session came to nothing: %s", error)
@@ -263,7 +265,7 @@ class SecondarySession:
                 # Broken again: the loop finds it so, and waits for another one.
                 log.info("the next line broke at once: %s", problem)
 
-    def _take_over(self, forward: Connection, backward: Connection, answers: int) -> None:
+    def _take_over(self, forward: Connection, backward: Connection, hello: Hello) -> None:
         """Go on over these connections: say how far this copy is, and what may have been lost."""
         assert self._forward is not None
         assert self._backward is not None
@@ -280,7 +282,7 @@ class SecondarySession:
         frames.append(wire.frame(Kind.ACKNOWLEDGED, self._tag, self._acknowledged))
         speaker = Speaker(backward, self._wake_up)
         with self._saying:
-            frames += self._answers.behind(answers)
+            frames += self._answers.behind(hello.answers)
             self._speaker = speaker
             for frame in frames:
                 speaker.say(frame)

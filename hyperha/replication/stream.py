@@ -31,8 +31,9 @@ from hyperha.replication.control import EngineConfig, PeerLink
 from hyperha.replication.handshake import Hello, Welcome
 from hyperha.replication.lines import Found, Lines, not_over, welcome_of
 from hyperha.replication.operations import FileId, GiveBack, Record
+from hyperha.replication.repeats import Repeats
 from hyperha.replication.resuming import is_answer
-from hyperha.replication.retained import Read, Retained, again
+from hyperha.replication.retained import Kept, Read, Retained, again
 from hyperha.replication.sender import BATCH_BYTES, Sender
 from hyperha.replication.syscalls import show_thread_name
 from hyperha.replication.transport import RECEIVE_BYTES, Piece
@@ -44,6 +45,8 @@ _ACK_SIZE: Final = wire.HEAD.size
 _CONNECT_TIMEOUT_S: Final = 1.0
 _WELCOME_TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 0.05
+_CLOSE_S: Final = 2.0
+"""So long a receiver that stands still at a disk is waited for."""
 _ACCOUNT_MS: Final = 10_000
 """A line that breaks again and again is told of so often at most."""
 
@@ -58,8 +61,9 @@ class Listener(Protocol):
         """It ended, or could not begin; said once, not after `close`."""
 
     def session_resumed(self, session: PrimarySession, text: str, alarm: bool) -> None:
-        """It goes on over other connections; what the peer said over the former ones may be lost.
-        `text`: why and how, or nothing to be told; `alarm`: something was wrong."""
+        """It goes on over other connections; what the peer said over the former ones may be lost,
+        and barriers are to be asked for anew (`ask_again`). `text`: why and how, or nothing to be
+        told; `alarm`: something was wrong."""
 
     def acknowledged(self, session: PrimarySession, number: int) -> None:
         """The peer has everything up to `number` in memory."""
@@ -95,13 +99,18 @@ class PrimarySession:
         self.sender = Sender(lock)
         """Of the connection that carries the session now; replaced under the pipeline's lock."""
         self.retained = Retained()
+        self.repeats = Repeats()
+        self.resumes = 0
+        """How often it went on. What was asked before the last time may have met data of later."""
         self.replies: SimpleQueue[Frame | None] = SimpleQueue()
         """Answers of the peer's copy; None when the session has ended."""
         self._answers = 0
         """How many came; after a break the peer says again what is missing (T4)."""
+        self._attempt = 0
+        """To go on over another line."""
         self._accounted_lan = ""
         self._accounted_ms = 0
-        self._resumes = 0
+        self._untold = 0
         """How often it went on since that was last told."""
         self._twice = 0
         """So many answers came over the former line, too, while the peer was asked for this one."""
@@ -153,7 +162,8 @@ class PrimarySession:
     def close(self, *, clean: bool = True) -> None:
         """End the session without a report. `clean`: what is queued is sent first, with a goodbye.
 
-        Not to be called from the session's own threads.
+        Not to be called from the session's own threads. One that stands still at a disk is left to
+        itself: it finds the session closed, and touches nothing else.
         """
         self._closing = True
         if clean and self.up:
@@ -163,7 +173,7 @@ class PrimarySession:
             sender.end(1.0)
         self._lines.abort()
         if self._receiver is not None and self._receiver is not threading.current_thread():
-            self._receiver.join()
+            self._receiver.join(_CLOSE_S)
         self._lines.join()
 
     def fail(self, text: str) -> None:
@@ -291,8 +301,16 @@ class PrimarySession:
         return self._ended() or broke
 
     def _hello(self) -> Hello:
-        instance, answers = self._lines.instance, self._answers
-        return Hello(self.key, self.start, 0, self.seed, instance=instance, answers=answers)
+        self._attempt += 1
+        return Hello(
+            self.key,
+            self.start,
+            0,
+            self.seed,
+            instance=self._lines.instance,
+            answers=self._answers,
+            attempt=self._attempt,
+        )
 
     def _replay(self, listener: Listener, found: Found, begun_ms: int) -> None:
         """Send what the peer lacks, then all that was put meanwhile and is put from now on."""
@@ -300,13 +318,15 @@ class PrimarySession:
         # No operation is under way: whatever was put has been done here, so that a write's data
         # can be read again. What begins behind this point is in the next sender's queue.
         with self._between_operations(listener), self.lock:
-            came_on = found.received > self.retained.gone
-            frames = self.retained.behind(found.received)
+            frames, came_on = self.retained.behind(found.received)
             self.sender = Sender(self.lock)
-            files = {index: file for file, index in self.announced.items()}
         former.end()
         self._twice = self._answers - found.answers
-        self._send_again(line, frames, files, listener.read_again)
+        self._send_again(line, frames, listener.read_again)
+        with self._between_operations(listener), self.lock:
+            # All that what was read can hold is in the stream by now: up to here it is one whole.
+            self.repeats.begin(self.retained.whole, self.last_number)
+            self.resumes += 1
         self.sender.start(line.forward)
         self.told_ms = now_ms()
         if came_on:
@@ -318,10 +338,10 @@ class PrimarySession:
         """The line for the log; nothing when the same LAN was told of a short time ago."""
         now, lan = now_ms(), found.line.link.lan
         if lan == self._accounted_lan and now - self._accounted_ms < _ACCOUNT_MS:
-            self._resumes += 1
+            self._untold += 1
             return ""
-        more = f" (and {self._resumes} times untold before)" if self._resumes else ""
-        self._accounted_lan, self._accounted_ms, self._resumes = lan, now, 0
+        more = f" (and {self._untold} times untold before)" if self._untold else ""
+        self._accounted_lan, self._accounted_ms, self._untold = lan, now, 0
         return (
             f"the session with {self.config.peer} goes on over {lan} after {now - begun_ms} ms"
             f"{more}, {frames} frames were sent again: {found.why}"
@@ -339,13 +359,11 @@ class PrimarySession:
         finally:
             listener.operation.release()
 
-    def _send_again(
-        self, line: Line, frames: list[bytes], files: dict[int, FileId], read: Read
-    ) -> None:
+    def _send_again(self, line: Line, frames: list[Kept], read: Read) -> None:
         batch: list[Piece] = []
         size = 0
-        for raw in frames:
-            pieces = again(raw, self.tag, files, read)
+        for kept in frames:
+            pieces = again(kept, self.tag, read)
             batch += pieces
             size += sum(map(len, pieces))
             if size >= BATCH_BYTES:
@@ -362,6 +380,12 @@ class PrimarySession:
         self._retain(raw, number)
         self.sender.put(raw)
 
+    def ask_again(self, barrier: int, number: int) -> None:
+        """Ask the peer anew for a barrier that was asked for over a former line; `number`: of the
+        question. The caller has the pipeline's lock."""
+        self.repeats.asked(number, barrier)
+        self.put(wire.frame(Kind.SYNC, self.tag, number), number)
+
     def put_alive(self) -> None:
         """Queue a sign of life; the caller has the pipeline's lock. Neither end counts it and it is
         not sent again: an idle guest has nothing acknowledged that would let go of it."""
@@ -373,12 +397,12 @@ class PrimarySession:
         self.sender.put_lent(head, data, give_back)
 
     def put_write(
-        self, head: bytes, data: Piece, number: int, give_back: GiveBack | None
+        self, head: bytes, data: Piece, number: int, file: FileId, give_back: GiveBack | None
     ) -> Sender | None:
         """`put` for a write of the data path. If there is a sender, the caller must give it head
         and data to `send_now` after releasing the lock; see `Sender.put_now`."""
         self.last_number = number
-        self.retained.put(number, head)
+        self.retained.put(number, head, file)
         sender = self.sender
         return sender if sender.put_now(head, data, give_back) else None
 
@@ -401,6 +425,7 @@ class PrimarySession:
         buffer = memoryview(bytearray(RECEIVE_BYTES))
         receive, feed = line.backward.receive_into, parser.feed
         acknowledged, flushed = listener.acknowledged, listener.flushed
+        repeats = self.repeats
         unpack = wire.HEAD.unpack_from
         while True:
             size = receive(buffer)
@@ -411,20 +436,20 @@ class PrimarySession:
                 # The usual case: one acknowledgement, alone.
                 _, _, _, _, tag, number = unpack(buffer)
                 if tag == self.tag:
-                    if number > self._acknowledged:
-                        self._acknowledged = number
-                        self.progress_ms = now_ms()
-                    acknowledged(self, number)
+                    self._note_acknowledged(number)
+                    if number >= repeats.whole:
+                        acknowledged(self, number)
                     continue
                 number = -1
             for frame in feed(buffer[:size]):
                 kind = frame.kind
                 if kind is Kind.ACKNOWLEDGED:
-                    # A barrier that was asked for again is acknowledged by its old number.
                     number = max(number, frame.number)
                 elif kind is Kind.FLUSHED:
                     self.progress_ms = now_ms()
-                    flushed(self, frame.number)
+                    barrier = repeats.flushed(frame.number)
+                    if barrier is not None:
+                        flushed(self, barrier)
                     # It has everything up to there, and does not say so twice.
                     number = max(number, frame.number)
                 elif kind is Kind.PROGRESS:
@@ -437,10 +462,16 @@ class PrimarySession:
                     self._answers += is_answer(kind)
                     self.replies.put(frame)
             if number >= 0:
-                if number > self._acknowledged:
-                    self._acknowledged = number
-                    self.progress_ms = now_ms()
-                acknowledged(self, number)
+                self._note_acknowledged(number)
+                if number >= repeats.whole:
+                    acknowledged(self, number)
+
+    def _note_acknowledged(self, number: int) -> None:
+        """That a question put anew has come is no progress: it is put over each line (D8')."""
+        if number > self._acknowledged:
+            self._acknowledged = number
+            if not self.repeats.is_question(number):
+                self.progress_ms = now_ms()
 
     def _note_progress(self, frame: Frame) -> None:
         """An fsync of the peer counts as progress, but not for ever (D8')."""

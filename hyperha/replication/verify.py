@@ -120,7 +120,9 @@ class Verify(Inquiry):
             if self._files:
                 self._continue()
                 self._file(self._files.popleft())
-        self._settle_replies()
+            if not self._pending and not self._files:
+                # The last answers may ask for more.
+                self._settle_replies()
 
     def _flush_both(self) -> None:
         def done(ok: bool, text: str) -> None:
@@ -185,7 +187,8 @@ class Verify(Inquiry):
             record = Record(RecordKind.DIRECTORY, directory)
             with primary.lock:
                 payload = wire.encode_digest(directory, digest)
-                self._put(Kind.COMPARE_LISTING, [payload], partial(self._other, record))
+                again = partial(self._look_again, directory)
+                self._put(Kind.COMPARE_LISTING, [payload], self._other(record, again))
         self._count(objects=1)
         for entry in listing.entries:
             if entry.file == NO_ID or entry.file in self._seen:
@@ -198,36 +201,47 @@ class Verify(Inquiry):
                 self._files.append(entry.file)
                 self._count(total_bytes=entry.attributes.size)
 
+    def _look_again(self, directory: FileId) -> None:
+        with self._primary.lock:
+            if directory not in self._pending:
+                self._pending.append(directory)
+
     def _file(self, file: FileId) -> None:
+        size = self._inode(file)
+        if size is None:
+            return
+        self._count(objects=1)
+        for offset in range(0, size, ZONE_BYTES):
+            self._continue()
+            if not self._zone(file, offset):
+                return
+            self._count(done_bytes=min(ZONE_BYTES, size - offset))
+
+    def _inode(self, file: FileId) -> int | None:
+        """Compare what is known of a file besides its data; its size, None when it is gone."""
         primary = self._primary
         with primary.operation:
             # The secondary gets a written file's time only now and then (Z9).
             primary.send_times(file)
             try:
                 if not self._has_name(file):
-                    return
+                    return None
                 inode = inode_of(self._store, Target(file))
             except OSError as error:
                 if is_gone(error):
-                    return
+                    return None
                 raise
             digest = inode_digest(inode, self._session.seed)
             record = Record(RecordKind.INODE, file)
             with primary.lock:
                 payload = wire.encode_digest(file, digest)
-                self._put(Kind.COMPARE_INODE, [payload], partial(self._other, record))
-        self._count(objects=1)
-        for offset in range(0, inode.attributes.size, ZONE_BYTES):
-            self._continue()
-            try:
-                self._zone(file, offset)
-            except OSError as error:
-                if is_gone(error):
-                    return
-                raise
-            self._count(done_bytes=min(ZONE_BYTES, inode.attributes.size - offset))
+                again = partial(self._inode, file)
+                self._put(Kind.COMPARE_INODE, [payload], self._other(record, again))
+        return inode.attributes.size
 
-    def _zone(self, file: FileId, offset: int) -> None:
+    def _zone(self, file: FileId, offset: int) -> bool:
+        """Compare the data of a zone; False when the file is gone."""
+
         def read() -> list[bytes]:
             # What is read from the disk; holes cost the guest nothing.
             found = self._store.data_ranges(file, offset, offset + ZONE_BYTES)
@@ -235,14 +249,40 @@ class Verify(Inquiry):
             digests = zone_digests(self._store, file, offset, self._session.seed)
             return [wire.encode_digests(wire.ZoneDigests(file, offset, digests))]
 
-        answered = partial(self._blocks, file, offset)
-        self._steady(file, offset // ZONE_BYTES, read, Kind.COMPARE, answered)
+        resumes = self._session.resumes
+
+        def answered(frame: Frame) -> None:
+            if resumes == self._session.resumes:
+                self._blocks(file, offset, frame)
+            elif wire.decode_different(frame.payload):
+                self._zone(file, offset)
+
+        try:
+            self._steady(file, offset // ZONE_BYTES, read, Kind.COMPARE, answered)
+        except OSError as error:
+            if is_gone(error):
+                return False
+            raise
+        return True
 
     # --- differences ----------------------------------------------------------------------
 
-    def _other(self, record: Record, frame: Frame) -> None:
-        if not wire.decode_different(frame.payload) or not self._has_name(record.file):
-            return
+    def _other(self, record: Record, again: Callable[[], object]) -> Callable[[Frame], None]:
+        """What to do with an answer. One to a question of before the session went on over another
+        line is no finding: what was sent again then may be newer than the question (T4)."""
+        resumes = self._session.resumes
+
+        def answered(frame: Frame) -> None:
+            if not wire.decode_different(frame.payload) or not self._has_name(record.file):
+                return
+            if resumes == self._session.resumes:
+                self._differs(record)
+            else:
+                again()
+
+        return answered
+
+    def _differs(self, record: Record) -> None:
         self._count(others=1)
         self._unequal.add(record)
         if record.kind is RecordKind.INODE:

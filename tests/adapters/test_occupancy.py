@@ -62,18 +62,20 @@ def child(code: str, folder: Path) -> Iterator[int]:
     ],
 )
 def test_processes(tmp_path: Path, code: str, what: str, name: str) -> None:
-    (tmp_path / "file").write_bytes(bytes(4096))
-    (tmp_path / "sub").mkdir()
-    (tmp_path.parent / f"{tmp_path.name}-near").mkdir()
-    assert holders(str(tmp_path)) == []
-    with child(code, tmp_path) as pid:
-        found = holders(str(tmp_path))
+    folder, near = tmp_path / "folder", tmp_path / "folder-near"
+    folder.mkdir()
+    near.mkdir()
+    (folder / "file").write_bytes(bytes(4096))
+    (folder / "sub").mkdir()
+    assert holders(str(folder)) == []
+    with child(code, folder) as pid:
+        found = holders(str(folder))
         assert [(h.pid, h.what, h.path) for h in found if h.what == what] == [
-            (pid, what, str(tmp_path) + name)
+            (pid, what, str(folder) + name)
         ]
         assert f"process {pid}" in str(found[0])
-        assert holders(str(tmp_path.parent / f"{tmp_path.name}-near")) == []
-    assert holders(str(tmp_path)) == []
+        assert holders(str(near)) == []
+    assert holders(str(folder)) == []
 
 
 def test_our_own_folder_descriptor_is_left_out(tmp_path: Path) -> None:

@@ -37,15 +37,15 @@ STALL_MS = 1000
 # --- what is kept -------------------------------------------------------------------------
 
 
-@given(st.lists(st.booleans(), max_size=40), st.data())
+@given(st.lists(st.booleans(), max_size=40), st.lists(st.booleans(), min_size=40), st.data())
 def test_what_the_peer_lacks_is_what_stands_behind_what_it_has(
-    numbered: list[bool], data: st.DataObject
+    numbered: list[bool], kinds: list[bool], data: st.DataObject
 ) -> None:
     """Whatever was acknowledged and received: never less than it lacks, never what it has."""
     retained, number, frames, proofs = Retained(), 0, [], []
     for place, one in enumerate(numbered):
         number += one
-        raw = wire.frame(Kind.ALIVE, 1, place)
+        raw = wire.frame(Kind.CHANGE if kinds[place] else Kind.SYNC, 1, place)
         retained.put(number if one else number + 1, raw)
         frames.append(raw)
         proofs.append(number if one else 0)
@@ -54,8 +54,10 @@ def test_what_the_peer_lacks_is_what_stands_behind_what_it_has(
     if had:
         retained.acknowledged(data.draw(st.integers(0, max(had))))
     assert retained.count == len(frames)
-    assert retained.behind(received) == frames[received:]
-    assert retained.behind(received) == frames[received:]
+    news = kinds[retained.gone : received]
+    lacks = [(raw, None) for raw in frames[received:]]
+    assert retained.behind(received) == (lacks, any(news))
+    assert retained.behind(received) == (lacks, False)
 
 
 def test_a_peer_that_has_what_was_never_sent_is_not_believed() -> None:
@@ -71,15 +73,17 @@ def test_a_write_is_sent_again_with_what_its_range_holds_now() -> None:
     head = wire.write_head(4, 7, 11, 3, 4096, barrier=True)
     whole = wire.frame(Kind.FLUSH, 7, 12, b"f" * 16)
     assert write_head_of(whole) is None
-    assert again(whole, 7, {}, lambda *_: b"") == [whole]
+    assert again((whole, None), 7, lambda *_: b"") == [whole]
     file = FileId(b"f" * 16)
-    pieces = again(head, 7, {3: file}, lambda one, at, size: b"new" if one == file else b"")
+    pieces = again((head, file), 7, lambda one, at, size: b"new" if one == file else b"")
     raw = b"".join(pieces)
     (frame,) = wire.Parser(7, from_primary=True).feed(raw)
     assert (frame.kind, frame.number, frame.flags) == (Kind.WRITE, 11, wire.FLAG_BARRIER)
     assert wire.decode_write(frame.payload) == (3, 4096, b"new")
     with pytest.raises(ReplicationError, match="cannot be sent again"):
-        again(wire.block_head(4, 7, 1, file, 0), 7, {}, lambda *_: b"")
+        again((wire.block_head(4, 7, 1, file, 0), file), 7, lambda *_: b"")
+    with pytest.raises(ReplicationError, match="whose write"):
+        again((head, None), 7, lambda *_: b"")
 
 
 @given(st.integers(0, 300), st.integers(-5, 310))

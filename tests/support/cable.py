@@ -78,7 +78,8 @@ class Cable:
 
     def _carry(self, one: socket.socket) -> None:
         with self._lock:
-            other = self._joined.get(one)
+            # It may have become silent since this end was found readable.
+            other = None if self._silent else self._joined.get(one)
         if other is None:
             return
         try:
