@@ -28,7 +28,7 @@ _WIDE_MARGIN: Final = 0.25
 """Where there are zeros among the samples, their share is not known better than that."""
 _READ: Final = os.O_RDONLY | syscalls.O_NONBLOCK | syscalls.O_NOATIME
 _EXTENTS: Final = 200_000
-_KEEPS_ZEROS: Final = (0xEF53, 0x58465342, 0x01021994)
+_KEEPS_ZEROS: Final = (0xEF53, syscalls.XFS_SUPER_MAGIC, 0x01021994)
 """ext2 to ext4, xfs, tmpfs: they keep data as long as it is, neither compressed nor shared."""
 
 

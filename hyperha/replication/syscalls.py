@@ -24,11 +24,16 @@ FALLOC_KEEP_SIZE: Final = 0x01
 FALLOC_PUNCH_HOLE: Final = 0x02
 FALLOC_ZERO_RANGE: Final = 0x10
 FUSE_SUPER_MAGIC: Final = 0x65735546
+XFS_SUPER_MAGIC: Final = 0x58465342
+XFLAG_PREALLOC: Final = 0x02
+"""xfs marks files for which room was reserved; other file systems have no such mark."""
 
 _AT_EMPTY_PATH: Final = 0x1000
 _UTIME_OMIT: Final = (1 << 30) - 2
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _FICLONE: Final = 0x40049409
+_FS_IOC_FSGETXATTR: Final = 0x801C581F
+_FSXATTR = struct.Struct("=I24x")
 _HANDLE_BYTES: Final = 128
 _HANDLE_HEAD = struct.Struct("=Ii")
 _TYPE = struct.Struct("=i")
@@ -190,6 +195,16 @@ def file_system_type(descriptor: int) -> int:
     if _library().fstatfs(descriptor, memory) < 0:
         _raise()
     return int.from_bytes(memory.raw[:8], "little") & 0xFFFFFFFF
+
+
+def file_flags(descriptor: int) -> int:
+    """The flags that several file systems share (FS_XFLAG_*). Raises OSError, ENOTTY where the
+    file system has none."""
+    import fcntl
+
+    memory = bytearray(_FSXATTR.size)
+    fcntl.ioctl(descriptor, _FS_IOC_FSGETXATTR, memory)
+    return int(_FSXATTR.unpack(memory)[0])
 
 
 def extents(descriptor: int, start: int, end: int) -> tuple[list[Extent], int]:

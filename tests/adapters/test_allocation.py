@@ -127,6 +127,46 @@ def _zeroes_are_written(pair: Pair) -> bool:
     return (MIB, 2 * MIB, True) not in room(pair.a.folder / "image")
 
 
+def grow(path: Path, mib: int) -> int:
+    """Append to a file and leave it open: xfs takes room past its end meanwhile."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    for number in range(mib):
+        os.pwrite(descriptor, os.urandom(MIB), number * MIB)
+    os.fsync(descriptor)
+    return descriptor
+
+
+def never_written(path: Path) -> list[tuple[int, int]]:
+    return [(start, end) for start, end, new in room(path) if new]
+
+
+def test_what_xfs_takes_of_its_own_accord_is_not_reserved_on_the_target(tmp_path: Path) -> None:
+    """It takes up to a file's size again while that grows; the target would keep it for ever."""
+    with file_system("xfs", tmp_path, 512) as place, pair_at(place) as pair:
+        near, far = pair.a.folder, pair.b.folder
+        log, image = grow(near / "log", 24), near / "image"
+        skipped, thick = grow(near / "skipped", 24), grow(near / "thick", 1)
+        try:
+            # What was taken past the end is within the file from here on.
+            os.pwrite(skipped, os.urandom(4096), 30 * MIB)
+            os.fsync(skipped)
+            syscalls.allocate(thick, syscalls.FALLOC_KEEP_SIZE, 8 * MIB, 4 * MIB)
+            allocate(image, 0, 0, 8 * MIB)
+            allocate(image, syscalls.FALLOC_KEEP_SIZE, 8 * MIB, 8 * MIB)
+            assert never_written(near / "log")[-1][1] > 28 * MIB, "nothing was taken: no test"
+            assert never_written(near / "skipped")[0][0] == 24 * MIB
+            pair.a.primary.promote(Acknowledge.LOCAL)
+            pair.resync(SessionStart.FULL)
+            pair.check_equal()
+            assert never_written(far / "log") == never_written(far / "skipped") == []
+            assert (far / "log").stat().st_blocks * 512 == 24 * MIB
+            check_room(pair, "image", 16 * MIB)
+            assert (8 * MIB, 12 * MIB) in never_written(far / "thick")
+        finally:
+            for one in (log, skipped, thick):
+                os.close(one)
+
+
 def test_a_target_without_that_room_is_not_taken_for_an_equal_copy(tmp_path: Path) -> None:
     (tmp_path / "near").mkdir()
     with file_system("ext4", tmp_path, 64) as small, pair_at(tmp_path / "near", far=small) as pair:
