@@ -111,8 +111,9 @@ def _no_room(state: ModuleState, lacks: Shortage) -> Why:
     needed, most = size_text(lacks.needed_bytes), size_text(lacks.free_bytes)
     return Why(
         "D11",
-        f"the copy of {state.config.peer} does not fit here: it needs {needed} at least, there is "
-        f"room for {most}; make room on {state.config.node}, then it goes on",
+        f"the copy of {state.config.peer} does not fit here: it needs {needed} at least, reserved "
+        f"room included; there is room for {most}; make room on {state.config.node}, then it goes "
+        "on",
     )
 
 

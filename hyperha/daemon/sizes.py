@@ -70,8 +70,9 @@ def fits_in(verdict: VerdictView, copies: dict[str, CopyView]) -> tuple[bool | N
     if least <= room:
         return True, f"{verdict.target} has room for up to {size_text(room)}"
     return False, (
-        f"the copy does not fit: it needs {size_text(least)} at least, {verdict.target} has room "
-        f"for {size_text(room)}; the resync would be refused before its first byte"
+        f"the copy does not fit: it needs {size_text(least)} at least, reserved room included; "
+        f"{verdict.target} has room for {size_text(room)}; the resync would be refused before its "
+        "first byte"
     )
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from hyperha.core.events import Shortage
-from hyperha.replication import syscalls
+from hyperha.replication import allocation, syscalls
 from hyperha.replication.tally import entries_below
-from hyperha.replication.wire import BLOCK_BYTES
+from hyperha.replication.wire import BLOCK_BYTES, OFFSET_LIMIT
 from hyperha.text import size_text
 
 _LIMIT_S: Final = 1.5
@@ -39,6 +39,8 @@ class _Extents:
     handles: list[bytes] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+    reserved: int = 0
+    """Bytes of room that was reserved and has no data; a resync reserves it, too."""
 
     @property
     def total(self) -> int:
@@ -61,20 +63,20 @@ def least_bytes(root: int) -> int:
     """What a copy of the tree below a descriptor needs at least; -1 when that is not known in time.
 
     Holes, and blocks of zeros, which a resync leaves as holes, need nothing; how many there are of
-    those is told by samples.
+    those is told by samples. Reserved room is needed in full, although it reads as a hole.
     """
     until_s = time.monotonic() + _LIMIT_S
     try:
         extents = _data_of(root, until_s)
         if not extents.total:
-            return 0
+            return extents.reserved
         zeros = _zeros_of(root, extents, until_s)
     except OSError:
         return -1  # The guest moves things about, or this process may not open by handle.
     if zeros < 0:
         return -1
     share = (_SAMPLES - zeros) / _SAMPLES - (_WIDE_MARGIN if zeros else _MARGIN)
-    return int(extents.total * max(0.0, share))
+    return extents.reserved + int(extents.total * max(0.0, share))
 
 
 def _data_of(root: int, until_s: float) -> _Extents:
@@ -93,23 +95,57 @@ def _data_of(root: int, until_s: float) -> _Extents:
             handle, _ = syscalls.file_handle(directory, name)
         except FileNotFoundError:
             continue
-        _add_data(root, handle, status.st_size, found)
+        _add_file(root, handle, status, found, half_s)
     return found
 
 
-def _add_data(root: int, handle: bytes, size: int, found: _Extents) -> None:
+def _add_file(
+    root: int, handle: bytes, status: os.stat_result, found: _Extents, until_s: float
+) -> None:
     descriptor = syscalls.open_handle(root, handle, _READ)
     try:
-        position = 0
-        while position < size and len(found.ends) < _EXTENTS:
-            try:
-                start = os.lseek(descriptor, position, os.SEEK_DATA)
-                position = os.lseek(descriptor, start, os.SEEK_HOLE)
-            except OSError:
-                return  # Nothing but a hole up to its end.
-            found.add(handle, start, position - start)
+        before = found.total
+        holes = _add_data(descriptor, handle, status.st_size, found)
+        # Files have blocks for lists of their extents, too; and to ask for those takes time.
+        if status.st_blocks * 512 - (found.total - before) >= BLOCK_BYTES:
+            found.reserved += _reserved_in(descriptor, holes, until_s)
     finally:
         os.close(descriptor)
+
+
+def _add_data(descriptor: int, handle: bytes, size: int, found: _Extents) -> list[tuple[int, int]]:
+    """The holes between, as (start, end); what is behind the end of the file is one."""
+    holes: list[tuple[int, int]] = []
+    position = 0
+    while position < size:
+        if len(found.ends) >= _EXTENTS:
+            return holes
+        try:
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
+            behind = os.lseek(descriptor, start, os.SEEK_HOLE)
+        except OSError:
+            break  # Nothing but a hole up to its end.
+        if start > position:
+            holes.append((position, start))
+        found.add(handle, start, behind - start)
+        position = behind
+    return [*holes, (position, OFFSET_LIMIT)]
+
+
+def _reserved_in(descriptor: int, holes: list[tuple[int, int]], until_s: float) -> int:
+    """Reserved bytes, as many as are found in time. In holes only: what was written there and is
+    on its way to the disk is data already, and counts as that."""
+    total = position = passed = 0
+    while position < OFFSET_LIMIT and time.monotonic() < until_s:
+        ranges, position = allocation.reserved(descriptor, position, OFFSET_LIMIT)
+        for start, length in ranges:
+            while passed < len(holes) and holes[passed][1] <= start:
+                passed += 1
+            at = passed
+            while at < len(holes) and holes[at][0] < start + length:
+                total += min(holes[at][1], start + length) - max(holes[at][0], start)
+                at += 1
+    return total
 
 
 def _zeros_of(root: int, extents: _Extents, until_s: float) -> int:
@@ -153,7 +189,7 @@ def room_bytes(root: int) -> int | None:
 def no_room_text(lacks: Shortage) -> str:
     """What people are told on both nodes."""
     needed, most = size_text(lacks.needed_bytes), size_text(lacks.free_bytes)
-    return f"the copy needs {needed} at least, there is room for {most}"
+    return f"the copy needs {needed} at least, reserved room included; there is room for {most}"
 
 
 def shortage(root: int, least: int) -> Shortage | None:

@@ -246,7 +246,7 @@ async def test_c11_a_copy_that_cannot_fit_is_refused(pair: Pair) -> None:
         await pair.log_has("node2", "the copy of node1 does not fit here: it needs ", 30)
         side = await pair.side("node2")
         assert (side.role, side.readiness, side.data) == ("WAIT", "NotReady", "unknown")
-        assert " MiB at least, there is room for " in side.why.text
+        assert " MiB at least, reserved room included; there is room for " in side.why.text
         assert "make room on node2, then it goes on" in side.why.text
         assert [one.name for one in pair.folder("node2").iterdir()] == []
         _, text = await pair.cli("node2", "preflight", MODULE)

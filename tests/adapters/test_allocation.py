@@ -168,8 +168,10 @@ def test_what_xfs_takes_of_its_own_accord_is_not_reserved_on_the_target(tmp_path
 
 
 def test_a_target_without_that_room_is_not_taken_for_an_equal_copy(tmp_path: Path) -> None:
-    (tmp_path / "near").mkdir()
-    with file_system("ext4", tmp_path, 64) as small, pair_at(tmp_path / "near", far=small) as pair:
+    """Of a btrfs it is not known before how much it can hold."""
+    near = tmp_path / "near"
+    near.mkdir()
+    with file_system("btrfs", tmp_path, 160) as small, pair_at(near, far=small) as pair:
         allocate(pair.a.folder / "image", 0, 0, 40 * MIB)
         fill(small, 20 * MIB)
         pair.a.primary.promote(Acknowledge.LOCAL)

@@ -313,7 +313,7 @@ async def test_a_fresh_copy_gets_everything(pair: Pair) -> None:
     ("room", "fits", "says"),
     [
         (1 << 30, True, "node2 has room for up to 1.0 GiB"),
-        (1024, False, "it needs 4.4 KiB at least, node2 has room for 1.0 KiB"),
+        (1024, False, "reserved room included; node2 has room for 1.0 KiB"),
         (None, None, "whether node2 has room for the copy is not known"),
     ],
 )

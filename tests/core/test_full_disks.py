@@ -223,7 +223,8 @@ def test_a_copy_that_cannot_fit_is_refused_before_its_first_byte_and_tried_again
     world = World()
     _refused(world)
     told = explain(world.b.state)
-    assert "does not fit here: it needs 3.0 GiB at least, there is room for 1.0 GiB" in told.text
+    assert "does not fit here: it needs 3.0 GiB at least, reserved room included; " in told.text
+    assert "there is room for 1.0 GiB" in told.text
     assert (told.rule, told.readiness) == ("D11", Readiness.NOT_READY)
     assert [one.code for one in told.reasons] == ["no-room"]
     assert world.b.lineage.label is DataLabel.FRESH
