@@ -31,6 +31,7 @@ from hyperha.replication.stopwatch import Timed
 from hyperha.replication.store import Entry
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.throttle import DECIDE_MS, Throttle
+from hyperha.replication.token_bucket import TokenBucket
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import ListedEntry, Listing
 
@@ -67,6 +68,8 @@ class Inquiry:
         self._sent_bytes = 0
         self._started_ms = now_ms()
         self._throttle = Throttle(len(Timed), self._started_ms)
+        self._set_rate = TokenBucket(self._started_ms)
+        """Of what is sent: `resync_rate_mib_s`."""
         self.held_ms = {GUEST: 0, RATE: 0, NETWORK: 0}
         """How long it has waited for what."""
 
@@ -120,7 +123,7 @@ class Inquiry:
                 break
             self._replies(DECIDE_MS / 1000)
         while not self._throttle.may_go(now_ms()):
-            self._hold(GUEST)
+            self._hold(GUEST, self._throttle.due_in_ms())
         if not self._session.replies.empty():
             self._replies(0)
         self.progress()
@@ -136,12 +139,12 @@ class Inquiry:
                 throttle.note(kind, at_ns // 1_000_000 + offset_ms, took_ns // 1000)
         throttle.decide(now, [watch.waiting_ns(kind) // 1000 for kind in Timed])
 
-    def _hold(self, reason: str, longest_s: float = _LONGEST_WAIT_S) -> None:
-        """Wait a little, for that reason."""
+    def _hold(self, reason: str, due_ms: float = 0.0) -> None:
+        """Wait a little, for that reason; for what is due then, if it is soon."""
         if self._primary.session is not self._session:
             raise Ended
         begun_ms = now_ms()
-        time.sleep(min(longest_s, max(0.001, self._throttle.due_in_ms() / 1000)))
+        time.sleep(min(_LONGEST_WAIT_S, max(0.001, due_ms / 1000)))
         self.held_ms[reason] += now_ms() - begun_ms
         self._listen_to_guest()
         self.progress()
@@ -158,16 +161,14 @@ class Inquiry:
             while self._in_flight and self._in_flight[0][0] <= primary.acknowledged_number:
                 self._in_flight_bytes -= self._in_flight.popleft()[1]
             now = now_ms()
-            rate = primary.config.resync_rate_mib_s << 20
-            allowed = rate * (now - self._started_ms + 100) // 1000
-            if rate and self._sent_bytes >= allowed:
-                self._hold(RATE)
+            if not self._set_rate.may_go(primary.config.resync_rate_mib_s << 20, now):
+                self._hold(RATE, self._set_rate.due_in_ms())
             elif not self._throttle.may_go(now):
-                self._hold(GUEST)
+                self._hold(GUEST, self._throttle.due_in_ms())
             elif self._in_flight_bytes < self._throttle.window(now):
                 return
             else:
-                self._hold(GUEST if self._throttle.rate(now) else NETWORK, 0.001)
+                self._hold(GUEST if self._throttle.rate(now) else NETWORK)
 
     # --- what the copy holds --------------------------------------------------------------
 
@@ -244,6 +245,7 @@ class Inquiry:
         self._in_flight_bytes += filled
         self._sent_bytes += filled
         self._throttle.spend(filled)
+        self._set_rate.spend(filled)
         return filled
 
     def _digests(self, file: FileId, offset: int) -> tuple[bytes | None, ...]:

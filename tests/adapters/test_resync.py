@@ -14,7 +14,7 @@ import pytest
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionLost, SessionUp
-from hyperha.replication import throttle
+from hyperha.replication import clock, inquiry, throttle
 from hyperha.replication.control import LogLine
 from hyperha.replication.operations import (
     ROOT_ID,
@@ -266,6 +266,30 @@ def test_a_set_rate_is_kept_and_said(pair: Pair) -> None:
     pair.a.primary.config = replace(pair.a.primary.config, resync_rate_mib_s=4)
     (pair.a.folder / "disk").write_bytes(os.urandom(8 << 20))
     pair.a.primary.promote(Acknowledge.LOCAL)
+    began = time.monotonic()
+    pair.resync(SessionStart.FULL)
+    assert time.monotonic() - began > 1.4
+    progress = [one for one in pair.a.events if isinstance(one, ResyncProgressed)]
+    assert "rate" in {one.held_back for one in progress}
+
+
+def test_a_set_rate_holds_behind_a_stretch_with_nothing_to_send(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not used in ten minutes of equal zones is not sent at the speed of the line."""
+    pair.a.primary.config = replace(pair.a.primary.config, resync_rate_mib_s=4)
+    (pair.a.folder / "disk").write_bytes(os.urandom(8 << 20))
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    later_ms = 0
+    monkeypatch.setattr(inquiry, "now_ms", lambda: clock.now_ms() + later_ms)
+    bind_known = ResyncSource._bind_known
+
+    def quiet(self: ResyncSource) -> None:
+        nonlocal later_ms
+        bind_known(self)
+        later_ms = 600_000
+
+    monkeypatch.setattr(ResyncSource, "_bind_known", quiet)
     began = time.monotonic()
     pair.resync(SessionStart.FULL)
     assert time.monotonic() - began > 1.4
