@@ -28,7 +28,7 @@ _WIDE_MARGIN: Final = 0.25
 """Where there are zeros among the samples, their share is not known better than that."""
 _READ: Final = os.O_RDONLY | syscalls.O_NONBLOCK | syscalls.O_NOATIME
 _EXTENTS: Final = 200_000
-_KEEPS_ZEROS: Final = (0xEF53, syscalls.XFS_SUPER_MAGIC, 0x01021994)
+_KEEPS_ZEROS: Final = (syscalls.EXT_SUPER_MAGIC, syscalls.XFS_SUPER_MAGIC, 0x01021994)
 """ext2 to ext4, xfs, tmpfs: they keep data as long as it is, neither compressed nor shared."""
 
 
@@ -166,7 +166,11 @@ def _zeros_of(root: int, extents: _Extents, until_s: float) -> int:
 def room_bytes(root: int) -> int | None:
     """The most that the tree below a descriptor can come to: what is free, and all that it holds
     by now, safety copies and what else is ours included. None when that is not certain."""
-    if syscalls.file_system_type(root) not in _KEEPS_ZEROS:
+    kind = syscalls.file_system_type(root)
+    if kind not in _KEEPS_ZEROS:
+        return None
+    if kind == syscalls.EXT_SUPER_MAGIC and not syscalls.keeps_extents(root):
+        # It cannot reserve: a copy fits there with less than is said to be needed.
         return None
     room = os.fstatvfs(root)
     until_s = time.monotonic() + _LIMIT_S

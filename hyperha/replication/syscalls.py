@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 import struct
+import sys
 import threading
 from typing import Final, NamedTuple
 
@@ -24,6 +25,8 @@ FALLOC_KEEP_SIZE: Final = 0x01
 FALLOC_PUNCH_HOLE: Final = 0x02
 FALLOC_ZERO_RANGE: Final = 0x10
 FUSE_SUPER_MAGIC: Final = 0x65735546
+EXT_SUPER_MAGIC: Final = 0xEF53
+"""Of ext2 to ext4."""
 XFS_SUPER_MAGIC: Final = 0x58465342
 XFLAG_PREALLOC: Final = 0x02
 """xfs marks files for which room was reserved; other file systems have no such mark."""
@@ -32,6 +35,8 @@ _AT_EMPTY_PATH: Final = 0x1000
 _UTIME_OMIT: Final = (1 << 30) - 2
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _FICLONE: Final = 0x40049409
+_FS_IOC_GETFLAGS: Final = 0x80086601
+_EXTENTS_FLAG: Final = 0x80000
 _FS_IOC_FSGETXATTR: Final = 0x801C581F
 _FSXATTR = struct.Struct("=I24x")
 _HANDLE_BYTES: Final = 128
@@ -205,6 +210,17 @@ def file_flags(descriptor: int) -> int:
     memory = bytearray(_FSXATTR.size)
     fcntl.ioctl(descriptor, _FS_IOC_FSGETXATTR, memory)
     return int(_FSXATTR.unpack(memory)[0])
+
+
+def keeps_extents(descriptor: int) -> bool:
+    """Whether an inode of ext4 has extents: without them, as on ext2 and ext3, a file system of
+    that family cannot reserve room. Raises OSError."""
+    import fcntl
+
+    # The kernel writes an int, whatever the size in the number says.
+    memory = bytearray(8)
+    fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, memory)
+    return bool(int.from_bytes(memory[:4], sys.byteorder) & _EXTENTS_FLAG)
 
 
 def extents(descriptor: int, start: int, end: int) -> tuple[list[Extent], int]:

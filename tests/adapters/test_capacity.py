@@ -125,6 +125,17 @@ def test_what_a_folder_holds_may_make_room(small: Path) -> None:
         os.close(root)
 
 
+def test_where_nothing_can_be_reserved_it_is_not_known_what_fits(tmp_path: Path) -> None:
+    """A copy of reserved room needs none there, and is not refused for it."""
+    with file_system("ext3", tmp_path, 64) as place, pair_at(tmp_path, far=place) as pair:
+        with (pair.a.folder / "image").open("wb") as file:
+            file.write(os.urandom(4 * MIB))
+            syscalls.allocate(file.fileno(), 0, 0, 96 * MIB)
+        pair.a.primary.promote(Acknowledge.LOCAL)
+        pair.resync(SessionStart.FULL)
+        pair.check_equal()
+
+
 def _grow(pair: Pair, mib: int) -> None:
     guest = Guest(pair.a)
     file = guest.create(ROOT_ID, b"disk")

@@ -37,7 +37,7 @@ from hyperha.replication.store import Found, Store
 GENERATION = Generation("ab" * 16, 7, "test", 0)
 BLOCK = 1 << 16
 FULL = {"xfs": ("mkfs.xfs", "-q", "-f"), "btrfs": ("mkfs.btrfs", "-q", "-f")}
-FULL["ext4"] = ("mkfs.ext4", "-q", "-F")
+FULL |= {kind: (f"mkfs.{kind}", "-q", "-F") for kind in ("ext3", "ext4")}
 
 
 class Folder:
