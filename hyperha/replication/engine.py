@@ -45,7 +45,8 @@ from hyperha.replication.marker import DamagedMarker
 from hyperha.replication.primary import Primary
 from hyperha.replication.questions import Parts, Questions
 from hyperha.replication.resync_source import ResyncSource
-from hyperha.replication.safety.area import Keep, SafetyArea
+from hyperha.replication.safety.area import SafetyArea
+from hyperha.replication.safety.retention import Keep
 from hyperha.replication.safety.saver import NoRoom
 from hyperha.replication.stamping import Stamping
 from hyperha.replication.store import Store

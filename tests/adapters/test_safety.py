@@ -38,10 +38,11 @@ from hyperha.replication.operations import (
     Target,
     Truncate,
 )
-from hyperha.replication.safety import area, undo_log
-from hyperha.replication.safety.area import Keep, SafetyArea
+from hyperha.replication.safety import area, retention, undo_log
+from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.safety.blocks import Blocks
 from hyperha.replication.safety.copy import State
+from hyperha.replication.safety.retention import Keep
 from tests.support.machine import lacking
 from tests.support.safety import Breaker, Folder, file_system, fill, folder_at, state_of
 
@@ -540,7 +541,7 @@ def test_kept_copies_end_after_their_time_and_above_their_size(path: Path) -> No
 
 def test_what_is_kept_together_is_bounded_by_size(path: Path, monkeypatch: Any) -> None:
     """max_gib: the oldest one goes, and only as many as are too much; one under way never."""
-    monkeypatch.setattr(area, "_GIB", 1 << 20)
+    monkeypatch.setattr(retention, "_GIB", 1 << 20)
     with folder_at(path) as folder:
         names = []
         for number in range(4):
@@ -602,11 +603,52 @@ def test_a_clock_that_jumps_ends_no_copy(path: Path, monkeypatch: Any) -> None:
         assert [one.state for one in folder.area.facts()] == [State.KEPT]
         # It grows old by a clock that nobody sets, over restarts.
         for day in range(7):
-            now = area.now_ms
             assert len(folder.area.facts()) == 1, day
-            monkeypatch.setattr(area, "now_ms", lambda now=now: now() + 86_400_000)
+            _days_pass(monkeypatch, 1)
             folder.area.expire()
             folder.crash()
+        assert folder.area.facts() == ()
+
+
+def _days_pass(patch: pytest.MonkeyPatch, days: float) -> None:
+    """On the clock that nobody sets."""
+    now_ns = time.clock_gettime_ns
+    later_ns = int(days * 86_400 * 10**9)
+    patch.setattr(time, "clock_gettime_ns", lambda clock: now_ns(clock) + later_ns)
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+@pytest.mark.parametrize("others", [False, True])
+def test_a_copy_is_as_old_as_it_was_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch, gives_up: bool, others: bool
+) -> None:
+    """R15, N3: not as old as the process, or as the resync that it was made for. What nobody else
+    holds was deleted a minute after it was kept."""
+    with folder_at(path) as folder:
+        folder.keep = Keep(7, 0)
+        folder.crash()
+        breaker, _ = _grown(folder, 1)
+        if others:
+            # Ended and looked after all the while, and to be told from the one in question.
+            folder.begin(required=True)
+            breaker.step()
+            folder.end(SafetyEnd.COPIED)
+        for _ in range(6):
+            _days_pass(monkeypatch, 1)
+            (folder.area.expire if others else folder.area.tick)()
+        name = folder.begin(required=True, gives_up=gives_up)
+        breaker.step()
+        _days_pass(monkeypatch, 0.9)
+        folder.end(SafetyEnd.COPIED)
+        kept = [one.id for one in folder.area.facts()]
+        _days_pass(monkeypatch, 0.05)
+        folder.area.expire()
+        assert [one.id for one in folder.area.facts()] == kept
+        _days_pass(monkeypatch, 6.9)
+        folder.area.expire()
+        assert [one.id for one in folder.area.facts()] == [name]
+        _days_pass(monkeypatch, 0.1)
+        folder.area.expire()
         assert folder.area.facts() == ()
 
 

@@ -31,7 +31,8 @@ from hyperha.replication.operations import (
     Target,
     Truncate,
 )
-from hyperha.replication.safety.area import Keep, SafetyArea
+from hyperha.replication.safety.area import SafetyArea
+from hyperha.replication.safety.retention import Keep
 from hyperha.replication.store import Found, Store
 
 GENERATION = Generation("ab" * 16, 7, "test", 0)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from hyperha.core.actions import (
@@ -43,6 +43,7 @@ from hyperha.replication.safety.copy import (
 )
 from hyperha.replication.safety.guard import Guard
 from hyperha.replication.safety.restore import Progress, Restore
+from hyperha.replication.safety.retention import Ages, Keep, by_age
 from hyperha.replication.safety.saver import Saver, check_room, shortage
 from hyperha.replication.safety.undo import Undo
 from hyperha.replication.safety.undo_log import BATCH_BYTES
@@ -54,26 +55,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Report = Callable[[SafetyLost | LogLine], None]
-_DAY_MS: Final = 86_400_000
-_GIB: Final = 1 << 30
 _LOOK_MS: Final = 60_000
-_AGED_MS: Final = 600_000
-"""How exactly the age of a copy outlives the process."""
 _CLOSE_S: Final = 10.0
 _TEXT: Final = 1000
 """Characters of a reason in a record."""
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """How long, and how large together (0: as the disk has room), ended copies are kept."""
-
-    days: int
-    gib: int
-
-
-def _age(copy: SafetyCopy) -> tuple[int, str]:
-    return copy.facts.opened_wall_ms, copy.id
 
 
 def _never() -> bool:
@@ -109,7 +94,6 @@ class SafetyArea:
         self._report = report
         self._keep = keep
         self._next_ms = 0
-        self._looked_ms = now_ms()
         self._serving = serving
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
@@ -117,8 +101,7 @@ class SafetyArea:
         self._busy: set[str] = set()
         """Copies that are being restored."""
         self._copies: dict[str, SafetyCopy] = {}
-        self._unaged_ms: dict[str, int] = {}
-        """What their records do not say of the time that they have been kept."""
+        self._ages = Ages()
         self._savers: dict[str, Saver] = {}
         self._told_short = False
         """Whether it was said that what must not go takes room that is short."""
@@ -160,6 +143,8 @@ class SafetyArea:
                     self._report(LogLine("E", "R15", f"safety copy {name}: {problem}"))
                     continue
                 self._copies[name] = copy
+                if copy.facts.state is not State.OPEN:
+                    self._ages.begin(copy)
                 if self._store is not None and copy.facts.state is not State.LOST:
                     self._guard_copy(copy)
         self._attach_guard()
@@ -242,6 +227,7 @@ class SafetyArea:
         if keep:
             saver = self._savers[copy.id]
             copy.change(state=State.KEPT, saved_bytes=copy.size(), files=saver.files)
+            self._ages.begin(copy)
             what = f"safety copy {copy.id} keeps the former state"
             self._report(LogLine("I", "R15", f"{what}: {saver.files} files touched so far"))
         else:
@@ -320,6 +306,8 @@ class SafetyArea:
         if saver is not None:
             saver.close()
         was_open = copy.facts.state is State.OPEN
+        # Whoever finds it ended finds its age; an ended one goes on growing older.
+        self._ages.begin(copy)
         copy.give_up(text[:_TEXT], drop=drop)
         if was_open:
             self._report(SafetyLost(text))
@@ -330,7 +318,7 @@ class SafetyArea:
         with self._guard.lock:
             saver = self._savers.pop(copy.id, None)
             self._copies.pop(copy.id, None)
-            self._unaged_ms.pop(copy.id, None)
+            self._ages.forget(copy)
             self._attach_guard()
             if saver is not None:
                 saver.close()
@@ -344,7 +332,7 @@ class SafetyArea:
         """Every copy, oldest first."""
         with self._lock:
             found = []
-            for copy in sorted(self._copies.values(), key=_age):
+            for copy in sorted(self._copies.values(), key=by_age):
                 saver = self._savers.get(copy.id)
                 facts = copy.facts
                 if facts.state is not State.LOST:
@@ -420,37 +408,23 @@ class SafetyArea:
                 self._end_forgotten()
                 idle = [one for one in self._copies.values() if one.id not in self._busy]
                 ended = [one for one in idle if one.facts.state is not State.OPEN]
-                self._grow_older(ended)
                 for copy in ended:
-                    if self._lived_ms(copy) >= keep.days * _DAY_MS:
+                    self._ages.record(copy, self._guard.lock)
+                    if self._ages.too_old(copy, keep):
                         self._delete(copy)
                         what = f"safety copy {copy.id} was deleted after its time"
                         self._report(LogLine("I", "R15", what))
-                if keep.gib:
-                    self._bound([one for one in ended if one.id in self._savers], keep.gib)
+                for copy in keep.too_large(one for one in ended if one.id in self._savers):
+                    with self._guard.lock:
+                        what = f"kept safety copies are larger than max_gib = {keep.gib}"
+                        self._give_up(copy, what)
+                        self._attach_guard()
             while shortage(self._root) is not None:
                 if not self._guard.make_room():
                     return
             self._told_short = False
         except (OSError, HyperhaError) as problem:
             self._report(LogLine("E", "R15", f"old safety copies cannot be deleted: {problem}"))
-
-    def _lived_ms(self, copy: SafetyCopy) -> int:
-        return copy.facts.lived_ms + self._unaged_ms.get(copy.id, 0)
-
-    def _grow_older(self, ended: list[SafetyCopy]) -> None:
-        """Count the time since the last look. Not by the clock on the wall: one that was set wrong
-        when a copy was opened, or is now, would end it at once (S4)."""
-        now = now_ms()
-        passed_ms, self._looked_ms = now - self._looked_ms, now
-        for copy in ended:
-            unaged_ms = self._unaged_ms.get(copy.id, 0) + passed_ms
-            if unaged_ms >= _AGED_MS:
-                # The guard may give it up just now, and a record has one writer at a time.
-                with self._guard.lock:
-                    copy.change(lived_ms=copy.facts.lived_ms + unaged_ms)
-                unaged_ms = 0
-            self._unaged_ms[copy.id] = unaged_ms
 
     def _end_forgotten(self) -> None:
         """A copy that was opened when the node died, before anything of the resync was durable,
@@ -460,16 +434,6 @@ class SafetyArea:
             with self._guard.lock:
                 saver = self._savers.get(copy.id)
                 self._end(copy, keep=saver is not None and not saver.empty)
-
-    def _bound(self, kept: list[SafetyCopy], limit_gib: int) -> None:
-        sizes = {one.id: one.size() for one in kept}
-        for copy in sorted(kept, key=_age):
-            if sum(sizes.values()) <= limit_gib * _GIB:
-                return
-            del sizes[copy.id]
-            with self._guard.lock:
-                self._give_up(copy, f"kept safety copies are larger than max_gib = {limit_gib}")
-                self._attach_guard()
 
     def close(self) -> None:
         """Let go of everything; open and kept copies go on at the next start."""
