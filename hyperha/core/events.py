@@ -252,8 +252,8 @@ class SafetyLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class SafetyShort(Event):
-    """The required safety copy of the resync under way has no room for what would be overwritten
-    next, which therefore was not (N3)."""
+    """A required safety copy has no room for what the other node's stream would overwrite next,
+    which therefore was not (N3)."""
 
     lacks: Shortage
 

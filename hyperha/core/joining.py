@@ -11,11 +11,9 @@ from dataclasses import replace
 from hyperha.core import safety
 from hyperha.core.actions import (
     ClearMap,
-    CloseSafety,
     CloseSession,
     ExpectSession,
     Level,
-    SafetyEnd,
     SessionStart,
     Timer,
 )
@@ -89,7 +87,7 @@ def safety_opened(turn: Turn, event: EngineDone) -> None:
     verdict = decide(turn.summary(), offer.summary, running=turn.state.config.peer)
     if event.ok:
         _accept(turn, offer, verdict, way_back=True)
-    elif safety.required(turn.state, verdict):
+    elif safety.required(turn.state, verdict) or _goes_on_later(turn.state, event):
         turn.send(JoinRefusal(offer.attempt, f"no safety copy can be made: {event.text}"))
         if event.lacks is None:
             turn.block("N3", f"nothing is overwritten without a safety copy: {event.text}")
@@ -100,9 +98,24 @@ def safety_opened(turn: Turn, event: EngineDone) -> None:
         _accept(turn, offer, verdict, way_back=False)
 
 
+def _goes_on_later(state: ModuleState, event: EngineDone) -> bool:
+    """The copy of this resync is whole and has no room: only of one that is required, by its own
+    record, the engine says so (N3). An older lineage record does not know it."""
+    return state.lineage.label is DataLabel.INCONSISTENT and event.lacks is not None
+
+
 def safety_short(turn: Turn, event: SafetyShort) -> None:
-    """N3: rather no resync than one that cannot be undone; it goes on where it was broken off."""
-    if turn.state.phase is Phase.RESYNCING:
+    """N3: rather no resync than one that cannot be undone; it goes on where it was broken off. A
+    copy that is equal may lack what was acknowledged here: it is out until it was resynced (P8)."""
+    state = turn.state
+    if state.phase not in (Phase.RESYNCING, Phase.FOLLOWING, Phase.LEAVING):
+        return
+    if state.lineage.label is DataLabel.UPTODATE:
+        turn.tell(Level.WARNING, "P8", "what was acknowledged here may be missing: copy outdated")
+        turn.persist(lineage=replace(state.lineage, label=DataLabel.OUTDATED))
+    if state.phase is not Phase.LEAVING:
+        turn.cancel(Timer.TAKEOVER)
+        turn.set(handover=None)
         turn.order(CloseSession, Step.CLOSE)
         wait_for_room(turn, safety.no_room(turn.state, event.lacks))
 
@@ -145,7 +158,9 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict, *, way_back: bool)
     )
     turn.set(before=turn.state.lineage)
     if verdict.direction is not Direction.EQUAL:
-        lineage = replace(_inconsistent(lineage, message), way_back=way_back)
+        required = way_back and safety.required(turn.state, verdict)
+        lineage = _inconsistent(lineage, message)
+        lineage = replace(lineage, way_back=way_back, way_back_required=required)
         # A full compare that is interrupted must go on as one, not with the log's zones (R3).
         owed = lineage.full_compare_owed or verdict.start is SessionStart.FULL
         lineage = replace(lineage, full_compare_owed=owed)
@@ -205,6 +220,8 @@ def session_up(turn: Turn, event: SessionUp) -> None:
         turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0, granted=None)
         if state.lineage.label is not DataLabel.UPTODATE:
             turn.persist(lineage=replace(state.lineage, label=DataLabel.UPTODATE))
+        # One that was opened when this node died, before anything of the resync was durable.
+        safety.close(turn)
         turn.enter(Role.SECOND, Phase.FOLLOWING, Why("R5", f"follows {peer}, equal copy"))
         turn.finish(True, f"SECOND on {state.config.node}")
     else:
@@ -271,8 +288,7 @@ def resync_done(turn: Turn, message: ResyncDone) -> None:
     turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0)
     turn.persist_with_marker(lineage)
     turn.order(ClearMap, Step.CLEAR)
-    if state.lineage.way_back:
-        turn.order(CloseSafety, Step.CLOSE_SAFETY, end=SafetyEnd.COPIED)
+    safety.close(turn)
     turn.send(ResyncConfirmed(message.session))
     peer = state.config.peer
     turn.enter(Role.SECOND, Phase.FOLLOWING, Why("R11", f"follows {peer}, equal copy"))

@@ -249,7 +249,7 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.UNCOVER: covering.uncovered,
     Step.MARK: results.marked,
     Step.OPEN_SAFETY: joining.safety_opened,
-    Step.CLOSE_SAFETY: _ignore,
+    Step.CLOSE_SAFETY: safety.closed,
     Step.UNDO: safety.undone,
     Step.EXPECT: joining.expected,
     Step.OPEN: _opened,

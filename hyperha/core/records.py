@@ -81,6 +81,9 @@ class Lineage:
     """The label before INCONSISTENT: restored when a resync is undone (R4', R15)."""
     way_back: bool = False
     """While INCONSISTENT: whether a safety copy can undo the resync that is under way (R15)."""
+    way_back_required: bool = False
+    """While there is a way back: whether the resync does not go on without it either (N3). Under
+    which rule it began is forgotten when it goes on by R3."""
     intent_primary: bool = False
     """Durable before the VM can write (P4); found at start-up it means a crashed primary (P2)."""
     peer_out: Proof | None = None

@@ -21,7 +21,10 @@ from hyperha.text import size_text
 
 def required(state: ModuleState, verdict: Verdict) -> bool:
     """Whether this target is not overwritten without a safety copy (N3)."""
-    return verdict.gives_up or state.config.safety is SafetyMode.REQUIRED
+    lineage = state.lineage
+    half = lineage.label is DataLabel.INCONSISTENT
+    began = half and lineage.way_back and lineage.way_back_required
+    return began or verdict.gives_up or state.config.safety is SafetyMode.REQUIRED
 
 
 def wanted(state: ModuleState, verdict: Verdict) -> bool:
@@ -60,6 +63,17 @@ def no_room(state: ModuleState, lacks: Shortage) -> Why:
         f"nothing is overwritten without a safety copy, which has no room: it needs {needed} at "
         f"least, {free} are free; make room on {state.config.node}, then it goes on",
     )
+
+
+def close(turn: Turn) -> None:
+    """The copy is equal: whatever is open has ended, also one that the record does not know of."""
+    turn.order(CloseSafety, Step.CLOSE_SAFETY, end=SafetyEnd.COPIED)
+
+
+def closed(turn: Turn, event: EngineDone) -> None:
+    """A copy that stays open goes on saving, and cannot be deleted: that is said (R15)."""
+    if not event.ok:
+        turn.tell(Level.WARNING, "R15", f"the safety copy is not ended: {event.text}")
 
 
 def lost(turn: Turn, event: SafetyLost) -> None:

@@ -31,6 +31,7 @@ from hyperha.core.records import DataLabel
 from hyperha.core.state import Link, ModuleState, Phase
 from hyperha.daemon.sizes import fits_in, sizes_of, with_sizes
 from hyperha.daemon.views import rfc3339
+from hyperha.domain import DataState
 from hyperha.encoding import EncodingError, from_plain, to_plain
 from hyperha.errors import BusyError, FailedError, HyperhaError, RefusedError, UsageError
 from hyperha.replication.admission import judge
@@ -333,6 +334,9 @@ def _safety_plan(verdict: VerdictView, copies: dict[str, CopyView], most: int | 
     fits = None if most is None or room is None else most <= room
     if fits is None:
         text = "whether there is room for a safety copy is not known"
+    elif fits and target.data is DataState.INCONSISTENT:
+        before = f"what {target.node} had before its resync began"
+        text = f"the safety copy of {before} goes on ({kind.replace('_', ' ')})"
     elif fits:
         text = f"a safety copy keeps what {target.node} has now ({kind.replace('_', ' ')})"
     elif kind == "required":

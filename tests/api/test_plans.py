@@ -233,6 +233,30 @@ async def test_what_would_be_lost_is_told_of_either_side(
     assert found.safety.kind == "required", "a line of its own never goes without one (N3)"
 
 
+@pytest.mark.parametrize(
+    ("way_back", "required", "kind", "text"),
+    [
+        (True, True, "required", "of what node2 had before its resync began goes on (required)"),
+        (True, False, "best_effort", "before its resync began goes on (best effort)"),
+        (False, False, "none", "no safety copy"),
+    ],
+)
+@pytest.mark.parametrize("asked", ["node1", "node2"])
+async def test_a_half_made_copy_is_continued_with_what_it_began_with(
+    pair: Pair, asked: str, way_back: bool, required: bool, kind: str, text: str
+) -> None:
+    """N3: under R3 nothing is given up any more, and what was is still required."""
+    ahead = lineage("node1", G17, base="g16", history=("g16",))
+    pair.add("node1", ahead, ZONES, role=Role.ALONE, **heard(Role.WAIT))
+    half = lineage("node2", G18, label=DataLabel.INCONSISTENT, target_generation=G17.id)
+    half = replace(half, way_back=way_back, way_back_required=required)
+    pair.add("node2", half, ZONES, **heard(Role.ALONE))
+    found = await pair.plan(asked)
+    assert (found.verdict.rule, found.verdict.gives_up) == ("R3", False)
+    assert found.safety.kind == kind
+    assert text in found.safety.text
+
+
 async def test_a_node_that_runs_is_stopped_before_it_gives_way(pair: Pair) -> None:
     split(pair)
     waiting = replace(pair.nodes["node1"].state, role=Role.WAIT, phase=Phase.WAITING)

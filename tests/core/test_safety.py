@@ -12,6 +12,7 @@ from hyperha.core.explain import explain
 from hyperha.core.records import DataLabel, Lineage
 from hyperha.core.state import Link, Phase, SafetyMode
 from hyperha.domain import Role
+from hyperha.encoding import from_plain, to_plain
 from tests.support.world import Node, World, pair
 
 R = Role
@@ -199,6 +200,111 @@ def test_the_loser_of_a_split_brain_is_kept_whatever_is_configured():
     assert action.gives_up
     assert not action.resume
     assert action.generation == own
+
+
+def _giving_way(mode: SafetyMode) -> World:
+    """A split brain; node2 gives way, and node1 has overwritten a part of its line."""
+    world = pair()
+    world.cut_network()
+    world.until(R.ALONE, R.ALONE)
+    world.run(500)
+    world.heal_network()
+    world.run(3000)
+    _configured(world.b, mode)
+    world.command(world.b, "stop")
+    world.until(R.ALONE, R.STOP)
+    world.command(world.b, "second", confirmed=True)
+    while not (world.b.folder.half and world.b.state.phase is Phase.RESYNCING):
+        world.run(1)
+    return world
+
+
+@pytest.mark.parametrize("former", [False, True])
+@pytest.mark.parametrize("mode", list(SafetyMode))
+def test_a_line_that_gave_way_waits_for_room_also_when_its_resync_goes_on(mode, former):
+    """N3: the resync goes on by R3, which gives up nothing by itself; what it began with stays
+    required. A record of before may not say so (`former`): then the engine's own does."""
+    world = _giving_way(mode)
+    own = set(world.b.folder.safety or ())
+    if former:
+        world.b.lineage = replace(world.b.lineage, way_back_required=False)
+        world.b.state = replace(world.b.state, lineage=world.b.lineage)
+    world.safety_short(world.b)
+    world.run(20_000)
+    assert world.roles() == (R.ALONE, R.WAIT)
+    assert "nothing is overwritten without a safety copy" in explain(world.b.state).text
+    assert world.b.lineage.way_back
+    assert not any("no way back" in line for line in world.b.log)
+    assert world.b.folder.safety == own
+    world.b.safety_fails = False
+    world.until(R.PRIM, R.SECOND)
+    assert world.b.folder.safety is None
+    assert not world.b.lineage.way_back
+
+
+def test_a_line_that_gave_way_can_be_put_back_while_it_waits_for_room():
+    world = _giving_way(SafetyMode.BEST_EFFORT)
+    own = set(world.b.folder.safety or ())
+    world.safety_short(world.b)
+    world.run(20_000)
+    world.crash(world.a)
+    world.run(8000)
+    world.command(world.b, "prim", confirmed=True)
+    world.until(None, R.ALONE)
+    assert own <= world.b.folder.data
+
+
+def test_a_copy_that_nobody_knows_of_any_more_ends_with_the_resync():
+    """It would go on saving on a node that is in sync, and nobody could delete it."""
+    world = _resyncing()
+    world.b.lineage = replace(world.b.lineage, way_back=False)
+    world.b.state = replace(world.b.state, lineage=world.b.lineage)
+    world.until(R.PRIM, R.SECOND)
+    assert world.b.folder.safety is None
+
+
+def test_a_copy_that_was_left_open_ends_where_the_copies_are_found_equal():
+    world = pair()
+    world.a.folder.safety = set(world.a.folder.data)
+    world.command(world.a, "swap")
+    world.until(R.SECOND, R.PRIM)
+    world.run(100)
+    assert world.a.folder.safety is None
+
+
+def test_a_copy_that_cannot_be_ended_is_told():
+    world = _resyncing()
+    world.b.do_CloseSafety = lambda action: world.b.done(action.operation, False, "EIO")
+    world.until(R.PRIM, R.SECOND)
+    world.run(1000)
+    assert [line for line in world.b.log if "is not ended: EIO" in line]
+
+
+def test_a_follower_that_could_not_save_is_out_and_comes_back():
+    """P8, N3: what it has acknowledged may not be in its folder, and it is no failed disk."""
+    world = _resyncing(SafetyMode.REQUIRED)
+    world.until(R.PRIM, R.SECOND)
+    world.safety_short(world.b)
+    world.crash(world.a)
+    world.run(20_000)
+    assert world.roles() == (None, R.WAIT), "it does not take over"
+    assert world.b.lineage.label is DataLabel.OUTDATED
+    world.boot_node(world.a)
+    world.command(world.a, "start")
+    world.until(R.ALONE, R.WAIT)
+    world.run(20_000)
+    assert explain(world.b.state).text.startswith("nothing is overwritten without")
+    assert not any("D10" in line for line in world.b.log)
+    world.b.safety_fails = False
+    world.until(R.PRIM, R.SECOND)
+
+
+def test_a_record_of_before_is_understood():
+    lineage = Lineage("r1", "node1", "node2", label=DataLabel.INCONSISTENT, way_back=True)
+    plain = to_plain(replace(lineage, way_back_required=True))
+    assert from_plain(Lineage, plain).way_back_required
+    del plain["way_back_required"]
+    assert from_plain(Lineage, plain) == lineage
 
 
 def test_a_resync_that_goes_on_keeps_its_first_copy():

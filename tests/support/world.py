@@ -41,6 +41,8 @@ class Folder:
     dirty: bool = False
     safety: set[int] | None = None
     """What the copy held before the resync that is under way (R15)."""
+    safety_required: bool = False
+    """As the record of the safety copy itself has it."""
     kept: list[set[int]] = field(default_factory=list)
     half: bool = False
     """A resync has begun to overwrite it and has not ended."""
@@ -229,7 +231,8 @@ class Node:
         self.done(action.operation)
 
     def do_OpenSafety(self, action: a.OpenSafety) -> None:
-        if self.safety_fails:
+        required = action.required or (action.resume and self.folder.safety_required)
+        if self.safety_fails and (required or not action.resume):
             lacks = e.Shortage(2 << 30, 1 << 20)
             self.done(action.operation, False, "no room", lacks=lacks)
             return
@@ -239,6 +242,7 @@ class Node:
             self.folder.safety = set(self.folder.data)
         elif self.folder.safety is None:
             raise Violation("R15: the record names a way back that is not there")
+        self.folder.safety_required = required
         self.done(action.operation)
 
     def do_CloseSafety(self, action: a.CloseSafety) -> None:
