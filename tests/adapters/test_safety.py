@@ -772,8 +772,11 @@ def test_a_resync_that_came_to_nothing_leaves_a_kept_copy_if_it_saved_anything(p
 
 
 def test_a_resume_without_a_copy_is_refused(path: Path) -> None:
-    with folder_at(path) as folder, pytest.raises(RefusedError, match="given up"):
-        folder.begin(resume=True)
+    """And told as lost: a core that does not know it would insist on the copy for ever (N3)."""
+    with folder_at(path) as folder:
+        with pytest.raises(RefusedError, match="given up"):
+            folder.begin(resume=True, required=True)
+        assert [type(one) for one in folder.told] == [SafetyLost]
 
 
 def test_where_a_copy_may_be_restored(path: Path, tmp_path: Path) -> None:

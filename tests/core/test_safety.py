@@ -254,6 +254,25 @@ def test_a_line_that_gave_way_can_be_put_back_while_it_waits_for_room():
     assert own <= world.b.folder.data
 
 
+def test_a_copy_that_was_lost_unheard_is_not_insisted_on():
+    """The node died between the loss and its record: what was overwritten is gone, so the resync
+    goes on, and says that there is no way back."""
+    world = _giving_way(SafetyMode.BEST_EFFORT)
+    world.b.folder.safety = None
+
+    def refuse(action: a.OpenSafety) -> None:
+        world.b.later(e.SafetyLost("given up"), 0)
+        world.b.later(e.EngineDone(action.operation, False, "given up"), 1)
+
+    world.b.do_OpenSafety = refuse
+    session = world.b.session
+    assert session is not None
+    world.b.drop_session("reset")
+    world.b.later(e.SessionLost(session, "reset"))
+    world.until(R.PRIM, R.SECOND)
+    assert any("no way back" in line for line in world.b.log)
+
+
 def test_a_copy_that_nobody_knows_of_any_more_ends_with_the_resync():
     """It would go on saving on a node that is in sync, and nobody could delete it."""
     world = _resyncing()

@@ -189,7 +189,10 @@ class SafetyArea:
             copy = self._open_copy()
             if order.resume:
                 if copy is None or copy.id not in self._savers:
-                    raise RefusedError("the safety copy of this resync was given up")
+                    # Said again: the node may have died before the core had noted it durably.
+                    text = "the safety copy of this resync was given up"
+                    self._report(SafetyLost(text))
+                    raise RefusedError(text)
                 if order.required and not copy.facts.required:
                     copy.change(required=True)
                 if copy.facts.required:
