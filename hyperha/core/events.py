@@ -175,6 +175,8 @@ class Shortage:
 
     needed_bytes: int
     free_bytes: int
+    text: str = ""
+    """What is short where these figures do not show it: a quota, inodes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,10 +58,11 @@ def open_copy(turn: Turn, offer: JoinOffer, verdict: Verdict) -> None:
 def no_room(state: ModuleState, lacks: Shortage) -> Why:
     """The sentence for a required copy without room (N3)."""
     needed, free = size_text(lacks.needed_bytes), size_text(lacks.free_bytes)
+    what = lacks.text or f"it needs {needed} at least"
     return Why(
         "N3",
-        f"nothing is overwritten without a safety copy, which has no room: it needs {needed} at "
-        f"least, {free} are free; make room on {state.config.node}, then it goes on",
+        f"nothing is overwritten without a safety copy, which has no room: {what}, "
+        f"{free} are free; make room on {state.config.node}, then it goes on",
     )
 
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from hyperha.core.actions import SafetyEnd
-from hyperha.core.events import SafetyLost
+from hyperha.core.events import SafetyLost, Shortage
 from hyperha.errors import HyperhaError, NotFoundError, RefusedError, ReplicationError
 from hyperha.replication import syscalls
 from hyperha.replication.control import LogLine
@@ -43,6 +43,7 @@ from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.safety.blocks import Blocks
 from hyperha.replication.safety.copy import State
 from hyperha.replication.safety.retention import Keep
+from hyperha.replication.safety.saver import NoRoom
 from tests.support.machine import lacking
 from tests.support.safety import Breaker, Folder, file_system, fill, folder_at, state_of
 
@@ -978,6 +979,56 @@ def test_without_room_to_begin_with_no_copy_is_opened(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"no room for the safety copy: \d+ bytes needed"):
             folder.begin()
         assert folder.area.facts() == ()
+
+
+def test_without_inodes_no_copy_is_opened_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    """N3: the node waits, as for bytes; what was begun is not taken for an open copy later."""
+    with file_system("ext4", tmp_path) as mounted, folder_at(mounted / "folder") as folder:
+        fillers = mounted / "fillers"
+        fillers.mkdir()
+        with contextlib.suppress(OSError):
+            for number in range(1 << 20):
+                (fillers / str(number)).touch()
+        told = []
+        while (lacks := _refused(folder)) is not None:
+            assert list((folder.path / ".hyperha" / "safety").iterdir()) == []
+            # It is refused once more for each inode that the making of a copy takes.
+            (fillers / str(len(told))).unlink()
+            told.append(lacks.text)
+        assert told[0] == "no inode is free"
+        assert 2 < len(told) < 9
+        assert all(told)
+        folder.crash()
+        assert [one.state for one in folder.area.facts()] == [State.OPEN]
+
+
+def _refused(folder: Folder) -> Shortage | None:
+    try:
+        folder.begin(gives_up=True)
+    except NoRoom as problem:
+        return problem.lacks
+    return None
+
+
+def test_without_inodes_for_clones_blocks_are_saved(path: Path, monkeypatch: Any) -> None:
+    with folder_at(path) as folder:
+        data = os.urandom(2 << 20)
+        path.mkdir(exist_ok=True)
+        (path / "disk").write_bytes(data)
+        file = folder.store.identify(ROOT_ID, b"disk")
+        folder.begin(gives_up=True)
+        real = os.mkdir
+
+        def mkdir(name: Any, *args: Any, **more: Any) -> None:
+            if name == "clones":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(name, *args, **more)
+
+        monkeypatch.setattr(os, "mkdir", mkdir)
+        folder.store.write(file, 0, b"x" * (2 << 20))
+        monkeypatch.undo()
+        folder.undo()
+        assert (path / "disk").read_bytes() == data
 
 
 def _overwrite(folder: Folder, file: FileId) -> None:

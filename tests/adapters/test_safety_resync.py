@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ import pytest
 from hyperha.core.actions import CloseSafety, OpenSafety, SafetyEnd, SessionStart, UndoResync
 from hyperha.core.events import LocalDiskFailed, SafetyLost, SafetyShort, SessionUp
 from hyperha.core.records import Generation
-from hyperha.replication import wire
+from hyperha.replication import syscalls, wire
 from hyperha.replication.operations import FileId
-from hyperha.replication.safety import area as area_module
+from hyperha.replication.safety import saver as saver_module
 from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.safety.copy import State
 from hyperha.replication.safety.saver import NoRoom, Saver
+from hyperha.replication.safety.undo_log import UndoLog
 from hyperha.replication.wire import Kind
 from tests.support.engine_pair import Guest, Monkey, Pair, Side, pair_at, wait_for
 from tests.support.raw_peers import raw_primary
@@ -164,7 +166,7 @@ def test_a_kept_copy_holds_the_former_state_of_a_follower_that_goes_on(
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_without_room_a_best_effort_copy_is_given_up_and_a_required_one_stops_the_resync(
+def test_when_saving_fails_a_best_effort_copy_is_given_up_and_a_required_one_stops_the_resync(
     pair: Pair, required: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _diverged(pair, 3)
@@ -175,7 +177,7 @@ def test_without_room_a_best_effort_copy_is_given_up_and_a_required_one_stops_th
 
     def commit(saver: Saver) -> None:
         if saver.files >= 3:
-            raise OSError(28, "no room in this test")
+            raise OSError(errno.EIO, "no luck in this test")
         real(saver)
 
     monkeypatch.setattr(Saver, "commit", commit)
@@ -189,7 +191,7 @@ def test_without_room_a_best_effort_copy_is_given_up_and_a_required_one_stops_th
         pair.connect(SessionStart.CANDIDATES)
         failed = pair.b.wait(LocalDiskFailed)
         assert isinstance(failed, LocalDiskFailed)
-        assert "no room in this test" in failed.text
+        assert "no luck in this test" in failed.text
         monkeypatch.undo()
         pair.a.primary.close_session(clean=False)
         guarded.undo()
@@ -220,11 +222,54 @@ def test_a_required_copy_without_room_is_no_failed_disk(
     assert not pair.b.has(LocalDiskFailed)
     pair.a.primary.close_session(clean=False)
     pair.b.acceptor.close()
-    monkeypatch.setattr(area_module, "check_room", _no_room)
+    monkeypatch.setattr(saver_module, "check_room", _no_room)
     with pytest.raises(NoRoom):
         guarded.begin(required=True, resume=True)
     monkeypatch.undo()
     guarded.begin(required=True, resume=True)
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    guarded.undo()
+    assert _differences(state_of(pair.b.folder), before) == []
+    guarded.area.close()
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC])
+def test_a_disk_that_is_full_by_other_figures_is_no_failed_one_either(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """N3: a quota. Free bytes say nothing of it, so whether there is room is tried."""
+    _diverged(pair, 4)
+    guarded = Guarded(pair.b)
+    before = state_of(pair.b.folder)
+    guarded.begin(required=True)
+    real = UndoLog.append
+    text = os.strerror(number)
+
+    def append(log: UndoLog, raw: bytes) -> None:
+        if log.end > 2000:
+            raise OSError(number, text)
+        real(log, raw)
+
+    def allocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+        raise OSError(number, text)
+
+    monkeypatch.setattr(UndoLog, "append", append)
+    pair.connect(SessionStart.CANDIDATES)
+    short = pair.b.wait(SafetyShort)
+    assert isinstance(short, SafetyShort)
+    assert short.lacks.text == text
+    assert not pair.b.has(LocalDiskFailed)
+    assert guarded.area.facts()[0].state is State.OPEN
+    pair.a.primary.close_session(clean=False)
+    pair.b.acceptor.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(syscalls, "allocate", allocate)
+        with pytest.raises(NoRoom) as caught:
+            guarded.begin(required=False, resume=True)
+        assert caught.value.lacks.text == text
+    monkeypatch.undo()
+    guarded.begin(required=False, resume=True)
     pair.resync(SessionStart.CANDIDATES)
     pair.check_equal()
     guarded.undo()

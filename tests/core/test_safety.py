@@ -254,6 +254,16 @@ def test_a_line_that_gave_way_can_be_put_back_while_it_waits_for_room():
     assert own <= world.b.folder.data
 
 
+def test_what_the_figures_do_not_show_is_said():
+    world = _giving_way(SafetyMode.BEST_EFFORT)
+    world.b.safety_fails = True
+    world.b.event(e.SafetyShort(e.Shortage(1 << 30, 5 << 30, "Disk quota exceeded")))
+    assert world.b.state.why.text.startswith(
+        "nothing is overwritten without a safety copy, which has no room: Disk quota exceeded, "
+        "5.0 GiB are free; make room on node2"
+    )
+
+
 def test_a_copy_that_was_lost_unheard_is_not_insisted_on():
     """The node died between the loss and its record: what was overwritten is gone, so the resync
     goes on, and says that there is no way back."""

@@ -44,9 +44,8 @@ from hyperha.replication.safety.copy import (
 from hyperha.replication.safety.guard import Guard
 from hyperha.replication.safety.restore import Progress, Restore
 from hyperha.replication.safety.retention import Ages, Keep, by_age
-from hyperha.replication.safety.saver import Saver, check_room, shortage
+from hyperha.replication.safety.saver import Saver, check_room, full_disk, shortage, try_room
 from hyperha.replication.safety.undo import Undo
-from hyperha.replication.safety.undo_log import BATCH_BYTES
 from hyperha.text import size_text
 
 if TYPE_CHECKING:
@@ -167,7 +166,13 @@ class SafetyArea:
     def perform(self, order: EngineAction) -> None:
         """Do what the core orders; when it is durable this returns. HyperhaError or OSError."""
         if isinstance(order, OpenSafety):
-            self._open(order)
+            try:
+                self._open(order)
+            except (OSError, HyperhaError) as problem:
+                full = full_disk(self._root, problem)
+                if full is None:
+                    raise
+                raise full from problem
         elif isinstance(order, CloseSafety):
             self._close_copy(order.end)
         elif isinstance(order, UndoResync):
@@ -196,7 +201,7 @@ class SafetyArea:
                 if order.required and not copy.facts.required:
                     copy.change(required=True)
                 if copy.facts.required:
-                    check_room(self._root, BATCH_BYTES)
+                    try_room(copy.directory)
                 return
             if copy is not None:
                 self._end(copy, keep=not self._savers[copy.id].empty)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hyperha.durable import DurableRecord
-from hyperha.errors import FailedError, RecordDamagedError
+from hyperha.errors import FailedError, HyperhaError, RecordDamagedError
 from hyperha.replication import identity, syscalls
 from hyperha.replication.entries import PRIVATE_NAME, remove_tree
 from hyperha.replication.safety.undo_log import Index, Listing, SavedInode, SavedName, UndoLog
@@ -35,6 +35,7 @@ LEAVING: Final = ".deleted-"
 _VERSION: Final = 1
 _DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _NO_FOLLOW: Final = syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
+FULL_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT)
 _JOURNALS: Final = (0xEF53, 0x58465342)
 """ext4 and xfs keep changes of names in their order; elsewhere the new name is synced first."""
 
@@ -167,27 +168,38 @@ class SafetyCopy:
             Path(f"/proc/self/fd/{self.directory}/record"), owner=f"safety {name}"
         )
         self._log_flags = os.O_RDWR | os.O_CREAT | _NO_FOLLOW
-        self.files = make_below(self.directory, FILES)
-        self.ordered = syscalls.file_system_type(self.directory) in _JOURNALS
-        if facts is None:
-            facts = self._load()
-        else:
-            self._record.store_json(_plain(facts))
-            os.fsync(self.directory)
-        self.facts = facts
+        try:
+            self.files = make_below(self.directory, FILES)
+        except OSError:
+            os.close(self.directory)
+            raise
+        try:
+            self.ordered = syscalls.file_system_type(self.directory) in _JOURNALS
+            self.facts = self._load() if facts is None else facts
+            if facts is not None:
+                self._record.store_json(_plain(facts))
+                os.fsync(self.directory)
+        except (OSError, HyperhaError):
+            # Held open, what is deleted then would keep its inodes.
+            self.close()
+            raise
 
     @classmethod
     def create(cls, area: int, facts: Facts) -> SafetyCopy:
         """Make a copy, durably: it is open when this returns."""
         os.mkdir(facts.id, 0o700, dir_fd=area)
+        copy = None
         try:
             copy = cls(area, facts, facts.id)
-        except OSError:
+            os.close(copy._open_log())
+            os.fsync(copy.directory)
+            os.fsync(area)
+        except (OSError, HyperhaError):
+            # What has a record would be taken for an open copy later.
+            if copy is not None:
+                copy.close()
             remove_tree(area, facts.id)
             raise
-        os.close(copy._open_log())
-        os.fsync(copy.directory)
-        os.fsync(area)
         return copy
 
     def _load(self) -> Facts:
@@ -258,11 +270,21 @@ class SafetyCopy:
         os.unlink(file_name(handle), dir_fd=self.files)
 
     def clone(self, descriptor: int, handle: bytes) -> bool:
-        """Clone a file, durably. False where the file system cannot."""
-        clones = make_below(self.directory, CLONES)
+        """Clone a file, durably. False where the file system cannot, or has no inode for it."""
+        try:
+            clones = make_below(self.directory, CLONES)
+        except OSError as error:
+            if error.errno in FULL_ERRORS:
+                return False
+            raise
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW
-            made = os.open(file_name(handle), flags, 0o600, dir_fd=clones)
+            try:
+                made = os.open(file_name(handle), flags, 0o600, dir_fd=clones)
+            except OSError as error:
+                if error.errno in FULL_ERRORS:
+                    return False
+                raise
             try:
                 syscalls.clone_file(made, descriptor)
                 os.fsync(made)

@@ -39,7 +39,7 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.runs import runs
-from hyperha.replication.safety.saver import NoRoom, Saver, is_regular
+from hyperha.replication.safety.saver import Saver, full_disk, is_regular
 from hyperha.replication.safety.undo_log import BLOCK_SHIFT
 
 if TYPE_CHECKING:
@@ -208,15 +208,14 @@ class Guard:
 
     def _settle(self, one: Saver, problem: OSError | HyperhaError) -> None:
         text = (problem.strerror if isinstance(problem, OSError) else "") or str(problem)
-        number = problem.errno if isinstance(problem, OSError) else None
-        full = number in (errno.ENOSPC, errno.EDQUOT)
-        if self._failed(one, text, full):
+        full = full_disk(one.copy.directory, problem)
+        if self._failed(one, text, full is not None):
             return
-        if full and (one.copy.facts.stands or self._serving()):
-            raise OSError(number, text)
+        if full is not None and (one.copy.facts.stands or self._serving()):
+            raise OSError(getattr(problem, "errno", errno.ENOSPC), text)
         text = f"what the resync would destroy cannot be saved: {text}"
-        if isinstance(problem, NoRoom):
-            raise NotSaved(text, problem.lacks)
+        if full is not None:
+            raise NotSaved(text, full.lacks)
         raise ReplicationError(text)
 
     # --- by id ----------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import Final
 
 from hyperha.core.events import Shortage
-from hyperha.replication.safety.copy import SafetyCopy, saved_inode, scan_listing
+from hyperha.errors import HyperhaError
+from hyperha.replication import syscalls
+from hyperha.replication.safety.copy import FULL_ERRORS, SafetyCopy, saved_inode, scan_listing
 from hyperha.replication.safety.undo_log import (
     BATCH_BYTES,
     BLOCK_BYTES,
@@ -31,6 +33,7 @@ _BATCH_BLOCKS: Final = BATCH_BYTES >> BLOCK_SHIFT
 _CLONED_FROM: Final = 16
 """Blocks: smaller files are not worth a clone."""
 _NOTHING: Final = Saved()
+_CLOSED: Final = syscalls.O_CLOEXEC
 _RESERVE_BYTES: Final = 1 << 30
 _RESERVE_PART: Final = 20
 
@@ -41,13 +44,12 @@ def reserve_bytes(room: os.statvfs_result) -> int:
 
 
 class NoRoom(OSError):
-    """Saving would take what is to stay free."""
+    """Saving would take what is to stay free, or the disk is full by another measure (`text`)."""
 
-    def __init__(self, needed: int, free: int) -> None:
-        self.lacks = Shortage(needed, free)
-        super().__init__(
-            errno.ENOSPC, f"no room for the safety copy: {needed} bytes needed, {free} free"
-        )
+    def __init__(self, needed: int, free: int, text: str = "") -> None:
+        self.lacks = Shortage(needed, free, text)
+        what = text or f"{needed} bytes needed"
+        super().__init__(errno.ENOSPC, f"no room for the safety copy: {what}, {free} bytes free")
 
 
 def check_room(directory: int, size: int) -> None:
@@ -57,6 +59,44 @@ def check_room(directory: int, size: int) -> None:
     needed = size + reserve_bytes(room)
     if free < needed:
         raise NoRoom(needed, free)
+
+
+def full_disk(directory: int, problem: OSError | HyperhaError) -> NoRoom | None:
+    """What is short where a problem is a full disk, or a full quota; None when it is neither.
+
+    Of a quota, and of inodes, the free bytes say nothing: then what the file system says is told.
+    """
+    if isinstance(problem, NoRoom):
+        return problem
+    cause = problem if isinstance(problem, OSError) else problem.__cause__
+    if not isinstance(cause, OSError) or cause.errno not in FULL_ERRORS:
+        return None
+    room = os.fstatvfs(directory)
+    free = room.f_bavail * room.f_frsize
+    needed = reserve_bytes(room) + BATCH_BYTES
+    if room.f_files and not room.f_favail:
+        text = "no inode is free"
+    else:
+        text = "" if free < needed else os.strerror(cause.errno)
+    return NoRoom(needed, free, text)
+
+
+def try_room(directory: int) -> None:
+    """Raise NoRoom unless what is saved at once at most can be written: no quota is in the way
+    either. By an inode without a name; where none can be had, saving needs none."""
+    check_room(directory, BATCH_BYTES)
+    try:
+        descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY | _CLOSED, 0o600, dir_fd=directory)
+    except OSError:
+        return
+    try:
+        syscalls.allocate(descriptor, 0, 0, BATCH_BYTES)
+    except OSError as problem:
+        lacks = full_disk(directory, problem)
+        if lacks is not None:
+            raise lacks from problem
+    finally:
+        os.close(descriptor)
 
 
 def shortage(directory: int) -> Shortage | None:
