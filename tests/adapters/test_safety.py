@@ -938,6 +938,56 @@ def test_what_nobody_else_holds_is_never_given_up_for_room(tmp_path: Path, servi
         assert folder.area.shortage() is None
 
 
+@pytest.mark.parametrize("gives_up", [False, True])
+@pytest.mark.parametrize("write", [False, True])
+def test_what_is_left_of_a_copy_that_was_given_up_is_told_and_goes_for_room(
+    tmp_path: Path, gives_up: bool, write: bool
+) -> None:
+    """R15, N3: it was shown as nothing while it took the room that was looked for. What nobody
+    else holds stays: more can be got out of it than nothing."""
+    with file_system("ext4", tmp_path) as mounted, folder_at(mounted / "folder") as folder:
+        folder.keep = Keep(7, 0)
+        for name in ("disk", "other"):
+            (folder.path / name).write_bytes(os.urandom(8 << 20))
+        file = folder.store.identify(ROOT_ID, b"disk")
+        other = folder.store.identify(ROOT_ID, b"other")
+        name = folder.begin(required=True, gives_up=gives_up)
+        _overwrite(folder, file)
+        place = _places(folder, name)[5]
+        folder.close()
+        with open(folder.path / ".hyperha" / "safety" / name / "undo", "r+b") as log:
+            log.seek(place)
+            log.write(b"\0")
+        folder.open()
+        (facts,) = folder.area.facts()
+        assert facts.state is State.LOST
+        assert facts.saved_bytes > 8 << 20
+        assert facts.text.endswith("still on the disk: deleting it frees the room")
+        folder.area.expire()
+        assert folder.area.facts() == (facts,), "there is room enough"
+        # One that must not go has the guard ask, too.
+        folder.begin(gives_up=True)
+        folder.end(SafetyEnd.FORCED)
+        folder.serving = True
+        folder.store.write(other, 0, b"n")
+        fill(mounted, 1 << 20)
+        if write and not gives_up:
+            # The room that root alone may use goes first.
+            for offset in range(8 << 20, 15 << 20, 1 << 18):
+                assert folder.store.write(other, offset, b"n" * (1 << 18)) == 1 << 18
+        else:
+            folder.area.expire()
+        left = next(one for one in folder.area.facts() if one.id == name)
+        if gives_up:
+            assert left == facts
+        else:
+            assert (left.state, left.saved_bytes) == (State.LOST, 0)
+            assert "still on the disk" not in left.text
+            room = os.statvfs(mounted)
+            taken = (7 << 20) if write else 0
+            assert room.f_bfree * room.f_frsize + taken > 9 << 20
+
+
 def test_what_was_left_open_when_the_node_died_ends(path: Path) -> None:
     with folder_at(path) as folder:
         folder.keep = Keep(7, 0)

@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[SafetyLost | LogLine], None]
 _LOOK_MS: Final = 60_000
 _CLOSE_S: Final = 10.0
+_STILL_THERE: Final = "; what it held is still on the disk: deleting it frees the room"
 _TEXT: Final = 1000
 """Characters of a reason in a record."""
 
@@ -104,7 +105,7 @@ class SafetyArea:
         self._savers: dict[str, Saver] = {}
         self._told_short = False
         """Whether it was said that what must not go takes room that is short."""
-        self._guard = Guard(self._failed, serving)
+        self._guard = Guard(self._failed, self._drop_lost, serving)
         self._load()
 
     @classmethod
@@ -322,6 +323,26 @@ class SafetyArea:
         else:
             self._report(LogLine("E", "R15", f"safety copy {copy.id} was given up: {text}"))
 
+    def _drop_lost(self) -> bool:
+        """Free what a copy that was given up has left on the disk, unless nobody else holds it.
+        False when there is none. The guard's lock is held: none is deleted meanwhile."""
+        for copy in list(self._copies.values()):
+            if copy.facts.state is not State.LOST or copy.facts.gives_up:
+                continue
+            try:
+                size = copy.size()
+                if not size:
+                    continue
+                copy.drop()
+            except OSError as problem:
+                # Whoever looks for room has an error of its own.
+                log.warning("what is left of the safety copy %s stays: %s", copy.id, problem)
+                continue
+            what = f"what was left of the safety copy {copy.id} makes room: {size_text(size)}"
+            self._report(LogLine("W", "R15", what))
+            return True
+        return False
+
     def _delete(self, copy: SafetyCopy) -> None:
         with self._guard.lock:
             saver = self._savers.pop(copy.id, None)
@@ -342,11 +363,13 @@ class SafetyArea:
             found = []
             for copy in sorted(self._copies.values(), key=by_age):
                 saver = self._savers.get(copy.id)
-                facts = copy.facts
+                facts = replace(copy.facts, saved_bytes=copy.size())
                 if facts.state is not State.LOST:
                     with self._guard.lock:
                         files = facts.files if saver is None else saver.files
-                    facts = replace(facts, saved_bytes=copy.size(), files=files)
+                    facts = replace(facts, files=files)
+                elif facts.saved_bytes:
+                    facts = replace(facts, text=facts.text + _STILL_THERE)
                 found.append(facts)
             return tuple(found)
 

@@ -48,7 +48,7 @@ class State(StrEnum):
     KEPT = "kept"
     """The former state can be restored to another place."""
     LOST = "lost"
-    """Given up: it holds nothing any more."""
+    """Given up: nothing can be restored from it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,12 +324,12 @@ class SafetyCopy:
 
     def give_up(self, text: str, *, drop: bool = True) -> None:
         """Say durably that the copy is good for nothing, then free what it held."""
-        self.change(state=State.LOST, text=text, saved_bytes=0, files=0)
+        self.change(state=State.LOST, text=text, saved_bytes=0 if drop else self.size(), files=0)
         if drop:
             self.drop()
 
     def drop(self) -> None:
-        """Free the room; the record stays."""
+        """Free the room of a copy that was given up; the record stays."""
         for name in ("undo", CLONES, FILES):
             remove_tree(self.directory, name)
 

@@ -71,16 +71,20 @@ class NotSaved(ReplicationError):
 
 class Guard:
     """The savers of one folder's copies. `failed` gives one up or says that it must not be (the
-    last argument: for want of room); `serving`: single writes of a guest come here, each of which
-    waits for the disk."""
+    last argument: for want of room); `drop_lost` frees what one that was given up has left;
+    `serving`: single writes of a guest come here, each of which waits for the disk."""
 
     def __init__(
-        self, failed: Callable[[Saver, str, bool], bool], serving: Callable[[], bool]
+        self,
+        failed: Callable[[Saver, str, bool], bool],
+        drop_lost: Callable[[], bool],
+        serving: Callable[[], bool],
     ) -> None:
         self.lock = threading.RLock()
         self.tidying = threading.Lock()
         """Held by who deletes what a resync has moved aside, and by an undo."""
         self._failed = failed
+        self._drop_lost = drop_lost
         self._serving = serving
         self._savers: tuple[Saver, ...] = ()
 
@@ -172,8 +176,11 @@ class Guard:
         return sum(handle in one.kept for one in self._savers)
 
     def make_room(self) -> bool:
-        """The disk is full: give up the oldest copy that may be. False when there is none."""
+        """The disk is full: free what copies that were given up have left, then give up the oldest
+        one that may be. False when there is none."""
         with self.lock:
+            if self._drop_lost():
+                return True
             for one in self._savers:
                 if self._failed(one, "the disk is full", True):
                     return True

@@ -122,8 +122,13 @@ class Saver:
         log = copy.open_log()
         self._log = log
         self._index = Index(log, runs=False)
-        self._index.refresh()
-        log.cut()
+        try:
+            self._index.refresh()
+            log.cut()
+        except (OSError, HyperhaError):
+            # Held open, its room would not be free when it is deleted.
+            log.close()
+            raise
         self._staged: list[bytes] = []
         self._entries: list[tuple[Entry, bytes]] = []
         self._keys: set[tuple[Kind, bytes]] = set()
