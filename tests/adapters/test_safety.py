@@ -892,6 +892,29 @@ def test_a_copy_makes_room_for_new_data(tmp_path: Path, kept: bool) -> None:
         assert folder.area.facts()[0].state is State.LOST
 
 
+def test_a_look_at_the_room_ends_no_resync_s_way_back(tmp_path: Path) -> None:
+    """R15: nothing had to be saved, and it may never have to be; other kept copies go."""
+    with file_system("ext4", tmp_path) as mounted, folder_at(mounted / "folder") as folder:
+        folder.keep = Keep(7, 0)
+        folder.crash()
+        (folder.path / "disk").write_bytes(os.urandom(8 << 20))
+        file = folder.store.identify(ROOT_ID, b"disk")
+        before = state_of(folder.path)
+        kept = folder.begin(required=True)
+        folder.end(SafetyEnd.COPIED)
+        name = folder.begin()
+        folder.store.write(file, 0, b"touched")
+        fill(mounted, 1 << 20)
+        folder.area.expire()
+        states = {one.id: one.state for one in folder.area.facts()}
+        assert states == {kept: State.LOST, name: State.OPEN}
+        assert not [one for one in folder.told if isinstance(one, SafetyLost)]
+        folder.undo()
+        _equal(state_of(folder.path), before)
+        _overwrite(folder, file)
+        assert {one.state for one in folder.area.facts()} == {State.LOST}
+
+
 @pytest.mark.parametrize("serving", [False, True])
 def test_what_nobody_else_holds_is_never_given_up_for_room(tmp_path: Path, serving: bool) -> None:
     """N3: the loser of a split brain. Until the disk is full it is saved on; then the guest, or the
@@ -915,13 +938,15 @@ def test_what_nobody_else_holds_is_never_given_up_for_room(tmp_path: Path, servi
         folder.told.clear()
         folder.area.expire()
         states = {one.id: one.state for one in folder.area.facts()}
-        assert states == {name: State.KEPT, ordinary: State.LOST}
+        # The way back of a resync that is under way goes only when saving fails.
+        assert states == {name: State.KEPT, ordinary: State.LOST if serving else State.OPEN}
         lacks = folder.area.shortage()
         assert lacks is not None
         assert lacks.free_bytes < lacks.needed_bytes
         # The reserve is for it, too.
         folder.store.write(file, 1 << 20, b"a")
-        assert folder.area.facts()[0].state is State.KEPT
+        states = {one.id: one.state for one in folder.area.facts()}
+        assert states == {name: State.KEPT, ordinary: State.LOST}
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             _overwrite(folder, file)
         assert not folder.store.guard.make_room()

@@ -451,7 +451,7 @@ class SafetyArea:
                         self._give_up(copy, what)
                         self._attach_guard()
             while shortage(self._root) is not None:
-                if not self._guard.make_room():
+                if not self._guard.make_room(ahead=True):
                     return
             self._told_short = False
         except (OSError, HyperhaError) as problem:

@@ -39,6 +39,7 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.runs import runs
+from hyperha.replication.safety.copy import State
 from hyperha.replication.safety.saver import Saver, full_disk, is_regular
 from hyperha.replication.safety.undo_log import BLOCK_SHIFT
 
@@ -175,13 +176,16 @@ class Guard:
         """How many of an inode's names are only those that copies gave it."""
         return sum(handle in one.kept for one in self._savers)
 
-    def make_room(self) -> bool:
+    def make_room(self, *, ahead: bool = False) -> bool:
         """The disk is full: free what copies that were given up have left, then give up the oldest
-        one that may be. False when there is none."""
+        one that may be. False when there is none. `ahead`: nothing has failed yet, so the way back
+        of a resync that is under way stays."""
         with self.lock:
             if self._drop_lost():
                 return True
             for one in self._savers:
+                if ahead and one.copy.facts.state is not State.KEPT:
+                    continue
                 if self._failed(one, "the disk is full", True):
                     return True
         return False
