@@ -54,6 +54,8 @@ def requested(turn: Turn, message: LeaveRequest) -> None:
         _no_swap(turn)
         stopping = False
     turn.send(LeaveAnswer(message.session, not stopping, state.lineage.held))
+    if not stopping:
+        turn.set(leave_granted=message.session)
     if stopping:
         turn.set(last_man=True, peer_leaving=True)
         if state.phase is Phase.ASKING:

@@ -209,7 +209,8 @@ def freeze(turn: Turn, text: str) -> None:
         resync=None,
         acknowledge=Acknowledge.NONE,
         frozen_since_ms=turn.now_ms,
-        departed=True,
+        # Its goodbye may come behind the end of the session, and even behind the proof.
+        departed=state.leave_granted != state.session_number,
     )
     turn.enter(state.role, state.phase, Why("D1", f"writes are held: {text}"))
     turn.tell(Level.WARNING, "D1", f"writes are held: {text}")

@@ -282,6 +282,8 @@ class ModuleState:
     """Not before this time is the peer asked again after a refusal."""
     departed: bool = False
     """The peer, or the link to it, was lost without a command (D8)."""
+    leave_granted: int = -1
+    """The session that the peer may leave by its own word: its end is no loss (D7, D8)."""
     frozen_since_ms: int | None = None
     paused: bool = False
     """The freeze was ended towards the hypervisor (M7)."""
