@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _ANSWER_S = 10.0
 _SILENCE_S = 120.0
 _DAY_MS = 86_400_000
+_EXACTNESS_MS = 600_000
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
@@ -76,6 +78,7 @@ class SafetyKeeper:
     def _view(self, facts: Facts) -> SafetyCopyView:
         keep_ms = self._host.config.safety_copy.keep_days * _DAY_MS
         is_open = facts.state is State.OPEN
+        now_ms = time.time_ns() // 1_000_000
         return SafetyCopyView(
             id=facts.id,
             node=self._host.node,
@@ -87,7 +90,7 @@ class SafetyKeeper:
             bytes=facts.saved_bytes,
             files=facts.files,
             text=facts.text,
-            expires="" if is_open else rfc3339(facts.opened_wall_ms + keep_ms),
+            expires="" if is_open else rfc3339(_ends_ms(now_ms, facts.lived_ms, keep_ms)),
         )
 
     def reasons(self) -> list[PreflightItem]:
@@ -185,3 +188,9 @@ def _open(folder: str) -> SafetyArea:
     if not os.path.isdir(place) or not os.listdir(place):
         raise NotFoundError("there is no safety copy in this folder")
     return SafetyArea.of_folder(folder)
+
+
+def _ends_ms(wall_ms: int, lived_ms: int, keep_ms: int) -> int:
+    """When a copy is deleted, if it is looked after until then: its age is counted, whatever a
+    clock said when it was opened. Of so much exactness that it is the same at the next look."""
+    return -(-(wall_ms + keep_ms - lived_ms) // _EXACTNESS_MS) * _EXACTNESS_MS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -275,12 +276,8 @@ async def test_a_verification_asked_for_twice_is_not_refused_for_its_own_sake(ho
     assert len([one for one in host.asked if isinstance(one, StartVerify)]) == 1
 
 
-async def test_a_copy_that_takes_room_and_must_not_go_is_a_reason(host: Host) -> None:
-    """N3: it is said for as long as room is short, with what to do."""
-    stands = Facts("c1", 0, State.KEPT, True, "R9", "ab", 1, gives_up=True)
-    goes = Facts("c2", 0, State.KEPT, True, "R7", "ab", 1)
-    answers = [SafetyCopies(1, (stands, goes), lacks=Shortage(5 << 20, 1 << 20))]
-    answers.append(SafetyCopies(2, (stands, goes)))
+def keeper_of(answers: list[SafetyCopies]) -> SafetyKeeper:
+    """Of a module whose copies are kept for 7 days, and whose engine answers so."""
 
     async def ask(make: object, kind: type, *, silence_s: float) -> SafetyCopies:
         return answers.pop(0)
@@ -289,11 +286,34 @@ async def test_a_copy_that_takes_room_and_must_not_go_is_a_reason(host: Host) ->
     state = SimpleNamespace(attached=True, unknown_data=False, phase=Phase.RUNNING)
     config = SimpleNamespace(safety_copy=SimpleNamespace(keep_days=7))
     around = SimpleNamespace(changed=lambda: None)
-    keeper = SafetyKeeper(
+    return SafetyKeeper(
         SimpleNamespace(
             name="VM1", node="node1", engine=engine, state=state, config=config, around=around
         )
     )
+
+
+async def test_when_a_copy_ends_is_told_by_how_long_it_was_kept() -> None:
+    """Not by when it was opened: by a clock that was wrong then, or long before it was kept."""
+    day_ms = 86_400_000
+    kept = Facts("c1", 0, State.KEPT, True, "R9", "ab", 1, lived_ms=2 * day_ms)
+    opened = Facts("c2", 0, State.OPEN, True, "R9", "ab", 1)
+    keeper = keeper_of([SafetyCopies(1, (kept, opened)), SafetyCopies(2, (kept, opened))])
+    first, second = await keeper.look()
+    assert second.expires == ""
+    ends = datetime.fromisoformat(first.expires)
+    left = ends - datetime.now(UTC)
+    assert timedelta(days=5) - timedelta(seconds=5) < left <= timedelta(days=5, minutes=10)
+    assert (ends.minute % 10, ends.second) == (0, 0), "the same at the next look"
+
+
+async def test_a_copy_that_takes_room_and_must_not_go_is_a_reason() -> None:
+    """N3: it is said for as long as room is short, with what to do."""
+    stands = Facts("c1", 0, State.KEPT, True, "R9", "ab", 1, gives_up=True)
+    goes = Facts("c2", 0, State.KEPT, True, "R7", "ab", 1)
+    answers = [SafetyCopies(1, (stands, goes), lacks=Shortage(5 << 20, 1 << 20))]
+    answers.append(SafetyCopies(2, (stands, goes)))
+    keeper = keeper_of(answers)
     await keeper.look()
     (reason,) = keeper.reasons()
     assert (reason.code, reason.node) == ("safety-room", "node1")

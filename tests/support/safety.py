@@ -141,6 +141,9 @@ def _content(path: str, status: os.stat_result) -> object:
     # By whole blocks: within one a file system may write zeros where there was a hole.
     blocks: set[int] = set()
     try:
+        # xfs takes room that was never written for data once somebody has read it, as done below.
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         at = 0
         while at < status.st_size:
             try:

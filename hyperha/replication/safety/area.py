@@ -363,7 +363,8 @@ class SafetyArea:
             found = []
             for copy in sorted(self._copies.values(), key=by_age):
                 saver = self._savers.get(copy.id)
-                facts = replace(copy.facts, saved_bytes=copy.size())
+                lived_ms = self._ages.lived_ms(copy)
+                facts = replace(copy.facts, saved_bytes=copy.size(), lived_ms=lived_ms)
                 if facts.state is not State.LOST:
                     with self._guard.lock:
                         files = facts.files if saver is None else saver.files

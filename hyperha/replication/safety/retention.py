@@ -58,10 +58,14 @@ class Ages:
         """It is deleted."""
         self._recorded_ms.pop(copy.id, None)
 
+    def lived_ms(self, copy: SafetyCopy) -> int:
+        """How long a copy has been kept since it ended; while it is open not at all."""
+        began = self._recorded_ms.get(copy.id)
+        return copy.facts.lived_ms + (0 if began is None else now_ms() - began)
+
     def too_old(self, copy: SafetyCopy, keep: Keep) -> bool:
         """Whether an ended copy was kept for as long as it should be."""
-        lived_ms = copy.facts.lived_ms + now_ms() - self._recorded_ms[copy.id]
-        return lived_ms >= keep.days * _DAY_MS
+        return self.lived_ms(copy) >= keep.days * _DAY_MS
 
     def record(self, copy: SafetyCopy, lock: AbstractContextManager[Any]) -> None:
         """Let the age outlive the process, now and then. `lock`: of who writes the record else."""
