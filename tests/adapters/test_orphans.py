@@ -175,7 +175,7 @@ def test_files_without_a_name_go_on_after_deaths_under_load(node: NodeProcess) -
 def test_a_file_that_gets_its_first_name_after_a_death_is_whole(node: NodeProcess) -> None:
     descriptor = os.open(node.folder, os.O_TMPFILE | os.O_RDWR, 0o640)
     os.write(descriptor, b"x" * 70_000)
-    assert len(node.orphans) == 1
+    wait_for(lambda: len(node.orphans) == 1)
     succeed(node)
     source = f"/proc/self/fd/{descriptor}"
     os.link(source, node.folder / "named", src_dir_fd=descriptor, follow_symlinks=True)
@@ -201,7 +201,7 @@ def test_only_what_may_lose_its_last_name_while_open_is_held(node: NodeProcess) 
         assert not held()
         (node.folder / "second").unlink()
         wait_for(lambda: len(held()) == 1)
-        assert len(node.orphans) == 1
+        wait_for(lambda: len(node.orphans) == 1)
     wait_for(lambda: len(node.orphans) == 0)
     full = node.folder / "directory"
     (full / "below").mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_more_than_the_limit_is_said_and_ends_with_an_error(node: NodeProcess) -
 
 def test_leaving_the_role_lets_go_of_everything(node: NodeProcess) -> None:
     descriptor = os.open(node.folder, os.O_TMPFILE | os.O_RDWR, 0o640)
-    assert len(node.orphans) == 1
+    wait_for(lambda: len(node.orphans) == 1)
     node.do(actions.Demote)
     wait_for(lambda: len(node.orphans) == 0)
     with contextlib.suppress(OSError):
@@ -283,7 +283,7 @@ def test_a_crash_of_the_node_leaves_nothing_on_the_disk(tmp_path: Path, kind: st
             for descriptor in files:
                 os.write(descriptor, os.urandom(20 << 20))
                 os.fsync(descriptor)
-            assert len(node.orphans) == 2
+            wait_for(lambda: len(node.orphans) == 2)
             assert os.statvfs(place).f_bfree < before - (35 << 20) // 4096
             assert plain_names(node) == names - {"unlinked"}
             # The daemon dies, and everything with it.

@@ -29,12 +29,15 @@ pytestmark = [
     pytest.mark.anyio,
 ]
 # A child that forks a grandchild into a session of its own, as a daemonising program does.
+# The one in the middle says who was left: it is waited for, unlike that one.
 DAEMONISE = (
     "import os,sys,time\n"
     "if os.fork()==0:\n"
     "    os.setsid()\n"
-    "    if os.fork()==0:\n"
-    "        print('grandchild',os.getpid(),flush=True); time.sleep(600)\n"
+    "    found=os.fork()\n"
+    "    if found==0:\n"
+    "        time.sleep(600)\n"
+    "    print('grandchild',found,flush=True)\n"
     "    os._exit(0)\n"
     "os.wait()\n"
 )
