@@ -117,6 +117,8 @@ class OutdateAnswer(PeerMessage):
     outdated: bool
     epoch: Epoch
     reason: str
+    ran: bool = False
+    """Its copy is whole, and it has run the VM since, under an epoch above the request's."""
 
 
 @dataclass(frozen=True, slots=True)

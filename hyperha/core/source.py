@@ -266,7 +266,9 @@ def outdate_answered(turn: Turn, message: OutdateAnswer) -> None:
         _found_proof(turn, ProofKind.PEER_SAID_SO)
         return
     turn.tell(Level.WARNING, "D9", f"{state.config.peer} does not step back: {message.reason}")
-    if message.epoch > state.lineage.held and turn.peer_runs:
+    if message.ran or (message.epoch > state.lineage.held and turn.peer_runs):
+        # Also while it runs no more: what it has acknowledged is nowhere else, and here nothing
+        # was since. It cannot run again as long as a VM stands still here.
         superseded(turn)
 
 
@@ -319,9 +321,10 @@ def pause_due(turn: Turn) -> None:
 
 
 def superseded(turn: Turn) -> None:
-    """The other node runs under a higher epoch: fence, kill, follow it (L5', C02)."""
+    """The other node runs, or has run, under a higher epoch: fence, kill, follow it (L5', C02)."""
     state = turn.state
-    text = f"{state.config.peer} runs under a higher epoch: this node gives way"
+    runs = "runs" if turn.peer_runs else "has run"
+    text = f"{state.config.peer} {runs} under a higher epoch: this node gives way"
     turn.tell(Level.ERROR, "L1", text)
     kill(turn, Why("L1", text))
 

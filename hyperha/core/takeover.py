@@ -30,7 +30,7 @@ from hyperha.core.messages import (
     Taken,
 )
 from hyperha.core.records import DataLabel, Proof, ProofKind
-from hyperha.core.state import Goal, Handover, Isolation, Link, Phase, Step, Why
+from hyperha.core.state import Goal, Handover, Isolation, Link, ModuleState, Phase, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
 
@@ -195,7 +195,9 @@ def outdate_requested(turn: Turn, message: OutdateRequest) -> None:
     state = turn.state
     reason = _cannot_step_back(turn, message)
     if reason:
-        turn.send(OutdateAnswer(message.nonce, False, state.lineage.epoch, reason))
+        turn.send(
+            OutdateAnswer(message.nonce, False, state.lineage.epoch, reason, _ran(state, message))
+        )
         return
     if state.awaits(Step.OUTDATE):
         return
@@ -221,6 +223,12 @@ def _cannot_step_back(turn: Turn, message: OutdateRequest) -> str:
     if session is not None and (message.epoch, message.session) < (session.epoch, session.number):
         return f"{node} has a newer session"
     return ""
+
+
+def _ran(state: ModuleState, message: OutdateRequest) -> bool:
+    """Whether this node has what was acknowledged here after the node that asks was cut off."""
+    whole = state.lineage.label is DataLabel.UPTODATE
+    return whole and message.epoch < state.lineage.held
 
 
 def stepped_back(turn: Turn, event: EngineDone) -> None:

@@ -69,6 +69,37 @@ def test_secondary_dies_under_hold():
     assert not world.a.state.frozen
 
 
+@pytest.mark.parametrize("ends", ["runs", "died", "stopped"])
+def test_who_stood_still_gives_way_to_who_has_run_since(ends):
+    """The secondary was started by an operator while the primary held its writes, and does not run
+    when the two hear each other again: what it has acknowledged is nowhere else."""
+    world = pair(isolation=Isolation.HOLD)
+    world.cut_network()
+    world.run(6000)
+    assert world.a.state.frozen
+    world.forced = True
+    world.command(world.b, "prim", confirmed=True)
+    world.run(3000)
+    assert world.roles() == (R.PRIM, R.ALONE)
+    assert world.a.state.frozen
+    generation = world.b.lineage.current.id
+    if ends == "died":
+        world.crash(world.b)
+    elif ends == "stopped":
+        world.command(world.b, "stop")
+        world.run(1000)
+    world.heal_network()
+    if ends == "died":
+        world.boot_node(world.b)
+    world.run(10_000)
+    if ends == "stopped":
+        assert world.roles() == (R.WAIT, R.STOP)
+        world.command(world.b, "start")
+    world.until(R.SECOND, R.PRIM)
+    assert generation in (world.a.lineage.current.id, *world.a.lineage.history)
+    assert world.a.folder.data == world.b.folder.data
+
+
 def test_swap_mints_nothing_and_outdates_nobody():
     world = pair()
     generation = world.a.lineage.current.id
