@@ -76,7 +76,8 @@ def _peer_heard(turn: Turn, event: e.PeerHeard) -> None:
 
 def _both_run(turn: Turn, status: e.PeerStatus) -> None:
     state = turn.state
-    if state.phase is Phase.KILLING:
+    if state.phase in (Phase.KILLING, Phase.DETACHING):
+        # It gives way already: begun anew, what the folder was told last would be forgotten (R12).
         return
     if state.frozen or state.role is Role.PRIM:
         if status.epoch > state.lineage.held.counter:

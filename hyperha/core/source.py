@@ -267,8 +267,7 @@ def outdate_answered(turn: Turn, message: OutdateAnswer) -> None:
         return
     turn.tell(Level.WARNING, "D9", f"{state.config.peer} does not step back: {message.reason}")
     if message.ran or (message.epoch > state.lineage.held and turn.peer_runs):
-        # Also while it runs no more: what it has acknowledged is nowhere else, and here nothing
-        # was since. It cannot run again as long as a VM stands still here.
+        # Also while it runs no more: what it has acknowledged since is nowhere else.
         superseded(turn)
 
 
@@ -322,9 +321,8 @@ def pause_due(turn: Turn) -> None:
 
 def superseded(turn: Turn) -> None:
     """The other node runs, or has run, under a higher epoch: fence, kill, follow it (L5', C02)."""
-    state = turn.state
     runs = "runs" if turn.peer_runs else "has run"
-    text = f"{state.config.peer} {runs} under a higher epoch: this node gives way"
+    text = f"{turn.state.config.peer} {runs} under a higher epoch: this node gives way"
     turn.tell(Level.ERROR, "L1", text)
     kill(turn, Why("L1", text))
 

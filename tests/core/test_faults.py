@@ -299,6 +299,25 @@ def test_killing_goes_on_although_a_record_cannot_be_stored():
     assert world.a.state.role is R.STOP
 
 
+def test_the_folder_is_known_again_after_a_double_fault():
+    """R12: disk and record fail together, and the other node is heard to run before this one has
+    let go: the folder is not taken for a foreign one at the next start."""
+    world = pair()
+    world.a.failing_persists = 1
+    world.disk_fails(world.a)
+    while not any("K1" in line for line in world.a.log):
+        world.run(1, writes=False)
+    assert world.a.state.phase is Phase.DETACHING
+    peer = world.a.state.peer
+    assert peer is not None
+    above = world.a.lineage.held.counter + 1
+    world.a.event(e.PeerHeard(replace(peer, role=R.ALONE, epoch=above)))
+    world.until(R.STOP, R.ALONE)
+    world.command(world.a, "start")
+    world.run(10_000)
+    assert not [line for line in world.a.log if "R12" in line]
+
+
 def test_a_target_that_takes_nothing_is_let_go():
     """D8': a resync that does not go on ends, before the guest's writes wait behind it."""
     world = pair()
