@@ -451,16 +451,19 @@ def test_a_barrier_write_during_the_switch_to_both_ends(
 
 def silent(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The peer's process stands still, and its connections stay."""
-    go_on = threading.Event()
+    go_on, stands = threading.Event(), threading.Event()
     serving = pair.b.acceptor.session
     assert serving is not None
     real = serving._receive
 
     def stuck(*arguments):
+        stands.set()
         assert go_on.wait(30)
         return real(*arguments)
 
     monkeypatch.setattr(serving, "_receive", stuck)
+    # It waits for bytes in the real one still, which may take the next ones.
+    assert stands.wait(10)
     return go_on
 
 
