@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hyperha.api.wire import ActionOptions, ActionRequest, Expectation, LogPage, OperationView
+from hyperha.api.wire import ActionRequest, LogPage, OperationView
 from hyperha.client.node_client import NodeClient
 from hyperha.demo import janitor
 from hyperha.demo.cluster import ADDRESSES, MODULE, NODES, DemoCluster, until
@@ -220,13 +220,8 @@ class Pair(DemoCluster):
 
     async def begin(self, node: str, verb: str, **options: object) -> str:
         """A command with options, as soon as the node has taken it: its operation."""
-        request = ActionRequest(
-            verb=verb,  # type: ignore[arg-type]
-            request_id=os.urandom(8).hex(),
-            expect=Expectation(),
-            options=ActionOptions(**options),  # type: ignore[arg-type]
-            reason="test",
-        )
+        said = {"verb": verb, "options": options, "reason": "test"}
+        request = ActionRequest.model_validate({**said, "request_id": os.urandom(8).hex()})
         async with NodeClient(self.target(node)) as client:
             return (await client.act(MODULE, request)).operation
 

@@ -3,7 +3,9 @@ verification is deceived by it, and no barrier waits for ever because of it (F2,
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +17,16 @@ import pytest
 from hyperha.core.actions import Acknowledge
 from hyperha.core.events import SessionLost, SessionStalled
 from hyperha.replication import primary, secondary, wire
+from hyperha.replication.connecting import Line
 from hyperha.replication.control import StartVerify, VerifyTold
 from hyperha.replication.handshake import Hello, Welcome
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.repeats import Repeats
-from hyperha.replication.resuming import NextLine
+from hyperha.replication.resuming import Answers, NextLine, Offered
 from hyperha.replication.retained import Kept, Read
 from hyperha.replication.sender import Sender
 from hyperha.replication.stream import PrimarySession
+from hyperha.replication.transport import Connection
 from hyperha.replication.verify import Verify
 from hyperha.replication.wire import Kind
 from tests.support.engine_pair import Guest, wait_for
@@ -78,9 +82,9 @@ def test_nothing_is_answered_by_a_part_of_what_is_sent_again(
         guest.remove(ROOT_ID, b"f")
     send, front = PrimarySession._send_again, threading.Event()
 
-    def send_front(session: PrimarySession, line: object, frames: list[Kept], read: Read) -> None:
+    def send_front(session: PrimarySession, line: Line, frames: list[Kept], read: Read) -> None:
         kinds = [wire.HEAD.unpack_from(raw)[1] for raw, _ in frames]
-        send(session, line, frames[: kinds.index(wire.WRITE) + 1], read)  # type: ignore[arg-type]
+        send(session, line, frames[: kinds.index(wire.WRITE) + 1], read)
 
     def nothing_follows(_sender: Sender, _connection: object) -> None:
         front.set()
@@ -312,26 +316,28 @@ def test_a_try_that_comes_late_does_not_take_the_place_of_a_later_one(pair: Wire
     first, second = session._hello(), session._hello()
     assert first.attempt < second.attempt
 
-    class Closed:
-        def __init__(self) -> None:
-            self.closed = False
+    with contextlib.ExitStack() as ends:
+        listening = ends.enter_context(socket.create_server(("127.0.0.1", 0)))
 
-        def close(self) -> None:
-            self.closed = True
+        def offered(hello: Hello) -> Offered:
+            near = Connection(socket.create_connection(listening.getsockname()))
+            far = Connection(listening.accept()[0])
+            ends.callback(near.close)
+            ends.callback(far.close)
+            return near, far, hello
 
-    def offered(hello: Hello) -> tuple[Closed, Closed, Hello]:
-        return Closed(), Closed(), hello
-
-    line, early, late = NextLine(), offered(second), offered(first)
-    assert line.offer(early)  # type: ignore[arg-type]
-    assert not line.offer(late)  # type: ignore[arg-type]
-    assert line.take(0) is early  # type: ignore[comparison-overlap]
-    assert not early[0].closed
-    assert not line.offer(offered(first))  # type: ignore[arg-type]
-    newest = offered(replace(second, attempt=second.attempt + 1))
-    assert line.offer(newest)  # type: ignore[arg-type]
-    line.close()
-    assert newest[0].closed
+        line, early, late = NextLine(), offered(second), offered(first)
+        assert line.offer(early)
+        assert not line.offer(late)
+        assert line.take(0) is early
+        early[0].send([b"open"])
+        assert early[1].receive_exactly(4) == b"open"
+        assert not line.offer(late)
+        newest = offered(replace(second, attempt=second.attempt + 1))
+        assert line.offer(newest)
+        line.close()
+        with pytest.raises(OSError, match="descriptor"):
+            newest[0].send([b"open"])
 
 
 # --- what a session may take ---------------------------------------------------------------
@@ -387,7 +393,7 @@ def test_a_session_is_closed_while_its_data_cannot_be_read_again(
 
 def test_answers_of_a_resync_do_not_stay_in_memory() -> None:
     """T8: of a tree with large directories each is of hundreds of KiB."""
-    answers = secondary.Answers()
+    answers = Answers()
     for number in range(100):
         answers.note(wire.frame(Kind.DIFFERENT, 1, number, b"x" * (400 << 10)))
     assert sum(map(len, answers._kept)) <= 4 << 20
