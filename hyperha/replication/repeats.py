@@ -12,7 +12,7 @@ from __future__ import annotations
 class Repeats:
     """Of one session, for the thread that hears the peer."""
 
-    __slots__ = ("_asked", "_floor", "whole")
+    __slots__ = ("_asked", "_floor", "_questions", "whole")
 
     def __init__(self) -> None:
         self.whole = 0
@@ -21,6 +21,8 @@ class Repeats:
         """Barriers up to this number were asked for over a former line."""
         self._asked: dict[int, int] = {}
         """By the number of the question that was put anew: the barrier's own."""
+        self._questions: set[int] = set()
+        """All that were put anew and are not acknowledged, over former lines, too."""
 
     def begin(self, whole: int, floor: int) -> None:
         """Everything up to `floor` may have been put before the line changed. The last of it that
@@ -35,10 +37,16 @@ class Repeats:
     def asked(self, number: int, barrier: int) -> None:
         """The question `number` asks for a barrier anew."""
         self._asked[number] = barrier
+        self._questions.add(number)
 
-    def is_question(self, number: int) -> bool:
-        """Whether the peer acknowledges no more than that a question has come."""
-        return number in self._asked
+    def question_came(self, number: int) -> bool:
+        """Whether the peer acknowledges no more than that a question has come. It says so over
+        each line; to be asked once for a number, and for growing ones."""
+        if not self._questions:
+            return False
+        came = number in self._questions
+        self._questions = {one for one in self._questions if one > number}
+        return came
 
     def flushed(self, number: int) -> int | None:
         """The barrier that the peer's answer to `number` ends; None when it ends none."""

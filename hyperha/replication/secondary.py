@@ -354,11 +354,18 @@ class SecondarySession:
         listening = True
         parser = Parser(self._tag, from_primary=True, buffers=self._buffers)
         buffer = memoryview(Buffers().take(RECEIVE_BYTES))
-        next_progress = now_ms() + _PROGRESS_MS
+        # At once first: a line that was just found must not pass for a silent one.
+        next_progress = 0
         patient = forward.wait_at_most(_PROGRESS_MS)
         if forward.pending() and not self._receive(forward, parser, buffer):
             return
         while not self._goodbye:
+            now = now_ms()
+            if now >= next_progress:
+                next_progress = now + _PROGRESS_MS
+                self._buffers.trim()
+                told = wire.frame(Kind.PROGRESS, self._tag, 0, self._progress(applier))
+                speaker.say_now(told)
             if patient and listening:
                 # One call instead of two for each chunk. Without TLS the others' words need this
                 # thread only when the connection is full.
@@ -372,12 +379,6 @@ class SecondarySession:
                         speaker.send_rest()
                     elif not self._receive(forward, parser, buffer):
                         return
-            now = now_ms()
-            if now >= next_progress:
-                next_progress = now + _PROGRESS_MS
-                self._buffers.trim()
-                told = wire.frame(Kind.PROGRESS, self._tag, 0, self._progress(applier))
-                speaker.say_now(told)
             room = applier.waiting_bytes < self._queue_bytes and not applier.leaving
             if room != listening:
                 listening = room

@@ -470,7 +470,7 @@ class PrimarySession:
         """That a question put anew has come is no progress: it is put over each line (D8')."""
         if number > self._acknowledged:
             self._acknowledged = number
-            if not self.repeats.is_question(number):
+            if not self.repeats.question_came(number):
                 self.progress_ms = now_ms()
 
     def _note_progress(self, frame: Frame) -> None:

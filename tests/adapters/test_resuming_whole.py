@@ -28,7 +28,7 @@ from hyperha.replication.sender import Sender
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.transport import Connection
 from hyperha.replication.verify import Verify
-from hyperha.replication.wire import Kind
+from hyperha.replication.wire import Frame, Kind
 from tests.support.engine_pair import Guest, wait_for
 from tests.support.wired import Wired, wired
 
@@ -129,11 +129,13 @@ def test_answers_of_the_time_before_end_no_barrier() -> None:
     assert [repeats.flushed(number) for number in (5, 9, 10)] == [None, None, 10]
     assert [repeats.asked_before(number) for number in (9, 10)] == [True, False]
     repeats.asked(11, 5)
-    assert [repeats.is_question(number) for number in (5, 11)] == [False, True]
+    assert [repeats.question_came(number) for number in (5, 11, 12)] == [False, True, False]
     assert [repeats.flushed(11), repeats.flushed(12)] == [5, 12]
     repeats.asked(13, 9)
     repeats.begin(20, 20)
     assert repeats.flushed(13) is None
+    # Its arrival may be said over the next line only.
+    assert repeats.question_came(13)
 
 
 # --- a barrier whose fsync hangs ----------------------------------------------------------
@@ -146,16 +148,19 @@ def test_a_hung_fsync_is_told_of_however_often_the_line_breaks(
     """D8': that the question for the barrier comes anew over each line is no progress."""
     guest = Guest(pair.a)
     file = first_file(guest)
-    go_on, over = threading.Event(), threading.Event()
+    go_on = threading.Event()
     monkeypatch.setattr(pair.b.store, "sync", lambda *_: go_on.wait(60))
     monkeypatch.setattr(pair.b.store, "sync_all", lambda *_: go_on.wait(60))
 
-    def flap() -> None:
-        while not over.wait(0.6):
-            broken(pair)
+    session = pair.a.primary.session
+    assert session is not None
+    noted = session._note_progress
 
-    flapping = threading.Thread(target=flap)
-    flapping.start()
+    def note_and_break(frame: Frame) -> None:
+        noted(frame)
+        pair.cables[0].reset()
+
+    monkeypatch.setattr(session, "_note_progress", note_and_break)
     try:
         if kind == "flush":
             guest.flush(file)
@@ -164,8 +169,6 @@ def test_a_hung_fsync_is_told_of_however_often_the_line_breaks(
         while not pair.a.wait(SessionStalled, 10).over_limit:
             pass
     finally:
-        over.set()
-        flapping.join()
         go_on.set()
     assert not pair.a.has(SessionLost)
 
