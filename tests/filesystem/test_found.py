@@ -24,6 +24,15 @@ FOUND: dict[str, list[Step]] = {
         Step(0, "times_open", (0, None, -7)),
         Step(0, "status", ("a", True)),
     ],
+    # Written back behind it, the page had the file's time set once more.
+    "a time behind a write through a mapping": [
+        Step(0, "mkdir", ("d", 0o777)),
+        Step(0, "open", (1, "d/a", CREATE | os.O_EXCL, 0o666)),
+        Step(1, "write", (1, 146_411, 138, 10)),
+        Step(0, "map", (1, True)),
+        Step(0, "map_write", (1, 140_015, 211, 70_000, False)),
+        Step(0, "times", ("d/a", 1, -1, False)),
+    ],
     # Set-group-id without the group's right to execute stays for members only.
     "a stranger's write and set-group-id": [
         Step(0, "open", (0, "a", CREATE, 0o2644)),

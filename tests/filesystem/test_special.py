@@ -253,6 +253,21 @@ def test_times(trio: Trio) -> None:
     settled(trio)
 
 
+def test_a_time_that_is_set_behind_a_write_through_a_mapping_stays(trio: Trio) -> None:
+    """Once msync(2) has written it back; before that POSIX leaves open which of them comes last."""
+    path = trio.mounted / "mapped"
+    path.write_bytes(bytes(20_000))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[100:200] = b"x" * 100
+        mapping.flush()
+        os.utime(path, ns=(0, -1))
+        mapping.flush()
+    assert path.stat().st_mtime_ns == -1
+    trio.pair.a.do(actions.Barrier)
+    assert on_the_peer(trio, "mapped").stat().st_mtime_ns == -1
+    settled(trio)
+
+
 _LOCK = """
 import fcntl, sys
 file = open(sys.argv[1], "r+b")

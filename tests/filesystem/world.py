@@ -282,10 +282,19 @@ class World:
     def _chown_open(self, slot: int, owner: int, group: int) -> None:
         os.fchown(self._at(slot).fd, owner, group)
 
+    def _write_back(self) -> None:
+        """What was written through mappings sets a time of its own, at some moment until msync(2):
+        POSIX does not say whether before or behind a time that is set meanwhile."""
+        for held in self._held.values():
+            if held.mapping is not None:
+                held.mapping.flush()
+
     def _times(self, name: str, atime: int, mtime: int, follow: bool) -> None:
+        self._write_back()
         os.utime(name, ns=(atime, mtime), follow_symlinks=follow)
 
     def _times_open(self, slot: int, now: int | None, mtime: int) -> None:
+        self._write_back()
         os.utime(self._at(slot).fd, **({"ns": (0, mtime)} if now is None else {}))
 
     def _access(self, name: str, mode: int) -> object:
