@@ -19,7 +19,7 @@ from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import SessionLost, SessionStalled, SessionUp
 from hyperha.errors import ReplicationError
 from hyperha.replication import wire
-from hyperha.replication.control import LogLine, PeerLink, StartVerify, VerifyTold
+from hyperha.replication.control import LogLine, PeerLink, StartVerify
 from hyperha.replication.lans import Lans
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.resuming import Answers
@@ -29,6 +29,7 @@ from hyperha.replication.transport import Connection
 from hyperha.replication.verify import Verify
 from hyperha.replication.wire import Kind
 from tests.support.engine_pair import Guest, Monkey, wait_for
+from tests.support.verifying import Ending
 from tests.support.wired import Wired, wired
 
 STALL_MS = 1000
@@ -388,26 +389,18 @@ def test_a_verification_survives_breaks(pair: Wired, moves: bool) -> None:
         for zone in range(8):
             guest.write(file, zone << 20, chance.randbytes(1 << 20))
     pair.barrier(pair.a)
-    ended: list[VerifyTold] = []
-    over = threading.Event()
-
-    def hear(message: VerifyTold) -> None:
-        if message.finished:
-            ended.append(message)
-            over.set()
-
+    ending = Ending()
     session = pair.a.primary.session
     assert session is not None
     links = pair.a.config.links
     for repeat in range(5):
-        over.clear()
-        Verify(pair.a.primary, session, hear, StartVerify(repeat, False)).start()
-        while not over.wait(0.001 if moves else 0.02):
+        Verify(pair.a.primary, session, ending, StartVerify(repeat, False)).start()
+        while not ending.comes(0.001 if moves else 0.02):
             if moves:
                 session.move([one for one in links if one is not session.link], "", alarm=False)
             else:
                 pair.cables[0].reset()
-    assert [(one.text, one.blocks, one.others) for one in ended] == [("", 0, 0)] * 5
+    assert [(one.text, one.blocks, one.others) for one in ending.ends] == [("", 0, 0)] * 5
     assert sum(cable.made for cable in pair.cables) > 10
     pair.undisturbed()
 

@@ -30,6 +30,7 @@ from hyperha.replication.transport import Connection
 from hyperha.replication.verify import Verify
 from hyperha.replication.wire import Frame, Kind
 from tests.support.engine_pair import Guest, wait_for
+from tests.support.verifying import Ending
 from tests.support.wired import Wired, wired
 
 pytestmark = pytest.mark.root
@@ -256,15 +257,8 @@ def test_a_verification_is_not_deceived_by_what_is_sent_again(
     file = first_file(guest)
     guest.write(file, 0, random.Random(5).randbytes(1 << 20))
     pair.barrier(pair.a)
-    ended: list[VerifyTold] = []
-    over = threading.Event()
-
-    def hear(told: VerifyTold) -> None:
-        if told.finished:
-            ended.append(told)
-            over.set()
-
-    verify = Disturbed(pair, hear, repair=True)
+    ending = Ending()
+    verify = Disturbed(pair, ending, repair=True)
     verify.question = question
     place = 0 if question == "zone" else 1 << 20
     verify.before = lambda: guest.write(file, place, b"A" * BLOCK)
@@ -273,11 +267,11 @@ def test_a_verification_is_not_deceived_by_what_is_sent_again(
     elif then == "a cut":
         verify.behind = lambda: guest.truncate(file, 100)
     verify.start()
-    assert over.wait(10)
+    ended = ending.within(10)
     wait_for(lambda: not pair.a.primary.parked_count())
     pair.check_equal()
     assert not pair.a.has(SessionLost)
-    assert (ended[0].text, ended[0].blocks, ended[0].others) == ("", 0, 0)
+    assert (ended.text, ended.blocks, ended.others) == ("", 0, 0)
 
 
 # --- the same process, the last try -------------------------------------------------------

@@ -21,6 +21,7 @@ from hyperha.replication.verify import Verify
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES
 from tests.adapters.test_resync import Suffering
 from tests.support.engine_pair import Guest, Monkey, Pair, pair_at, wait_for
+from tests.support.verifying import Ending
 
 pytestmark = pytest.mark.root
 
@@ -34,19 +35,11 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 def verified(pair: Pair, *, repair: bool = False) -> VerifyTold:
     """One verification from begin to end."""
-    ended: list[VerifyTold] = []
-    told = threading.Event()
-
-    def hear(message: VerifyTold) -> None:
-        if message.finished:
-            ended.append(message)
-            told.set()
-
+    ending = Ending()
     session = pair.a.primary.session
     assert session is not None
-    Verify(pair.a.primary, session, hear, StartVerify(1, repair)).start()
-    assert told.wait(60)
-    return ended[0]
+    Verify(pair.a.primary, session, ending, StartVerify(1, repair)).start()
+    return ending.within(60)
 
 
 def filled(pair: Pair, sizes: tuple[int, ...] = (3 << 20, 100_000, 5)) -> list[FileId]:

@@ -152,8 +152,8 @@ def test_an_operator_may_go_back_instead_of_waiting_for_room():
     assert former <= world.b.folder.data
 
 
-def test_what_an_operator_gave_up_stays_given_up_while_it_waits_for_room():
-    """R16, N3: the decision is not asked for twice."""
+def _split_and_stopped() -> World:
+    """A split brain whose nodes hear each other again; node2 is stopped, and may give way."""
     world = pair()
     world.cut_network()
     world.until(R.ALONE, R.ALONE)
@@ -162,6 +162,12 @@ def test_what_an_operator_gave_up_stays_given_up_while_it_waits_for_room():
     world.run(3000)
     world.command(world.b, "stop")
     world.until(R.ALONE, R.STOP)
+    return world
+
+
+def test_what_an_operator_gave_up_stays_given_up_while_it_waits_for_room():
+    """R16, N3: the decision is not asked for twice."""
+    world = _split_and_stopped()
     world.b.safety_fails = True
     operation = world.command(world.b, "second", confirmed=True)
     world.run(20_000)
@@ -174,12 +180,7 @@ def test_what_an_operator_gave_up_stays_given_up_while_it_waits_for_room():
 
 
 def test_the_loser_of_a_split_brain_is_kept_whatever_is_configured():
-    world = pair()
-    world.cut_network()
-    world.until(R.ALONE, R.ALONE)
-    world.run(500)
-    world.heal_network()
-    world.run(3000)
+    world = _split_and_stopped()
     _configured(world.b, SafetyMode.OFF)
     opened: list[a.OpenSafety] = []
     perform = world.b.perform
@@ -190,8 +191,6 @@ def test_the_loser_of_a_split_brain_is_kept_whatever_is_configured():
         perform(action)
 
     world.b.perform = watch
-    world.command(world.b, "stop")
-    world.until(R.ALONE, R.STOP)
     own = world.b.lineage.current
     world.command(world.b, "second", confirmed=True)
     world.until(R.PRIM, R.SECOND)
@@ -204,15 +203,8 @@ def test_the_loser_of_a_split_brain_is_kept_whatever_is_configured():
 
 def _giving_way(mode: SafetyMode) -> World:
     """A split brain; node2 gives way, and node1 has overwritten a part of its line."""
-    world = pair()
-    world.cut_network()
-    world.until(R.ALONE, R.ALONE)
-    world.run(500)
-    world.heal_network()
-    world.run(3000)
+    world = _split_and_stopped()
     _configured(world.b, mode)
-    world.command(world.b, "stop")
-    world.until(R.ALONE, R.STOP)
     world.command(world.b, "second", confirmed=True)
     while not (world.b.folder.half and world.b.state.phase is Phase.RESYNCING):
         world.run(1)
