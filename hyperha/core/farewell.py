@@ -56,13 +56,13 @@ def requested(turn: Turn, message: LeaveRequest) -> None:
     turn.send(LeaveAnswer(message.session, not stopping, state.lineage.held))
     if not stopping:
         turn.set(leave_granted=message.session)
-    if stopping:
-        turn.set(last_man=True, peer_leaving=True)
-        if state.phase is Phase.ASKING:
-            leaving.no_handover(turn, "it is stopping too")
-        elif state.handover is not None and state.phase is Phase.STOPPING:
-            turn.send(HandoverCancelled(state.handover.epoch))
-            turn.set(handover=None)
+        return
+    turn.set(last_man=True, peer_leaving=True)
+    if state.phase is Phase.ASKING:
+        leaving.no_handover(turn, "it is stopping too")
+    elif state.handover is not None and state.phase is Phase.STOPPING:
+        turn.send(HandoverCancelled(state.handover.epoch))
+        turn.set(handover=None)
 
 
 def _no_swap(turn: Turn) -> None:

@@ -339,7 +339,7 @@ class Applier:
 
     def _use_reserve(self, error: OSError) -> None:
         """Raise the error, unless it is a full disk and there is a reserve to go on with (D11)."""
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._make_room():
+        if error.errno not in syscalls.FULL_ERRORS or not self._make_room():
             raise error
         self.leaving = True
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import xxhash
 
+from hyperha.replication import syscalls
 from hyperha.replication.operations import NO_ID, FileId, Record, RecordKind
 
 NAME: Final = "intent"
@@ -276,7 +277,7 @@ class IntentLog:
         try:
             self._write_free(self._durable_fd, range(first, last))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in syscalls.FULL_ERRORS:
                 raise
             self._limit = first
             return False

@@ -6,7 +6,6 @@ system is full: then everything acknowledged still finds its place, and the node
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from typing import Final
@@ -48,7 +47,7 @@ class Reserve:
             try:
                 syscalls.allocate(self._descriptor, 0, 0, size)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in syscalls.FULL_ERRORS:
                     raise
                 os.ftruncate(self._descriptor, 0)
                 return 0

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from hyperha.core.events import DiskFull, DiskHasRoom
+from hyperha.replication import syscalls
 from hyperha.replication.clock import now_ms
 from hyperha.replication.store import Store
 
@@ -21,7 +22,6 @@ _ROOM_PART: Final = 20
 _QUIET_MS: Final = 5000
 _AGAIN_MS: Final = 60_000
 _MOVED_BYTES: Final = 1 << 20
-_REFUSALS: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def lacks_room(room: os.statvfs_result) -> bool:
@@ -58,7 +58,7 @@ class RoomWatch:
         quotas do not show; anything else may have asked for what cannot be (a length, a size of an
         attribute).
         """
-        if error.errno not in _REFUSALS:
+        if error.errno not in syscalls.FULL_ERRORS:
             return
         with self._lock:
             self._refused_ms = now_ms()

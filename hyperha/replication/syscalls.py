@@ -7,6 +7,7 @@ library is looked up at the first call, so that the module imports anywhere.
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import struct
@@ -24,6 +25,8 @@ O_NONBLOCK: Final[int] = getattr(os, "O_NONBLOCK", 0)
 FALLOC_KEEP_SIZE: Final = 0x01
 FALLOC_PUNCH_HOLE: Final = 0x02
 FALLOC_ZERO_RANGE: Final = 0x10
+FULL_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT)
+"""The disk, or a quota on it, is full."""
 FUSE_SUPER_MAGIC: Final = 0x65735546
 EXT_SUPER_MAGIC: Final = 0xEF53
 """Of ext2 to ext4."""

@@ -20,7 +20,7 @@ from hyperha.replication.store import Descriptor, Store, attributes_of
 _DEFAULT_LIST: Final = "system.posix_acl_default"
 _ACCESS_LIST: Final = "system.posix_acl_access"
 _REWRITES: Final = syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_ZERO_RANGE
-_HALFWAY: Final = (errno.ENOSPC, errno.EDQUOT, errno.EINTR)
+_HALFWAY: Final = (*syscalls.FULL_ERRORS, errno.EINTR)
 """Errors that a rewriting of a range may meet in its middle."""
 _NO_LIST: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 

@@ -11,6 +11,7 @@ module knows where things are; what is saved and put back is decided elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -35,8 +36,7 @@ LEAVING: Final = ".deleted-"
 _VERSION: Final = 1
 _DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _NO_FOLLOW: Final = syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
-FULL_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT)
-_JOURNALS: Final = (0xEF53, 0x58465342)
+_JOURNALS: Final = (syscalls.EXT_SUPER_MAGIC, syscalls.XFS_SUPER_MAGIC)
 """ext4 and xfs keep changes of names in their order; elsewhere the new name is synced first."""
 
 
@@ -271,33 +271,27 @@ class SafetyCopy:
 
     def clone(self, descriptor: int, handle: bytes) -> bool:
         """Clone a file, durably. False where the file system cannot, or has no inode for it."""
-        try:
-            clones = make_below(self.directory, CLONES)
-        except OSError as error:
-            if error.errno in FULL_ERRORS:
-                return False
-            raise
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW
+        name = file_name(handle)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | _NO_FOLLOW
+        with contextlib.ExitStack() as held:
             try:
-                made = os.open(file_name(handle), flags, 0o600, dir_fd=clones)
+                clones = make_below(self.directory, CLONES)
+                held.callback(os.close, clones)
+                made = os.open(name, flags, 0o600, dir_fd=clones)
+                held.callback(os.close, made)
             except OSError as error:
-                if error.errno in FULL_ERRORS:
+                if error.errno in syscalls.FULL_ERRORS:
                     return False
                 raise
             try:
                 syscalls.clone_file(made, descriptor)
                 os.fsync(made)
             except OSError as error:
-                os.unlink(file_name(handle), dir_fd=clones)
+                os.unlink(name, dir_fd=clones)
                 if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV):
                     return False
                 raise
-            finally:
-                os.close(made)
             os.fsync(clones)
-        finally:
-            os.close(clones)
         return True
 
     def open_clone(self, handle: bytes) -> int:

@@ -15,7 +15,7 @@ from typing import Final
 from hyperha.core.events import Shortage
 from hyperha.errors import HyperhaError
 from hyperha.replication import syscalls
-from hyperha.replication.safety.copy import FULL_ERRORS, SafetyCopy, saved_inode, scan_listing
+from hyperha.replication.safety.copy import SafetyCopy, saved_inode, scan_listing
 from hyperha.replication.safety.undo_log import (
     BATCH_BYTES,
     BLOCK_BYTES,
@@ -33,7 +33,6 @@ _BATCH_BLOCKS: Final = BATCH_BYTES >> BLOCK_SHIFT
 _CLONED_FROM: Final = 16
 """Blocks: smaller files are not worth a clone."""
 _NOTHING: Final = Saved()
-_CLOSED: Final = syscalls.O_CLOEXEC
 _RESERVE_BYTES: Final = 1 << 30
 _RESERVE_PART: Final = 20
 
@@ -69,7 +68,7 @@ def full_disk(directory: int, problem: OSError | HyperhaError) -> NoRoom | None:
     if isinstance(problem, NoRoom):
         return problem
     cause = problem if isinstance(problem, OSError) else problem.__cause__
-    if not isinstance(cause, OSError) or cause.errno not in FULL_ERRORS:
+    if not isinstance(cause, OSError) or cause.errno not in syscalls.FULL_ERRORS:
         return None
     room = os.fstatvfs(directory)
     free = room.f_bavail * room.f_frsize
@@ -86,7 +85,8 @@ def try_room(directory: int) -> None:
     either. By an inode without a name; where none can be had, saving needs none."""
     check_room(directory, BATCH_BYTES)
     try:
-        descriptor = os.open(".", os.O_TMPFILE | os.O_WRONLY | _CLOSED, 0o600, dir_fd=directory)
+        flags = os.O_TMPFILE | os.O_WRONLY | syscalls.O_CLOEXEC
+        descriptor = os.open(".", flags, 0o600, dir_fd=directory)
     except OSError:
         return
     try:
