@@ -196,14 +196,17 @@ class Inquiry:
         """Put what `read` has read into the stream where it is the zone's content.
 
         A write enters the stream before its local call: none may have been under way when reading
-        began, and none may have begun since. Without a quiet moment the data path waits once.
+        began, and none may have begun since, nor one that makes the file longer. Without a quiet
+        moment the data path waits once.
         """
         primary, key = self._primary, (file, zone)
         try:
             for attempt in range(TRIES + 1):
                 with primary.operation if attempt == TRIES else nullcontext():
+                    size = self._store.attributes(Target(file)).size
                     with primary.lock:
                         primary.watched[key] = 0
+                        primary.watched_ends[file] = size
                         begun, version = primary.begun, primary.version
                     read()
                     with primary.lock:
@@ -215,6 +218,7 @@ class Inquiry:
         finally:
             with primary.lock:
                 primary.watched.pop(key, None)
+                primary.watched_ends.pop(file, None)
         raise ReplicationError("an operation went on beside the lock of operations")
 
     def _send_data(self, file: FileId, zone: int, offset: int, length: int) -> int:

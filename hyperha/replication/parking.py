@@ -72,6 +72,9 @@ class Ledger:
         self.watched: dict[tuple[FileId, int], int] = {}
         """Like `version`, for the zones that a resync reads just now: grows when a write to the
         zone enters the stream and when its local call has returned."""
+        self.watched_ends: dict[FileId, int] = {}
+        """How long the files of these zones were: a write behind that end makes zones before it
+        longer, in which it writes nothing."""
         self.changed: Callable[[tuple[Record, ...]], None] | None = None
         """Hears the records of each change in the stream, under the lock, during a resync."""
         self._parked: deque[Parked] = deque()

@@ -45,7 +45,7 @@ from hyperha.replication.stopwatch import Stopwatch, Timed
 from hyperha.replication.store import Store
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.syncer import Syncer
-from hyperha.replication.wire import Kind
+from hyperha.replication.wire import OFFSET_LIMIT, Kind
 from hyperha.replication.wire_changes import encode_change
 
 Report = Callable[[Event | LogLine], None]
@@ -318,6 +318,10 @@ class Primary(Ledger):
         ):
             if (file, zone) in self.watched:
                 self.watched[file, zone] += 1
+        if offset + size > self.watched_ends.get(file, OFFSET_LIMIT):
+            for key in self.watched:
+                if key[0] == file:
+                    self.watched[key] += 1
 
     def _zones(self, file: FileId, offset: int, size: int) -> tuple[Record, ...]:
         last = max(offset, offset + size - 1) >> _ZONE_SHIFT

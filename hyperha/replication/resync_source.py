@@ -99,6 +99,7 @@ class ResyncSource(Inquiry):
                 if primary.session is session or primary.session is None:
                     primary.changed = None
                     primary.watched.clear()
+                    primary.watched_ends.clear()
 
     def _work(self) -> None:
         self._bind_known()

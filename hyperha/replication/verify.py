@@ -96,6 +96,7 @@ class Verify(Inquiry):
                 if primary.changed == self._note_live:
                     primary.changed = None
                 primary.watched.clear()
+                primary.watched_ends.clear()
         self._told(replace(self.findings, finished=True, text=problem))
         if self._unequal and self._repair and not problem:
             # Records that cannot retire: the next session begins by making them equal (Z4).

@@ -14,9 +14,11 @@ import pytest
 
 from hyperha.core.actions import SessionStart
 from hyperha.core.events import LocalDiskFailed, SessionLost
+from hyperha.replication import verify
 from hyperha.replication.control import AskCandidates, CandidatesTold, StartVerify, VerifyTold
 from hyperha.replication.operations import ROOT_ID, Attributes, Create, FileId, Remove
 from hyperha.replication.questions import Questions
+from hyperha.replication.store import Store
 from hyperha.replication.verify import Verify
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES
 from tests.adapters.test_resync import Suffering
@@ -153,6 +155,27 @@ def test_no_false_alarm_while_a_guest_does_anything(pair: Pair, seed: int) -> No
     finally:
         stop.set()
         thread.join()
+    pair.check_equal()
+
+
+def test_a_file_that_grows_behind_the_zone_that_is_read_is_no_difference(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R17: what is written is another zone, and this one has become longer by it all the same."""
+    (file,) = filled(pair, (100_000,))
+    guest, digests, written = Guest(pair.a), verify.zone_digests, []
+
+    def read_and_grow(store: Store, which: FileId, offset: int, seed: int) -> tuple[bytes, ...]:
+        found = digests(store, which, offset, seed)
+        if not written and store is pair.a.store:
+            written.append(True)
+            guest.write(file, 2 << 20, b"x")
+        return found
+
+    monkeypatch.setattr(verify, "zone_digests", read_and_grow)
+    found = verified(pair)
+    assert written
+    assert (found.text, found.blocks, found.others) == ("", 0, 0), found
     pair.check_equal()
 
 
