@@ -20,6 +20,9 @@ NOT_EXPECTED: Final = "not expected"
 """Refusal of a session that the secondary's core has not ordered (yet): worth another try."""
 GONE: Final = "gone"
 """Refusal to go on with a session that this process does not serve, or not any more (T4)."""
+BROKEN: Final = "broken"
+"""Refusal of a line of which one half does not do: it says nothing of the session (T4)."""
+WORTH_ANOTHER_TRY: Final = (NOT_EXPECTED, BROKEN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,11 @@ class Lines:
                     continue
                 if answer.kind is Kind.REFUSED:
                     line.close()
-                    return None, handshake.decode_refusal(answer.payload).text
+                    refusal = handshake.decode_refusal(answer.payload)
+                    if refusal.code not in handshake.WORTH_ANOTHER_TRY:
+                        return None, refusal.text
+                    problem = f"{link.lan}: {refusal.text}"
+                    continue
                 try:
                     received = self._received(line, answer)
                 except ReplicationError as error:

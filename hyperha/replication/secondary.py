@@ -47,7 +47,7 @@ from hyperha.replication.speaker import Speaker
 from hyperha.replication.store import Store
 from hyperha.replication.syncer import Syncer
 from hyperha.replication.syscalls import show_thread_name
-from hyperha.replication.transport import RECEIVE_BYTES, Connection
+from hyperha.replication.transport import RECEIVE_BYTES, Connection, HungUpError
 from hyperha.replication.wire import Frame, Kind, Parser, PlainWrite
 
 log = logging.getLogger(__name__)
@@ -186,26 +186,38 @@ class SecondarySession:
 
         The primary may have several tries under way: only who has said hello gets the session.
         """
+        refusal = self._refusal(forward, backward)
+        if refusal is None:
+            return
+        log.info("a try to go on with the session came to nothing: %s", refusal.text)
+        refuse(backward, self._tag, refusal)
+        forward.close()
+        backward.close()
+
+    def _refusal(self, forward: Connection, backward: Connection) -> Refusal | None:
+        """Why these connections do not get the session; None when they do.
+
+        A broken half must not end in silence: to hang up says that nobody here has the session.
+        """
         try:
             forward.set_timeout(_HELLO_TIMEOUT_S)
             hello = read_hello(forward, self._tag)
-            problem = self._why_not(hello)
-            if forward.hung_up():
-                # It has lain here while this process stood still: the line that there is may live.
-                problem = "the primary has given up waiting for an answer"
-            carrying = self._forward, self._backward
-            if not problem and self._next.offer((forward, backward, hello)):
-                # Also where nothing is wrong with it: the receiver is to find the next one.
-                _abort(*carrying)
-                return
-            refusal = Refusal(
-                handshake.GONE, problem or "the session is closed, or was tried since"
-            )
-            refuse(backward, self._tag, refusal)
-        except (OSError, ReplicationError) as error:
-            log.info("a try to go on with the session came to nothing: %s", error)
-        forward.close()
-        backward.close()
+        except (OSError, HungUpError) as error:
+            return Refusal(handshake.BROKEN, f"the line broke before it carried a hello: {error}")
+        except ReplicationError as error:
+            return Refusal(handshake.GONE, error.text)
+        problem = self._why_not(hello)
+        if problem:
+            return Refusal(handshake.GONE, problem)
+        if forward.hung_up():
+            # It has lain here while this process stood still: the line that there is may live.
+            return Refusal(handshake.BROKEN, "the line broke, or was given up, behind its hello")
+        carrying = self._forward, self._backward
+        if not self._next.offer((forward, backward, hello)):
+            return Refusal(handshake.GONE, "the session is closed, or was tried since")
+        # Also where nothing is wrong with it: the receiver is to find the next one.
+        _abort(*carrying)
+        return None
 
     def _why_not(self, hello: Hello) -> str:
         if hello.session != self.key or hello.instance != INSTANCE:

@@ -248,7 +248,7 @@ class PrimarySession:
                     refusal = handshake.decode_refusal(answer.payload)
                     problem = refusal.text
                     line.close()
-                    if refusal.code != handshake.NOT_EXPECTED:
+                    if refusal.code not in handshake.WORTH_ANOTHER_TRY:
                         return problem, True
                     continue
                 self._lines.begin(line)

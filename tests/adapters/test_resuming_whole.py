@@ -354,14 +354,14 @@ def test_more_files_than_have_an_index(pair: Wired, monkeypatch: pytest.MonkeyPa
         if round_number % 4 == 3:
             broken(pair)
     wait_for(lambda: not pair.a.primary.parked_count())
+    pair.check_equal()
+    pair.undisturbed()
     session, served = pair.a.primary.session, pair.b.acceptor.session
     assert session is not None
     assert served is not None
     assert served._applier is not None
     assert 0 < len(session.announced) <= 3
     assert len(served._applier._files) == 3
-    pair.check_equal()
-    pair.undisturbed()
 
 
 def test_a_session_is_closed_while_its_data_cannot_be_read_again(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import random
 import socket
@@ -52,6 +53,8 @@ from hyperha.replication.operations import (
 from hyperha.replication.primary import Primary
 from hyperha.replication.resync_source import ResyncSource
 from hyperha.replication.store import Store, attributes_of
+
+log = logging.getLogger(__name__)
 
 LIMIT_S = 30.0
 
@@ -125,6 +128,8 @@ class Side:
         self.acceptor.tick()
 
     def report(self, event: Event | LogLine) -> None:
+        # Shown beside a test that fails: what waits for ever may wait for a session that is lost.
+        log.warning("%s: %s", self.node, event)
         with self._heard:
             self.events.append(event)
             self._heard.notify_all()
