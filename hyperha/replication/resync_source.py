@@ -63,6 +63,8 @@ class ResyncSource(Inquiry):
         self._done_bytes = 0
         self._unlike = 0
         """Answers on end by which a whole zone differed."""
+        self._sample_waits = False
+        """Whether a sample among zones that are sent without asking has no answer yet."""
         self._total_bytes = 0
         self._last_report_ms = 0
         self._points = deque([(self._started_ms, 0, dict(self.held_ms))])
@@ -340,7 +342,7 @@ class ResyncSource(Inquiry):
         """Send the digests of a zone; what differs on the target is sent when it answers.
 
         Where zone after zone was wholly different the next ones are sent without asking, but for
-        samples: one that has a block in common ends that.
+        samples: one that has a block in common ends that. Until its answer is there all are asked.
         """
         self._room()
         offset = zone * ZONE_BYTES
@@ -349,7 +351,12 @@ class ResyncSource(Inquiry):
             digests = self._digests(file, offset)
             return [wire.encode_digests(wire.ZoneDigests(file, offset, digests))]
 
+        surely = self._unlike >= _SURELY
+        sample = surely and not zone % _SAMPLED
+
         def answered(frame: Frame) -> None:
+            if sample:
+                self._sample_waits = False
             different = wire.decode_different(frame.payload)
             whole = len(different) == BLOCKS_PER_ZONE
             self._unlike = self._unlike + 1 if whole else 0
@@ -357,11 +364,12 @@ class ResyncSource(Inquiry):
             for first, count in runs(different):
                 self._blocks(file, zone, offset + first * BLOCK_BYTES, count * BLOCK_BYTES)
 
-        if self._unlike >= _SURELY and zone % _SAMPLED and self._is_full(file, offset):
+        if surely and not sample and not self._sample_waits and self._is_full(file, offset):
             self._done_bytes += ZONE_BYTES
             self._blocks(file, zone, offset, ZONE_BYTES)
             return
         self._steady(file, zone, read, Kind.DIGESTS, answered)
+        self._sample_waits = self._sample_waits or sample
 
     def _is_full(self, file: FileId, offset: int) -> bool:
         """Whether a zone has neither holes nor the end of the file."""
