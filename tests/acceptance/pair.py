@@ -351,15 +351,18 @@ def run_cli(home: Path, arguments: tuple[str, ...], limit_s: float) -> tuple[int
 def difference(first: Path, second: Path) -> str:
     """What rsync would change to make the second equal to the first; empty when they are equal.
 
-    SQLite's shared memory is left out: it is a mapping that nobody has asked to write yet.
+    What went away while rsync looked, or could not be read, is a difference too. SQLite's shared
+    memory is left out: it is a mapping that nobody has asked to write yet.
     """
     done = subprocess.run(
         ["rsync", "-aHAXn", "--checksum", "--delete", "--itemize-changes",
          "--exclude=/.hyperha", "--exclude=*-shm", "--filter=-x trusted.hyperha*",
          f"{first}/", f"{second}/"],
-        capture_output=True, text=True, check=True, errors="replace",
+        capture_output=True, text=True, check=False, errors="replace",
     )  # fmt: skip
-    return done.stdout
+    found = done.stdout + done.stderr
+    assert found or done.returncode == 0, f"rsync ended with {done.returncode} and said nothing"
+    return found
 
 
 @contextlib.asynccontextmanager

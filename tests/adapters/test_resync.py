@@ -338,6 +338,36 @@ def test_the_peers_own_changes_are_undone(pair: Pair) -> None:
     pair.check_equal()
 
 
+@pytest.mark.parametrize("mode", [Acknowledge.NONE, Acknowledge.BOTH])
+def test_a_guest_that_waits_for_the_end_of_a_resync_does_not_hold_it_back(
+    pair: Pair, mode: Acknowledge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T7: what it has written since the peer went is answered when the copies are equal (D1, R11);
+    to go slowly would only have it wait longer."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"disk")
+    pair.barrier(pair.a)
+    pair.a.primary.close_session(clean=False)
+    pair.b.acceptor.close()
+    pair.a.primary.set_mode(mode)
+    for zone in range(16):
+        guest.write(file, zone << 20, os.urandom(1 << 20))
+    guest.flush(file)
+    sources: list[ResyncSource] = []
+
+    def started(*what: Any) -> None:
+        sources.append(ResyncSource(pair.a.primary, *what))
+        sources[0].start()
+
+    monkeypatch.setattr(pair.a.primary, "resync_started", started)
+    assert guest.answers == 1
+    pair.resync(SessionStart.CANDIDATES)
+    wait_for(lambda: guest.answers == 18)
+    assert sources[0].held_ms[inquiry.GUEST] == 0
+    pair.check_equal()
+
+
 @pytest.mark.parametrize("start", [SessionStart.FULL, SessionStart.CANDIDATES])
 @pytest.mark.parametrize("attempt", range(3))
 def test_under_live_load_both_copies_end_equal(

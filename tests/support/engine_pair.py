@@ -24,6 +24,7 @@ from hyperha.core.events import (
     Event,
     LocalDiskFailed,
     ResyncCopied,
+    ResyncProgressed,
     SessionLost,
     SessionStalled,
     SessionUp,
@@ -129,7 +130,8 @@ class Side:
 
     def report(self, event: Event | LogLine) -> None:
         # Shown beside a test that fails: what waits for ever may wait for a session that is lost.
-        log.warning("%s: %s", self.node, event)
+        if not isinstance(event, ResyncProgressed):
+            log.warning("%s: %s", self.node, event)
         with self._heard:
             self.events.append(event)
             self._heard.notify_all()
