@@ -32,6 +32,8 @@ ENGINE = "hyperha.replication.process"
 GUARDIAN = "hyperha.daemon.guardian"
 APPLICATION = "orders.py"
 OTHER = {"node1": "node2", "node2": "node1"}
+_SETTLE_LOOKS = 25
+"""At two copies, 0.4 s apart, until they are equal."""
 FAST_TIMING = {
     "heartbeat_ms": 100,
     "suspect_ms": 300,
@@ -288,16 +290,24 @@ class Pair(DemoCluster):
         for process in self.processes(primary, APPLICATION):
             os.kill(process, signal.SIGSTOP)  # No orders between the two stops.
         try:
-            await asyncio.sleep(0.3)
+            # The times of what was written last come with the next second (Z9).
+            for _ in range(_SETTLE_LOOKS):
+                await asyncio.sleep(0.4)
+                if not await self._unequal(primary):
+                    break
             await self.act(other, "stop")
             self.check_folder(other)
-            unequal = await asyncio.to_thread(difference, self.folder(primary), self.folder(other))
+            unequal = await self._unequal(primary)
             assert not unequal, f"the copies differ:\n{unequal[:2000]}"
         finally:
             for process in self.processes(primary, APPLICATION):
                 os.kill(process, signal.SIGCONT)
         await self.act(primary, "stop")
         self.check_folder(primary)
+
+    async def _unequal(self, primary: str) -> str:
+        first, second = self.folder(primary), self.folder(OTHER[primary])
+        return await asyncio.to_thread(difference, first, second)
 
     async def dead_daemon_replaced(self) -> None:
         """node1's daemon was killed: its run is ended, node2 has it all, node1 follows again."""
