@@ -45,6 +45,8 @@ _SURELY: Final = 8
 """After so many wholly different zones on end the next one is taken to be different, too."""
 _SAMPLED: Final = 16
 """Every such zone is asked about all the same."""
+_UNASKED: Final = 2 * _SAMPLED
+"""So many zones at most are sent on the word of the last sample that was answered."""
 
 
 class ResyncSource(Inquiry):
@@ -63,8 +65,8 @@ class ResyncSource(Inquiry):
         self._done_bytes = 0
         self._unlike = 0
         """Answers on end by which a whole zone differed."""
-        self._sample_waits = False
-        """Whether a sample among zones that are sent without asking has no answer yet."""
+        self._unasked = 0
+        """Zones that were sent without asking since a sample among them was last answered."""
         self._total_bytes = 0
         self._last_report_ms = 0
         self._points = deque([(self._started_ms, 0, dict(self.held_ms))])
@@ -342,7 +344,7 @@ class ResyncSource(Inquiry):
         """Send the digests of a zone; what differs on the target is sent when it answers.
 
         Where zone after zone was wholly different the next ones are sent without asking, but for
-        samples: one that has a block in common ends that. Until its answer is there all are asked.
+        samples: one that has a block in common ends that. Where answers stay away all are asked.
         """
         self._room()
         offset = zone * ZONE_BYTES
@@ -356,7 +358,7 @@ class ResyncSource(Inquiry):
 
         def answered(frame: Frame) -> None:
             if sample:
-                self._sample_waits = False
+                self._unasked = 0
             different = wire.decode_different(frame.payload)
             whole = len(different) == BLOCKS_PER_ZONE
             self._unlike = self._unlike + 1 if whole else 0
@@ -364,12 +366,12 @@ class ResyncSource(Inquiry):
             for first, count in runs(different):
                 self._blocks(file, zone, offset + first * BLOCK_BYTES, count * BLOCK_BYTES)
 
-        if surely and not sample and not self._sample_waits and self._is_full(file, offset):
+        if surely and not sample and self._unasked < _UNASKED and self._is_full(file, offset):
+            self._unasked += 1
             self._done_bytes += ZONE_BYTES
             self._blocks(file, zone, offset, ZONE_BYTES)
             return
         self._steady(file, zone, read, Kind.DIGESTS, answered)
-        self._sample_waits = self._sample_waits or sample
 
     def _is_full(self, file: FileId, offset: int) -> bool:
         """Whether a zone has neither holes nor the end of the file."""
