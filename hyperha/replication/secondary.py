@@ -186,7 +186,7 @@ class SecondarySession:
 
         The primary may have several tries under way: only who has said hello gets the session.
         """
-        refusal = self._refusal(forward, backward)
+        refusal = self._hand_over(forward, backward)
         if refusal is None:
             return
         log.info("a try to go on with the session came to nothing: %s", refusal.text)
@@ -194,8 +194,8 @@ class SecondarySession:
         forward.close()
         backward.close()
 
-    def _refusal(self, forward: Connection, backward: Connection) -> Refusal | None:
-        """Why these connections do not get the session; None when they do.
+    def _hand_over(self, forward: Connection, backward: Connection) -> Refusal | None:
+        """Give the session these connections; why not, or None when it has them.
 
         A broken half must not end in silence: to hang up says that nobody here has the session.
         """
