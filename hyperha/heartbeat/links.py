@@ -134,7 +134,7 @@ class HeartbeatLinks:
         self._status: tuple[ModuleStatus, ...] = ()
         self._version = settings.config_version
         self._orders: list[tuple[int, bytes, int]] = []
-        self._session_alive = False
+        self._session_ms: int | None = None
         self._sockets: dict[str, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
         self._hurry = False
@@ -193,9 +193,10 @@ class HeartbeatLinks:
             self._orders.append((module, payload, timeout_ms))
         self._wake()
 
-    def session_alive(self) -> None:
-        """A frame of a live replication session came in: the session counts as a LAN (P8)."""
-        self._session_alive = True
+    def session_alive(self, heard_ms: int) -> None:
+        """A frame of a live replication session came in at `heard_ms` (milliseconds of
+        CLOCK_BOOTTIME): the session counts as a LAN (P8)."""
+        self._session_ms = max(heard_ms, self._session_ms or 0)
 
     def _wake(self, reason: bytes = b"m") -> None:
         with contextlib.suppress(OSError):
@@ -238,9 +239,9 @@ class HeartbeatLinks:
                 self._beat(now_ms)
                 next_ms = now_ms + beat_ms
             self._send_messages(now_ms)
-            if self._session_alive:
-                self._session_alive = False
-                self._report(self._tracker.session_alive(now_ms))
+            heard_ms, self._session_ms = self._session_ms, None
+            if heard_ms is not None:
+                self._report(self._tracker.session_alive(heard_ms, now_ms))
             self._report(self._tracker.tick(now_ms))
             due = self._outbox.next_due_ms()
             until = next_ms if due is None else min(next_ms, due)

@@ -87,9 +87,14 @@ class Tracker:
             self.last_heard_ms = now_ms
         return self.tick(now_ms)
 
-    def session_alive(self, now_ms: int) -> list[Change]:
-        """A frame of a live replication session came in: it counts as a LAN (P8)."""
-        self.last_heard_ms = self._session_ms = now_ms
+    def session_alive(self, heard_ms: int, now_ms: int) -> list[Change]:
+        """A frame of a live replication session came in then: it counts as a LAN (P8).
+
+        It is told a while after: a peer that is dead by now lived until `heard_ms`, not longer.
+        """
+        heard_ms = min(heard_ms, now_ms)
+        self._session_ms = max(self._session_ms or 0, heard_ms)
+        self.last_heard_ms = max(self.last_heard_ms, heard_ms)
         return self.tick(now_ms)
 
     def observe_gap(self, now_ms: int) -> None:

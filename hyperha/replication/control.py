@@ -155,8 +155,9 @@ class Statistics(ProcessMessage):
     queue_bytes: int
     """Received and not yet applied (secondary), or not yet acknowledged (primary)."""
     handles_open: int
-    heard_ms_ago: int = -1
-    """Since the last frame of the peer in a session that is up; -1 without one."""
+    heard_ms: int = 0
+    """When the last frame of the peer came in (CLOCK_BOOTTIME, which the daemon reads as well), in
+    a session that is up; 0 without one. Not how long ago: that would age on its way."""
     lan: str = ""
     """What carries the primary's stream; empty without a session."""
 

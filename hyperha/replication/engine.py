@@ -25,7 +25,6 @@ from hyperha.replication import marker as markers
 from hyperha.replication import preamble as preambles
 from hyperha.replication.acceptor import Acceptor
 from hyperha.replication.admission import ReadOnly, admit, admit_covered, judge
-from hyperha.replication.clock import now_ms
 from hyperha.replication.control import (
     Descriptors,
     EngineConfig,
@@ -557,7 +556,7 @@ class Engine:
             log_capacity=self._intent.capacity,
             queue_bytes=queue,
             handles_open=session.handles_open(),
-            heard_ms_ago=now_ms() - heard_ms if heard_ms else -1,
+            heard_ms=heard_ms,
             lan="" if ours is None or ours.link is None or not ours.up else ours.link.lan,
         )
 

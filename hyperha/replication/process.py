@@ -184,7 +184,7 @@ class Process:
             statistics = engine.statistics()
             if statistics is not None:
                 told_s, busy = time.monotonic(), statistics.handles_open > 0
-                heard = statistics.heard_ms_ago >= 0
+                heard = statistics.heard_ms > 0
                 self._channel.send(statistics)
         # The folder is uncovered: the last answer leaves, then the process ends.
         self._channel.finish()

@@ -417,7 +417,8 @@ class SecondarySession:
                 size = forward.receive_into(buffer[: parser.wanted] if room is None else room)
             except BlockingIOError:
                 return True
-            self.heard_ms = now_ms()
+            if size:
+                self.heard_ms = now_ms()
             if not size or self._closing or self._failure:
                 # Fenced, or this copy fell behind: nothing more is acknowledged.
                 return False

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperha.domain import DataState, Epoch, Readiness, Role
-from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings, PeerView
+from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings, PeerView, boottime_ms
 from hyperha.heartbeat.message import (
     DATAGRAM_LIMIT,
     MESSAGE_LIMIT,
@@ -225,11 +225,21 @@ def test_the_peer_is_lost_only_when_every_path_is_silent() -> None:
     tracker.sent(2, 1200)
     tracker.received("b", 2, 1201)
     assert tracker.tick(1400) == [LanChanged("a", False)]
-    tracker.session_alive(1490)
+    tracker.session_alive(1490, 1495)
     assert tracker.tick(1502) == [LanChanged("b", False)], "the session counts as a LAN"
     assert tracker.tick(1789) == []
     assert tracker.tick(1790) == [PeerLost(1490)]
     assert tracker.tick(9000) == [], "told once"
+
+
+def test_a_session_shows_life_when_its_frame_came_not_when_it_is_told() -> None:
+    tracker = _tracker("a")
+    tracker.sent(1, 1000)
+    tracker.received("a", 1, 1001)
+    tracker.session_alive(1100, 1180)
+    assert tracker.session_alive(1100, 1350) == [LanChanged("a", False)], "told once more"
+    assert tracker.session_alive(1050, 1399) == [], "and of an older one"
+    assert tracker.tick(1400) == [PeerLost(1100)]
 
 
 def test_a_peer_that_was_never_heard_is_told_after_a_full_window() -> None:
@@ -405,6 +415,22 @@ async def test_silence_and_restart(
     finally:
         again.stop()
     assert first.instance
+
+
+@pytest.mark.anyio
+async def test_a_frame_that_is_told_late_does_not_make_the_peer_live_longer(
+    pair: tuple[HeartbeatLinks, Recorder, HeartbeatLinks, Recorder, int],
+) -> None:
+    first, one, second, _, _ = pair
+    await one.until(lambda: one.of("heard"))
+    second.stop()
+    await asyncio.sleep(0.2)  # What was under way has come in.
+    stopped_ms = boottime_ms()
+    while boottime_ms() < stopped_ms + 400:
+        first.session_alive(stopped_ms)
+        await asyncio.sleep(0.05)
+    await one.until(lambda: one.of("silent"))
+    assert one.of("silent") == [("silent", stopped_ms)]
 
 
 @pytest.mark.anyio
