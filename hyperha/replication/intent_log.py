@@ -12,31 +12,31 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import xxhash
 
 from hyperha.replication import syscalls
+from hyperha.replication.intent_file import (
+    FREE_BODY,
+    HANDLE_LIMIT,
+    HEADER_AT,
+    HEADER_BYTES,
+    NAME,
+    RECORD,
+    RECORD_BYTES,
+    Header,
+    scan,
+    seal,
+)
 from hyperha.replication.operations import NO_ID, FileId, Record, RecordKind
 
-NAME: Final = "intent"
-HEADER_BYTES: Final = 4096
-RECORD_BYTES: Final = 128
 SLOTS: Final = 8192
 """Slots at creation: 8 GiB of scattered hot zones in 1 MiB."""
 SLOTS_LIMIT: Final = 65536
 """The log doubles up to here; beyond, zones of a file coarsen into the whole file (Z5)."""
-
-_MAGIC: Final = b"hyperha intent\0\1"
-_HEADER: Final = struct.Struct("<16sQQBB6x64s64s")
-_HEADER_AT: Final = (0, 2048)
-_RECORD: Final = struct.Struct("<BBH4x16sQ80s")
-_HANDLE_LIMIT: Final = 80
-_FREE_BODY: Final = _RECORD.pack(0, 0, 0, b"", 0, b"")
 
 HOLD: Final = 1 << 62
 """Number of an operation that has none yet: its records cannot be retired meanwhile."""
@@ -54,20 +54,6 @@ class Entry:
         self.slot = slot
         self.last = last
         self.handle = handle
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    sequence: int
-    slots: int
-    retained: bool
-    everything: bool
-    resource: str
-    base: str
-
-
-def _seal(body: bytes, slot: int, seed: int) -> bytes:
-    return xxhash.xxh3_128_digest(body + slot.to_bytes(8, "little"), seed) + body
 
 
 class IntentLog:
@@ -109,7 +95,7 @@ class IntentLog:
         self._unrecorded = 0
         self.damage = ""
         """Why everything is a candidate, for people; empty when nothing was damaged."""
-        self._header = _Header(0, slots, False, False, resource, "")
+        self._header = Header(0, slots, False, False, resource, "")
         self._durable_fd = self._plain_fd = -1
         try:
             self._open(fresh)
@@ -246,12 +232,12 @@ class IntentLog:
         except OSError:
             # A file that is about to be created has none yet; the id is enough to find it.
             return b""
-        return handle if len(handle) <= _HANDLE_LIMIT else b""
+        return handle if len(handle) <= HANDLE_LIMIT else b""
 
     def _image(self, entry: Entry) -> bytes:
         kind, file, zone = entry.key
-        body = _RECORD.pack(kind, len(entry.handle), 0, file, zone, entry.handle)
-        return _seal(body, entry.slot, self._seed)
+        body = RECORD.pack(kind, len(entry.handle), 0, file, zone, entry.handle)
+        return seal(body, entry.slot, self._seed)
 
     def _write_runs(self, entries: list[Entry]) -> None:
         """One durable write for each run of neighbouring slots."""
@@ -326,7 +312,7 @@ class IntentLog:
             self._free.extend(one.slot for one in reversed(ordered))
 
     def _write_free(self, descriptor: int, slots: range) -> None:
-        image = b"".join([_seal(_FREE_BODY, slot, self._seed) for slot in slots])
+        image = b"".join([seal(FREE_BODY, slot, self._seed) for slot in slots])
         self._pwrite(descriptor, image, slots.start)
 
     # --- forgetting -----------------------------------------------------------------------
@@ -430,13 +416,13 @@ class IntentLog:
         self.active.clear()
         self._per_file.clear()
         slots = min(self._header.slots, self._limit)
-        self._header = _Header(1, slots, False, everything, self._resource, "")
+        self._header = Header(1, slots, False, everything, self._resource, "")
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         temporary = f"{NAME}.new"
         self._plain_fd = os.open(temporary, flags, 0o600, dir_fd=self._directory)
         os.pwrite(self._plain_fd, b"\0" * HEADER_BYTES, 0)
-        for at in _HEADER_AT:
-            os.pwrite(self._plain_fd, self._header_image(self._header), at)
+        for at in HEADER_AT:
+            os.pwrite(self._plain_fd, self._header.image(), at)
         self._write_free(self._plain_fd, range(slots))
         os.fsync(self._plain_fd)
         directory = self._directory
@@ -446,7 +432,7 @@ class IntentLog:
 
     def _load(self) -> str:
         """Read the file; what is wrong with it, or nothing."""
-        found = _scan(self._plain_fd, self._resource, self._seed)
+        found = scan(self._plain_fd, self._resource, self._seed)
         if isinstance(found, str):
             return found
         self._header, bodies = found
@@ -455,7 +441,7 @@ class IntentLog:
         return ""
 
     def _adopt(self, body: bytes, slot: int) -> bool:
-        kind, handle_length, _, file, zone, handle = _RECORD.unpack(body)
+        kind, handle_length, _, file, zone, handle = RECORD.unpack(body)
         if kind == 0:
             return False
         key = (kind, FileId(file), zone)
@@ -468,18 +454,6 @@ class IntentLog:
             self._per_file[key[1]] = self._per_file.get(key[1], 0) + 1
         return True
 
-    def _header_image(self, header: _Header) -> bytes:
-        body = _HEADER.pack(
-            _MAGIC,
-            header.sequence,
-            header.slots,
-            header.retained,
-            header.everything,
-            header.resource.encode(),
-            header.base.encode(),
-        )
-        return xxhash.xxh3_128_digest(body) + body
-
     def _write_header(
         self,
         *,
@@ -491,7 +465,7 @@ class IntentLog:
         """Overwrite the older of the two header slots, durably; the other one stays readable."""
         with self._header_lock:
             old = self._header
-            header = _Header(
+            header = Header(
                 old.sequence + 1,
                 old.slots if slots is None else slots,
                 old.retained if retained is None else retained,
@@ -499,79 +473,5 @@ class IntentLog:
                 old.resource,
                 old.base if base is None else base,
             )
-            os.pwrite(self._durable_fd, self._header_image(header), _HEADER_AT[header.sequence % 2])
+            os.pwrite(self._durable_fd, header.image(), HEADER_AT[header.sequence % 2])
             self._header = header
-
-
-def _read_header(raw: bytes) -> _Header | None:
-    checksum, body = raw[:16], raw[16 : 16 + _HEADER.size]
-    if xxhash.xxh3_128_digest(body) != checksum:
-        return None
-    magic, sequence, slots, retained, everything, resource, base = _HEADER.unpack(body)
-    if magic != _MAGIC:
-        return None
-    texts = [one.rstrip(b"\0").decode("utf-8", "replace") for one in (resource, base)]
-    return _Header(sequence, slots, bool(retained), bool(everything), texts[0], texts[1])
-
-
-def _scan(descriptor: int, resource: str, seed: int) -> tuple[_Header, list[bytes]] | str:
-    """The header and what stands in each slot; or what is wrong with the file."""
-    raw = os.pread(descriptor, HEADER_BYTES, 0)
-    headers = [one for one in (_read_header(raw[at:]) for at in _HEADER_AT) if one]
-    if len(headers) < len(_HEADER_AT):
-        # A sector is written whole or not at all: this one was damaged, and which of the two
-        # is the newer cannot be told.
-        return "the header of the intent log is unreadable"
-    header = max(headers, key=lambda one: one.sequence)
-    if header.resource != resource:
-        return f"the intent log belongs to the module with id {header.resource}"
-    size = header.slots * RECORD_BYTES
-    content = bytearray()
-    while len(content) < size:
-        piece = os.pread(descriptor, size - len(content), HEADER_BYTES + len(content))
-        if not piece:
-            return "the intent log is shorter than its header says"
-        content += piece
-    bodies = []
-    for slot in range(header.slots):
-        at = slot * RECORD_BYTES
-        image = bytes(content[at : at + RECORD_BYTES])
-        if image != _seal(image[16:], slot, seed):
-            return f"record {slot} of the intent log is unreadable"
-        bodies.append(image[16:])
-    return header, bodies
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a log holds, read by somebody who does not own it."""
-
-    records: tuple[Record, ...] | None
-    """None: everything is a candidate."""
-    base: str = ""
-    problem: str = ""
-    """What is wrong with the file; empty when nothing is."""
-
-
-def read_log(directory_fd: int, resource: str) -> Reading:
-    """Look into the log of a folder that nobody serves; nothing is written, made or repaired."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        descriptor = os.open(NAME, flags, dir_fd=directory_fd)
-    except FileNotFoundError:
-        return Reading(None, problem="the intent log is missing")
-    try:
-        found = _scan(descriptor, resource, xxhash.xxh3_64_intdigest(resource.encode()))
-    finally:
-        os.close(descriptor)
-    if isinstance(found, str):
-        return Reading(None, problem=found)
-    header, bodies = found
-    if header.everything:
-        return Reading(None, header.base)
-    records: dict[Record, None] = {}
-    for body in bodies:
-        kind, _, _, file, zone, _ = _RECORD.unpack(body)
-        if kind:
-            records[Record(RecordKind(kind), FileId(file), zone)] = None
-    return Reading(tuple(records), header.base)

@@ -17,7 +17,7 @@ from hyperha.errors import RefusedError
 from hyperha.replication import identity, syscalls
 from hyperha.replication.control import Candidate, CandidatesTold
 from hyperha.replication.entries import PRIVATE_NAME
-from hyperha.replication.intent_log import Reading, read_log
+from hyperha.replication.intent_file import Reading, read_log
 from hyperha.replication.marker import DamagedMarker, read_marker
 from hyperha.replication.operations import NO_ID, ROOT_ID, FileId, Record, RecordKind
 from hyperha.replication.safety.saver import reserve_bytes

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hyperha.replication import intent_log
-from hyperha.replication.intent_log import HEADER_BYTES, RECORD_BYTES, IntentLog
+from hyperha.replication.intent_file import HEADER_BYTES, RECORD_BYTES
+from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import FileId, Record, RecordKind
 
 SECTOR = 512
