@@ -61,6 +61,28 @@ FOUND: dict[str, list[Step]] = {
         Step(0, "allocate", (0, 3, 0, 4096)),
         Step(0, "list_xattr", ("a",)),
     ],
+    # Linking is refused for a set-id file: the kernel went by the mode that it had heard last.
+    "a link to a file that a write took set-id bits from": [
+        Step(0, "mkdir", ("d", 0o777)),
+        Step(1, "open", (0, "a", CREATE, 0o2644)),
+        Step(1, "chmod_open", (0, 0o6777)),
+        Step(1, "write", (0, 225_280, 209, 1)),
+        Step(2, "link", ("a", "d/b", True)),
+    ],
+    "a link to a file that an open took set-id bits from": [
+        Step(0, "mkdir", ("d", 0o777)),
+        Step(1, "open", (0, "a", CREATE, 0o666)),
+        Step(1, "chmod_open", (0, 0o6777)),
+        Step(2, "open", (1, "a", os.O_WRONLY | os.O_TRUNC, 0)),
+        Step(2, "link", ("a", "d/b", True)),
+    ],
+    "a link to a file that an allocation took set-id bits from": [
+        Step(0, "mkdir", ("d", 0o777)),
+        Step(1, "open", (0, "a", CREATE, 0o666)),
+        Step(1, "chmod_open", (0, 0o6777)),
+        Step(1, "allocate", (0, 0, 0, 10)),
+        Step(2, "link", ("a", "d/b", True)),
+    ],
     "a stranger's write to a file without a name": [
         Step(1, "open", (0, "a", CREATE, 0o6777)),
         Step(0, "unlink", ("a",)),

@@ -61,6 +61,25 @@ def on_the_peer(trio: Trio, name: str) -> Path:
     return Path(f"/proc/self/fd/{backing(trio.pair.b)}") / name
 
 
+def test_a_changed_program_runs_with_the_rights_of_who_runs_it(trio: Trio) -> None:
+    """A write takes set-id bits away, also from what the kernel remembers of the file's mode."""
+    place = trio.mounted / "programs"
+    place.mkdir()
+    program = place / "program"
+    program.write_bytes(Path("/usr/bin/id").read_bytes())
+    program.chmod(0o6777)
+
+    def as_a_stranger(*command: str) -> str:
+        # From within: the folders above are for root only.
+        stranger = ("setpriv", "--reuid=1001", "--regid=2001", "--clear-groups", *command)
+        done = subprocess.run(stranger, cwd=place, stdout=subprocess.PIPE, text=True, check=True)
+        return done.stdout.strip()
+
+    assert as_a_stranger("./program", "-u") == "0", "the mount keeps set-id bits, else no test"
+    as_a_stranger("sh", "-c", "printf x >> program")
+    assert as_a_stranger("./program", "-u") == "1001"
+
+
 def test_reading_a_directory_that_changes(trio: Trio) -> None:
     """What is there all the time is listed once, whatever else comes and goes."""
     place = trio.mounted / "changing"

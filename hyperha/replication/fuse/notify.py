@@ -1,7 +1,8 @@
 """Notifications to the kernel, from a thread that serves no request (M10).
 
 The kernel may wait for a locked page while it handles one; the thread that would unlock that page
-by answering a write must never be the one that waits.
+by answering a write must never be the one that waits. The one exception is `mode_changed`, which
+touches no page.
 """
 
 from __future__ import annotations
@@ -27,6 +28,26 @@ def resend(device: int) -> None:
     Raises OSError EINVAL where the kernel cannot (before 6.9).
     """
     os.write(device, protocol.OUT_HEADER.pack(protocol.OUT_SIZE, protocol.NOTIFY_RESEND, 0))
+
+
+def mode_changed(device: int, node: int) -> None:
+    """Have the kernel ask for a node's mode before it goes by it again: a write took set-id bits,
+    and the program runs, or is linked to, by whoever asks next.
+
+    For the thread that serves requests, before it answers that write: attributes are dropped
+    without a lock that a request may hold, and the node is held open by who writes. Links are
+    judged by the mode that came with the last look at the name: all names of the connection are
+    looked at again, where the kernel can be told so (6.16).
+    """
+    body = protocol.INVAL_INODE.pack(node, -1, 0)
+    size = protocol.OUT_SIZE
+    for code, payload in ((protocol.NOTIFY_INVAL_INODE, body), (protocol.NOTIFY_INC_EPOCH, b"")):
+        header = protocol.OUT_HEADER.pack(size + len(payload), code, 0)
+        try:
+            os.write(device, header + payload)
+        except OSError as error:
+            if error.errno not in (*_IGNORED, errno.EINVAL):
+                raise
 
 
 class Notifier:

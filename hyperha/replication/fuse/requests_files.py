@@ -14,7 +14,7 @@ from typing import Final
 
 from hyperha.replication import syscalls
 from hyperha.replication.changes import ALLOCATE_MODES
-from hyperha.replication.fuse import local, protocol
+from hyperha.replication.fuse import local, notify, protocol
 from hyperha.replication.fuse.connection import Connection
 from hyperha.replication.fuse.local import Wish
 from hyperha.replication.fuse.nodes import WRITE_ACCESS, Handle, Node
@@ -265,12 +265,16 @@ class FileRequests:
         self._c.settle_write(unique, written, 0, b"")
 
     def _clear_privileges(self, node: Node, kill_set_id: bool) -> None:
-        for records, execute in self._attributes.privilege_steps(node, kill_set_id):
+        steps = self._attributes.privilege_steps(node, kill_set_id)
+        for records, execute in steps:
             if node.orphan:
                 self._c.save_orphan(node)
                 execute()
             else:
                 self._c.note(records, execute)
+        if steps:
+            # No answer to a write tells the kernel the mode: it would go on by the old one.
+            notify.mode_changed(self._c.device, node.number)
 
     # --- stable storage, allocation, holes ------------------------------------------------
 
