@@ -14,6 +14,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -134,7 +135,8 @@ class HeartbeatLinks:
         self._status: tuple[ModuleStatus, ...] = ()
         self._version = settings.config_version
         self._orders: list[tuple[int, bytes, int]] = []
-        self._session_ms: int | None = None
+        self._session_heard: deque[int] = deque(maxlen=16)
+        """Told by other threads since the last turn."""
         self._sockets: dict[str, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
         self._hurry = False
@@ -194,9 +196,9 @@ class HeartbeatLinks:
         self._wake()
 
     def session_alive(self, heard_ms: int) -> None:
-        """A frame of a live replication session came in at `heard_ms` (milliseconds of
+        """The replication session lives; its last frame came in at `heard_ms` (milliseconds of
         CLOCK_BOOTTIME): the session counts as a LAN (P8)."""
-        self._session_ms = max(heard_ms, self._session_ms or 0)
+        self._session_heard.append(heard_ms)
 
     def _wake(self, reason: bytes = b"m") -> None:
         with contextlib.suppress(OSError):
@@ -239,9 +241,8 @@ class HeartbeatLinks:
                 self._beat(now_ms)
                 next_ms = now_ms + beat_ms
             self._send_messages(now_ms)
-            heard_ms, self._session_ms = self._session_ms, None
-            if heard_ms is not None:
-                self._report(self._tracker.session_alive(heard_ms, now_ms))
+            while self._session_heard:
+                self._report(self._tracker.session_alive(self._session_heard.popleft(), now_ms))
             self._report(self._tracker.tick(now_ms))
             due = self._outbox.next_due_ms()
             until = next_ms if due is None else min(next_ms, due)

@@ -88,13 +88,13 @@ class Tracker:
         return self.tick(now_ms)
 
     def session_alive(self, heard_ms: int, now_ms: int) -> list[Change]:
-        """A frame of a live replication session came in then: it counts as a LAN (P8).
+        """The replication session lives, and its last frame came in then: it counts as a LAN (P8).
 
-        It is told a while after: a peer that is dead by now lived until `heard_ms`, not longer.
+        What is told now holds for a window from now, or a short one would end between two words of
+        it; but a peer that is dead by now lived until `heard_ms`, not longer.
         """
-        heard_ms = min(heard_ms, now_ms)
-        self._session_ms = max(self._session_ms or 0, heard_ms)
-        self.last_heard_ms = max(self.last_heard_ms, heard_ms)
+        self._session_ms = now_ms
+        self.last_heard_ms = max(self.last_heard_ms, min(heard_ms, now_ms))
         return self.tick(now_ms)
 
     def observe_gap(self, now_ms: int) -> None:

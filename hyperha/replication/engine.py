@@ -536,7 +536,7 @@ class Engine:
         session.limit_room(None if ours is None else ours.peer_room_bytes)
         heard_ms = 0
         if ours is not None:
-            heard_ms = max(ours.progress_ms, ours.told_ms) if ours.up else 0
+            heard_ms = ours.heard_ms if ours.up else 0
             state = "connecting" if not ours.up else "up" if ours.copied else "resync"
             queue = ours.unsent_bytes
         elif serving is not None and serving.up:

@@ -123,6 +123,8 @@ class PrimarySession:
         """When the peer last got on with its work (D8')."""
         self.told_ms = 0
         """When the peer last said how far it is."""
+        self.heard_ms = 0
+        """When the peer last said anything that shows life (P8)."""
         self.peer_room_bytes: int | None = None
         """Free on the peer's file system, once it has told (D11)."""
         self._acknowledged = 0
@@ -275,7 +277,7 @@ class PrimarySession:
                 break
         line.set_timeout(None)
         self._lines.instance = welcome.instance
-        self.progress_ms = now_ms()
+        self.progress_ms = self.heard_ms = now_ms()
         self.up = True
         self.sender.start(line.forward)
         listener.session_up(self, welcome, theirs)
@@ -315,6 +317,8 @@ class PrimarySession:
     def _replay(self, listener: Listener, found: Found, begun_ms: int) -> None:
         """Send what the peer lacks, then all that was put meanwhile and is put from now on."""
         former, line = self.sender, found.line
+        # It has just answered. Whoever holds what is waited for below says nothing about it.
+        self.heard_ms = now_ms()
         # No operation is under way: whatever was put has been done here, so that a write's data
         # can be read again. What begins behind this point is in the next sender's queue.
         with self._between_operations(listener), self.lock:
@@ -446,7 +450,7 @@ class PrimarySession:
                 if kind is Kind.ACKNOWLEDGED:
                     number = max(number, frame.number)
                 elif kind is Kind.FLUSHED:
-                    self.progress_ms = now_ms()
+                    self.progress_ms = self.heard_ms = now_ms()
                     barrier = repeats.flushed(frame.number)
                     if barrier is not None:
                         flushed(self, barrier)
@@ -471,13 +475,13 @@ class PrimarySession:
         if number > self._acknowledged:
             self._acknowledged = number
             if not self.repeats.question_came(number):
-                self.progress_ms = now_ms()
+                self.progress_ms = self.heard_ms = now_ms()
 
     def _note_progress(self, frame: Frame) -> None:
         """An fsync of the peer counts as progress, but not for ever (D8')."""
         progress = wire.decode_progress(frame.payload)
         syncing = progress.syncing
-        now = self.told_ms = now_ms()
+        now = self.told_ms = self.heard_ms = now_ms()
         self.peer_room_bytes = progress.room_bytes
         if not syncing:
             self._syncing_since_ms = 0

@@ -227,8 +227,8 @@ def test_the_peer_is_lost_only_when_every_path_is_silent() -> None:
     assert tracker.tick(1400) == [LanChanged("a", False)]
     tracker.session_alive(1490, 1495)
     assert tracker.tick(1502) == [LanChanged("b", False)], "the session counts as a LAN"
-    assert tracker.tick(1789) == []
-    assert tracker.tick(1790) == [PeerLost(1490)]
+    assert tracker.tick(1794) == []
+    assert tracker.tick(1795) == [PeerLost(1490)]
     assert tracker.tick(9000) == [], "told once"
 
 
@@ -239,6 +239,13 @@ def test_a_session_shows_life_when_its_frame_came_not_when_it_is_told() -> None:
     tracker.session_alive(1100, 1180)
     assert tracker.session_alive(1100, 1350) == [LanChanged("a", False)], "told once more"
     assert tracker.session_alive(1050, 1399) == [], "and of an older one"
+    assert tracker.tick(1698) == [], "it was told to live, and may be told so again"
+    assert tracker.tick(1699) == [PeerLost(1100)]
+
+
+def test_a_frame_is_not_heard_in_the_future() -> None:
+    tracker = _tracker("a")
+    assert tracker.session_alive(9000, 1100) == [PeerFound()]
     assert tracker.tick(1400) == [PeerLost(1100)]
 
 
