@@ -138,6 +138,7 @@ class Lines:
         part_s = self._config.stall_limit_ms / _TRIES / 1000
         problem = refused = ""
         while True:
+            alive = False
             for link in links:
                 if self._ended():
                     return None, self._ended()
@@ -161,6 +162,7 @@ class Lines:
                     if refusal.code not in handshake.WORTH_ANOTHER_TRY:
                         return None, refusal.text
                     problem = f"{link.lan}: {refusal.text}"
+                    alive = True
                     continue
                 try:
                     received = self._received(line, answer)
@@ -168,8 +170,8 @@ class Lines:
                     line.close()
                     return None, error.text
                 return Found(line, received, hello.answers, why, alarm), ""
-            if refused or now_ms() >= deadline_ms:
-                return None, refused or problem
+            if (refused and not alive) or now_ms() >= deadline_ms:
+                return None, problem if alive else refused or problem
             time.sleep(_RETRY_S)
 
     def _received(self, line: Line, answer: Frame) -> int:

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from hyperha.replication import acceptor, secondary
+from hyperha.replication.control import PeerLink
 from hyperha.replication.handshake import Hello
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.preamble import SIZE
 from hyperha.replication.transport import Connection
 from tests.support.cable import Cable
-from tests.support.engine_pair import Guest, wait_for
+from tests.support.engine_pair import Guest, free_ports, wait_for
 from tests.support.wired import Wired
 
 pytestmark = pytest.mark.root
@@ -107,6 +108,32 @@ def test_one_half_breaks_before_the_hello(pair: Halved, half: int) -> None:
     pair.only.reset()
     pair.check_it_goes_on()
     assert pair.only.cuts is None
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_one_half_breaks_while_nobody_listens_on_another_lan(
+    tmp_path: Path, order: tuple[int, int]
+) -> None:
+    """Refused over one LAN means a dead peer only if it says nothing over the others."""
+    made = Wired(tmp_path, kind=HalvingCable)
+    try:
+        first = made.a.config.links[0]
+        both = (first, PeerLink("dead", "127.0.0.1", free_ports(1)[0], "127.0.0.1", None))
+        made.use((both[order[0]], both[order[1]]))
+        made.in_sync()
+        guest = Guest(made.a)
+        file = guest.create(ROOT_ID, b"f")
+        wait_for(lambda: guest.answers == 1)
+        (cable, _) = made.cables
+        assert isinstance(cable, HalvingCable)
+        cable.cuts = FORWARD
+        cable.reset()
+        guest.write(file, 0, b"x")
+        wait_for(lambda: guest.answers == 2)
+        made.check_equal()
+        made.undisturbed()
+    finally:
+        made.close()
 
 
 def test_one_half_breaks_behind_the_hello(pair: Halved, monkeypatch: pytest.MonkeyPatch) -> None:
