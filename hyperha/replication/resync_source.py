@@ -44,9 +44,9 @@ _RECENT_MS: Final = 5000
 _SURELY: Final = 8
 """After so many wholly different zones on end the next one is taken to be different, too."""
 _SAMPLED: Final = 16
-"""Every such zone is asked about all the same."""
+"""One of so many is asked about all the same."""
 _UNASKED: Final = 2 * _SAMPLED
-"""So many zones at most are sent on the word of the last sample that was answered."""
+"""So many zones at most are sent on the word of the last answer."""
 
 
 class ResyncSource(Inquiry):
@@ -66,7 +66,11 @@ class ResyncSource(Inquiry):
         self._unlike = 0
         """Answers on end by which a whole zone differed."""
         self._unasked = 0
-        """Zones that were sent without asking since a sample among them was last answered."""
+        """Zones that were sent without asking."""
+        self._sampled = 0
+        """How many these were when a zone was last asked about,"""
+        self._known = 0
+        """and when that one was which the last answer is about."""
         self._total_bytes = 0
         self._last_report_ms = 0
         self._points = deque([(self._started_ms, 0, dict(self.held_ms))])
@@ -353,12 +357,11 @@ class ResyncSource(Inquiry):
             digests = self._digests(file, offset)
             return [wire.encode_digests(wire.ZoneDigests(file, offset, digests))]
 
-        surely = self._unlike >= _SURELY
-        sample = surely and not zone % _SAMPLED
+        before = self._unasked
+        surely = self._unlike >= _SURELY and before - self._known < _UNASKED
 
         def answered(frame: Frame) -> None:
-            if sample:
-                self._unasked = 0
+            self._known = max(self._known, before)
             different = wire.decode_different(frame.payload)
             whole = len(different) == BLOCKS_PER_ZONE
             self._unlike = self._unlike + 1 if whole else 0
@@ -366,11 +369,12 @@ class ResyncSource(Inquiry):
             for first, count in runs(different):
                 self._blocks(file, zone, offset + first * BLOCK_BYTES, count * BLOCK_BYTES)
 
-        if surely and not sample and self._unasked < _UNASKED and self._is_full(file, offset):
+        if surely and before - self._sampled < _SAMPLED - 1 and self._is_full(file, offset):
             self._unasked += 1
             self._done_bytes += ZONE_BYTES
             self._blocks(file, zone, offset, ZONE_BYTES)
             return
+        self._sampled = before
         self._steady(file, zone, read, Kind.DIGESTS, answered)
 
     def _is_full(self, file: FileId, offset: int) -> bool:

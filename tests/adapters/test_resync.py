@@ -205,6 +205,35 @@ def test_zones_sent_without_asking_stop_where_copies_are_alike(pair: Pair) -> No
     assert written <= bytes_sent(pair) <= written + resync_source._UNASKED * zone
 
 
+@pytest.mark.parametrize("write_ms", [0, 2])
+def test_so_many_zones_at_most_are_sent_on_the_word_of_the_last_answer(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, write_ms: int
+) -> None:
+    """Also where the target has a queue, so that answers are about what was sent long before."""
+    zone, different, alike = 1 << 20, 100, 160
+    with open(pair.a.folder / "disk", "wb") as file:
+        for _ in range(different + alike):
+            file.write(os.urandom(zone))
+        file.write(b"end")
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    go_alone(pair)
+    guest = Guest(pair.a)
+    disk = pair.a.store.find(ROOT_ID, b"disk").file
+    for number in range(different):
+        guest.write(disk, number * zone, os.urandom(zone))
+    usual = pair.b.store.write
+
+    def slowly(file: FileId, offset: int, data: bytes | memoryview) -> int:
+        time.sleep(write_ms / 1000)
+        return usual(file, offset, data)
+
+    monkeypatch.setattr(pair.b.store, "write", slowly)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    assert different * zone <= bytes_sent(pair) <= (different + resync_source._UNASKED) * zone
+
+
 def test_only_candidates_are_looked_at(pair: Pair) -> None:
     pair.in_sync()
     guest = Guest(pair.a)
