@@ -33,6 +33,17 @@ FOUND: dict[str, list[Step]] = {
         Step(0, "map_write", (1, 140_015, 211, 70_000, False)),
         Step(0, "times", ("d/a", 1, -1, False)),
     ],
+    # A page that nobody has written back yet is no hole, though the disk has one there.
+    "holes beside a mapping that was written to": [
+        Step(0, "open", (1, "b", CREATE, 0o640)),
+        Step(0, "write", (1, 193_240, 207, 4096)),
+        Step(0, "map", (1, True)),
+        Step(0, "map_write", (1, 20_480, 15, 511, False)),
+        Step(0, "holes", (1, 7733)),
+        Step(0, "map_write", (1, 120_480, 15, 511, False)),
+        Step(0, "holes", (1, 20_480)),
+        Step(0, "holes", (1, 30_000)),
+    ],
     # Set-group-id without the group's right to execute stays for members only.
     "a stranger's write and set-group-id": [
         Step(0, "open", (0, "a", CREATE, 0o2644)),

@@ -259,8 +259,15 @@ class World:
                 raise
             data = size
         hole = os.lseek(held.fd, offset, os.SEEK_HOLE)
+        try:
+            end = os.lseek(held.fd, hole, os.SEEK_DATA)
+        except OSError as problem:
+            if problem.errno != errno.ENXIO:
+                raise
+            end = size
         read = os.pread(held.fd, min(data - offset, 1 << 20), offset)
-        return not any(read) and offset <= data <= size and offset <= hole <= size
+        read += os.pread(held.fd, min(end - hole, 1 << 20), hole)
+        return not any(read) and offset <= data <= size and offset <= hole <= end <= size
 
     # --- inodes ---------------------------------------------------------------------------
 
