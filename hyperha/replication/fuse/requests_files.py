@@ -328,7 +328,8 @@ class FileRequests:
         if c.primary and node.writers:
             hole = _hole(held, offset, whence)
             if hole[0] < hole[1]:
-                c.later(unique, partial(self._seek_behind_pages, node, held, offset, whence))
+                work = partial(self._seek_behind_pages, node, held, offset, whence)
+                c.later(unique, work, waits_for_kernel=True)
                 return
         position = os.lseek(held.fd, offset, whence)
         c.answer(unique, protocol.U64.pack(position))
