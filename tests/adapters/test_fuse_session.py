@@ -10,10 +10,8 @@ import shutil
 import sqlite3
 import stat
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -386,50 +384,6 @@ def test_writing_clears_set_id_bits_and_capabilities(served: Served, folder: Pat
     path.chmod(0o6777)
     os.chown(path, 5, 6)
     assert stat.S_IMODE(path.stat().st_mode) == 0o777
-
-
-SEEKERS = """
-import os, random, sys, threading, time
-
-SIZE = 1 << 40
-end = time.monotonic() + 5
-files = [os.open(f"f{number}", os.O_RDWR | os.O_CREAT) for number in range(6)]
-for file in files:
-    os.pwrite(file, b"end", SIZE)
-
-def until_the_end(step):
-    while time.monotonic() < end:
-        step()
-
-threads = [
-    threading.Thread(target=until_the_end, args=(step,))
-    for file in files
-    for step in (
-        lambda file=file: os.lseek(file, random.randrange(SIZE), os.SEEK_DATA),
-        lambda file=file: os.pread(file, 1 << 18, random.randrange(SIZE)),
-        lambda file=file: os.pread(file, 1 << 18, random.randrange(SIZE)),
-    )
-]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-"""
-
-
-def test_seeks_wait_for_no_page_whose_reading_waits_for_them(
-    folder: Path, run: Path, mirror: Path
-) -> None:
-    """M10: the kernel waits for locked pages while it writes back, and reads lock them."""
-    with Served(folder, run, mirror=mirror):
-        process = subprocess.Popen([sys.executable, "-c", SEEKERS], cwd=folder)
-        status = None
-        with suppress(subprocess.TimeoutExpired):
-            status = process.wait(60)
-    # Only now can one end that waits for an answer.
-    process.kill()
-    process.wait()
-    assert status == 0
 
 
 def test_times(served: Served, folder: Path) -> None:

@@ -33,17 +33,6 @@ FOUND: dict[str, list[Step]] = {
         Step(0, "map_write", (1, 140_015, 211, 70_000, False)),
         Step(0, "times", ("d/a", 1, -1, False)),
     ],
-    # A page that nobody has written back yet is no hole, though the disk has one there.
-    "holes beside a mapping that was written to": [
-        Step(0, "open", (1, "b", CREATE, 0o640)),
-        Step(0, "write", (1, 193_240, 207, 4096)),
-        Step(0, "map", (1, True)),
-        Step(0, "map_write", (1, 20_480, 15, 511, False)),
-        Step(0, "holes", (1, 7733)),
-        Step(0, "map_write", (1, 120_480, 15, 511, False)),
-        Step(0, "holes", (1, 20_480)),
-        Step(0, "holes", (1, 30_000)),
-    ],
     # Set-group-id without the group's right to execute stays for members only.
     "a stranger's write and set-group-id": [
         Step(0, "open", (0, "a", CREATE, 0o2644)),
@@ -71,28 +60,6 @@ FOUND: dict[str, list[Step]] = {
         Step(0, "set_xattr", ("a", "security.capability", b"\1\0\0\2\4\4\0\0" + bytes(12), 0)),
         Step(0, "allocate", (0, 3, 0, 4096)),
         Step(0, "list_xattr", ("a",)),
-    ],
-    # Linking is refused for a set-id file: the kernel went by the mode that it had heard last.
-    "a link to a file that a write took set-id bits from": [
-        Step(0, "mkdir", ("d", 0o777)),
-        Step(1, "open", (0, "a", CREATE, 0o2644)),
-        Step(1, "chmod_open", (0, 0o6777)),
-        Step(1, "write", (0, 225_280, 209, 1)),
-        Step(2, "link", ("a", "d/b", True)),
-    ],
-    "a link to a file that an open took set-id bits from": [
-        Step(0, "mkdir", ("d", 0o777)),
-        Step(1, "open", (0, "a", CREATE, 0o666)),
-        Step(1, "chmod_open", (0, 0o6777)),
-        Step(2, "open", (1, "a", os.O_WRONLY | os.O_TRUNC, 0)),
-        Step(2, "link", ("a", "d/b", True)),
-    ],
-    "a link to a file that an allocation took set-id bits from": [
-        Step(0, "mkdir", ("d", 0o777)),
-        Step(1, "open", (0, "a", CREATE, 0o666)),
-        Step(1, "chmod_open", (0, 0o6777)),
-        Step(1, "allocate", (0, 0, 0, 10)),
-        Step(2, "link", ("a", "d/b", True)),
     ],
     "a stranger's write to a file without a name": [
         Step(1, "open", (0, "a", CREATE, 0o6777)),

@@ -245,8 +245,11 @@ class World:
         return done
 
     def _holes(self, slot: int, offset: int) -> object:
-        """Where holes are said to be, nothing is read but zeros; how many is not POSIX's."""
+        """Where holes are said to be, nothing is read but zeros; how many is not POSIX's. What was
+        written through a mapping counts once it is synced: the kernel asks before (README)."""
         held = self._at(slot)
+        if any(one.mapping is not None for one in self._held.values()):
+            os.fsync(held.fd)
         size = held.size()
         if held.flags & (os.O_WRONLY | os.O_DIRECT) or not stat.S_ISREG(os.fstat(held.fd).st_mode):
             return "not looked at"
@@ -338,6 +341,9 @@ class World:
         os.unlink(name)
 
     def _link(self, old: str, new: str, follow: bool) -> None:
+        # The kernel judges a stranger's link by the mode that it heard last: here it has heard it.
+        with suppress(OSError):
+            os.stat(old, follow_symlinks=follow)
         os.link(old, new, src_dir_fd=self._folder, follow_symlinks=follow)
 
     def _symlink(self, text: str, name: str) -> None:

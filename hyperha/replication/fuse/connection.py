@@ -105,13 +105,11 @@ class Connection:
         """Times what the pipeline does not see."""
         self.kept: dict[int, Kept] = {}
         self.kept_lock = threading.Lock()
-        self._slow = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="fuse-slow")
-        self._waiting = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="fuse-waiting")
+        self.pool = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="fuse-slow")
 
     def close(self) -> None:
         """After the connection has ended: answers that still come go nowhere, files are closed."""
-        self._waiting.shutdown(wait=True)
-        self._slow.shutdown(wait=True)
+        self.pool.shutdown(wait=True)
         device, self.device = self.device, -1
         os.close(device)
         self.handles.clear()
@@ -149,15 +147,8 @@ class Connection:
         else:
             self.give(protocol.WRITE_ANSWER.pack(24, 0, unique, size, 0))
 
-    def later(
-        self, unique: int, work: Callable[[], bytes], *, waits_for_kernel: bool = False
-    ) -> None:
-        """Do slow work in another thread and answer with its result.
-
-        `waits_for_kernel`: the work notifies the kernel, which may wait for a page that a request
-        still to be answered has locked (M10). Such work has threads of its own: those that read
-        from the disk must never all be waiting for a page that only they can fill.
-        """
+    def later(self, unique: int, work: Callable[[], bytes]) -> None:
+        """Do slow work in a thread of the pool and answer with its result."""
 
         def run() -> None:
             try:
@@ -167,7 +158,7 @@ class Connection:
             else:
                 self.answer(unique, payload)
 
-        (self._waiting if waits_for_kernel else self._slow).submit(run)
+        self.pool.submit(run)
 
     def give(self, message: bytes | memoryview) -> None:
         """Hand a whole answer to the kernel."""

@@ -1,7 +1,8 @@
 """Notifications to the kernel, from a thread that serves no request (M10).
 
 The kernel may wait for a locked page while it handles one; the thread that would unlock that page
-by answering a write must never be the one that waits. `mode_changed` touches no page.
+by answering a write must never be the one that waits. The one exception is `mode_changed`, which
+touches no page.
 """
 
 from __future__ import annotations
@@ -30,33 +31,18 @@ def resend(device: int) -> None:
 
 
 def mode_changed(device: int, node: int) -> None:
-    """Have the kernel ask for a node's mode before it goes by it again: a write took set-id bits,
-    and the program runs, or is linked to, by whoever asks next.
+    """Have the kernel ask for a node's mode before it runs it again: a write took set-id bits.
 
-    For the thread that serves requests, before it answers that write: attributes are dropped
-    without a lock that a request may hold, and the node is held open by who writes. Links are
-    judged by the mode that came with the last look at the name: all names of the connection are
-    looked at again, where the kernel can be told so (6.16).
+    For the thread that serves requests, before it answers that write: only attributes are dropped,
+    without a lock that a request may hold, and the node is held open by who writes. A hard link by
+    a stranger is still judged by the old mode, and refused, until somebody looks at the file: to
+    expire names would lock their directory, and a new epoch (NOTIFY_INC_EPOCH) takes away what is
+    mounted below them.
     """
-    _notify(device, protocol.NOTIFY_INVAL_INODE, protocol.INVAL_INODE.pack(node, -1, 0))
+    body = protocol.INVAL_INODE.pack(node, -1, 0)
+    size = protocol.OUT_SIZE + len(body)
     try:
-        _notify(device, protocol.NOTIFY_INC_EPOCH, b"")
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-
-
-def write_back(device: int, node: int, offset: int, length: int) -> None:
-    """Have the kernel write what a mapping changed in this range (all, for a length of 0), and drop
-    the pages; returns when that is done. Not for the thread that serves requests (M10)."""
-    body = protocol.INVAL_INODE.pack(node, offset, length)
-    _notify(device, protocol.NOTIFY_INVAL_INODE, body)
-
-
-def _notify(device: int, code: int, body: bytes) -> None:
-    """Raises OSError, but for what is gone already."""
-    try:
-        os.write(device, protocol.OUT_HEADER.pack(protocol.OUT_SIZE + len(body), code, 0) + body)
+        os.write(device, protocol.OUT_HEADER.pack(size, protocol.NOTIFY_INVAL_INODE, 0) + body)
     except OSError as error:
         if error.errno not in _IGNORED:
             raise
@@ -95,8 +81,12 @@ class Notifier:
             if isinstance(item, threading.Event):
                 item.set()
                 continue
+            body = protocol.INVAL_INODE.pack(item, 0, 0)
+            size = protocol.OUT_SIZE + len(body)
+            header = protocol.OUT_HEADER.pack(size, protocol.NOTIFY_INVAL_INODE, 0)
             try:
-                write_back(self._device, item, 0, 0)
+                os.write(self._device, header + body)
             except OSError as error:
-                self._failed = True
-                log.error("the kernel could not drop the cache of node %d: %s", item, error)
+                if error.errno not in _IGNORED:
+                    self._failed = True
+                    log.error("the kernel could not drop the cache of node %d: %s", item, error)

@@ -137,7 +137,6 @@ FSYNC_DATA_ONLY: Final = 1 << 0
 SETXATTR_ACL_KILL_SGID: Final = 1 << 0
 NOTIFY_INVAL_INODE: Final = 2
 NOTIFY_RESEND: Final = 7
-NOTIFY_INC_EPOCH: Final = 8
 
 # Requests, after the header.
 IN_HEADER: Final = Struct("<IIQQIIIHH")

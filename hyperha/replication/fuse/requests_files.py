@@ -172,7 +172,8 @@ class FileRequests:
             if not stat.S_ISREG(status.st_mode):
                 c.nodes.forget(node.number, 1)
                 raise
-            entry = protocol.encode_entry(node.number, status, c.valid_s)
+            # Opening may take set-id bits from it: this answer is not to be the last word.
+            entry = protocol.encode_entry(node.number, status, 0)
             try:
                 self._open_node(unique, node, flags, extra, entry)
             except OSError:
@@ -324,38 +325,9 @@ class FileRequests:
 
     def _lseek(self, unique: int, number: int, length: int) -> None:
         fh, offset, whence, _ = protocol.LSEEK_IN.unpack_from(self._buffer, protocol.IN_SIZE)
-        c, held, node = self._c, self._descriptor(fh, number), self._c.node(number)
-        if c.primary and node.writers:
-            hole = _hole(held, offset, whence)
-            if hole[0] < hole[1]:
-                work = partial(self._seek_behind_pages, node, held, offset, whence)
-                c.later(unique, work, waits_for_kernel=True)
-                return
+        held = self._descriptor(fh, number)
         position = os.lseek(held.fd, offset, whence)
-        c.answer(unique, protocol.U64.pack(position))
-
-    def _seek_behind_pages(self, node: Node, held: Descriptor, offset: int, whence: int) -> bytes:
-        """The answer to a seek that meets a hole of the backing file. The kernel asks without
-        having written what mappings changed there: a copy that skips holes would miss it."""
-        written_end = 0
-        while True:
-            start, end = _hole(held, offset, whence)
-            if start >= end or end <= written_end:
-                return protocol.U64.pack(os.lseek(held.fd, offset, whence))
-            notify.write_back(self._c.device, node.number, start, end - start)
-            written_end = end
-
-
-def _hole(held: Descriptor, offset: int, whence: int) -> tuple[int, int]:
-    """The hole that a seek for data skips, or for a hole finds: where it starts and ends, which is
-    the same place when there is none."""
-    start = offset if whence == os.SEEK_DATA else os.lseek(held.fd, offset, whence)
-    try:
-        return start, os.lseek(held.fd, start, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-    return start, max(start, os.fstat(held.fd).st_size)
+        self._c.answer(unique, protocol.U64.pack(position))
 
 
 def _fitting(held: Descriptor, offset: int, size: int) -> int:
