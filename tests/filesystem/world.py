@@ -149,8 +149,7 @@ class World:
 
     def _name_again(self, slot: int, name: str) -> None:
         """linkat(2) of an open file, as one does with O_TMPFILE."""
-        path = f"/proc/self/fd/{self._at(slot).fd}"
-        os.link(path, name, src_dir_fd=self._folder, follow_symlinks=True)
+        self._link(f"/proc/self/fd/{self._at(slot).fd}", name, True)
 
     # --- data -----------------------------------------------------------------------------
 
