@@ -76,6 +76,16 @@ def _aligned(length: int) -> mmap.mmap:
     return mmap.mmap(-1, max(PAGE, -(-length // PAGE) * PAGE))
 
 
+def _data_from(fd: int, position: int, size: int) -> int:
+    """Where data begins, from a position in the file on; its end where there is none."""
+    try:
+        return os.lseek(fd, position, os.SEEK_DATA)
+    except OSError as problem:
+        if problem.errno != errno.ENXIO or position > size:
+            raise
+        return size
+
+
 class World:
     """One folder, whose descriptor it takes over, and what is open in it."""
 
@@ -245,28 +255,23 @@ class World:
 
     def _holes(self, slot: int, offset: int) -> object:
         """Where holes are said to be, nothing is read but zeros; how many is not POSIX's. What was
-        written through a mapping counts once it is synced: the kernel asks before (README)."""
+        written through a mapping may count only once it is synced: the kernel asks before."""
         held = self._at(slot)
-        if any(one.mapping is not None for one in self._held.values()):
-            os.fsync(held.fd)
-        size = held.size()
-        if held.flags & (os.O_WRONLY | os.O_DIRECT) or not stat.S_ISREG(os.fstat(held.fd).st_mode):
+        status = os.fstat(held.fd)
+        if held.flags & (os.O_WRONLY | os.O_DIRECT) or not stat.S_ISREG(status.st_mode):
             return "not looked at"
-        if offset >= size:
-            return os.lseek(held.fd, offset, os.SEEK_DATA)
-        try:
-            data = os.lseek(held.fd, offset, os.SEEK_DATA)
-        except OSError as problem:
-            if problem.errno != errno.ENXIO:
-                raise
-            data = size
+        right = self._holes_are_empty(held, offset)
+        mapped = [os.fstat(one.fd) for one in self._held.values() if one.mapping is not None]
+        if not right and any(os.path.samestat(status, one) for one in mapped):
+            os.fsync(held.fd)
+            right = self._holes_are_empty(held, offset)
+        return right
+
+    def _holes_are_empty(self, held: Held, offset: int) -> bool:
+        size = held.size()
+        data = _data_from(held.fd, offset, size)
         hole = os.lseek(held.fd, offset, os.SEEK_HOLE)
-        try:
-            end = os.lseek(held.fd, hole, os.SEEK_DATA)
-        except OSError as problem:
-            if problem.errno != errno.ENXIO:
-                raise
-            end = size
+        end = _data_from(held.fd, hole, size)
         read = os.pread(held.fd, min(data - offset, 1 << 20), offset)
         read += os.pread(held.fd, min(end - hole, 1 << 20), hole)
         return not any(read) and offset <= data <= size and offset <= hole <= end <= size
@@ -340,10 +345,14 @@ class World:
         os.unlink(name)
 
     def _link(self, old: str, new: str, follow: bool) -> None:
-        # The kernel judges a stranger's link by the mode that it heard last: here it has heard it.
-        with suppress(OSError):
+        try:
+            os.link(old, new, src_dir_fd=self._folder, follow_symlinks=follow)
+        except PermissionError as problem:
+            if problem.errno != errno.EPERM:
+                raise
+            # The kernel refuses a stranger by the mode that it heard last: now it hears it.
             os.stat(old, follow_symlinks=follow)
-        os.link(old, new, src_dir_fd=self._folder, follow_symlinks=follow)
+            os.link(old, new, src_dir_fd=self._folder, follow_symlinks=follow)
 
     def _symlink(self, text: str, name: str) -> None:
         os.symlink(text, name)

@@ -19,6 +19,7 @@ from hyperha.replication.fuse import protocol
 log = logging.getLogger(__name__)
 
 _END_SECONDS: Final = 2
+_ATTRIBUTES_ONLY: Final = -1
 _IGNORED: Final = (errno.ENOENT, errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED)
 
 
@@ -39,7 +40,13 @@ def mode_changed(device: int, node: int) -> None:
     expire names would lock their directory, and a new epoch (NOTIFY_INC_EPOCH) takes away what is
     mounted below them.
     """
-    body = protocol.INVAL_INODE.pack(node, -1, 0)
+    _invalidate(device, node, _ATTRIBUTES_ONLY)
+
+
+def _invalidate(device: int, node: int, offset: int) -> None:
+    """Drop the attributes of a node, and its pages from `offset` on. Raises OSError, but for what
+    is gone already."""
+    body = protocol.INVAL_INODE.pack(node, offset, 0)
     size = protocol.OUT_SIZE + len(body)
     try:
         os.write(device, protocol.OUT_HEADER.pack(size, protocol.NOTIFY_INVAL_INODE, 0) + body)
@@ -81,12 +88,8 @@ class Notifier:
             if isinstance(item, threading.Event):
                 item.set()
                 continue
-            body = protocol.INVAL_INODE.pack(item, 0, 0)
-            size = protocol.OUT_SIZE + len(body)
-            header = protocol.OUT_HEADER.pack(size, protocol.NOTIFY_INVAL_INODE, 0)
             try:
-                os.write(self._device, header + body)
+                _invalidate(self._device, item, 0)
             except OSError as error:
-                if error.errno not in _IGNORED:
-                    self._failed = True
-                    log.error("the kernel could not drop the cache of node %d: %s", item, error)
+                self._failed = True
+                log.error("the kernel could not drop the cache of node %d: %s", item, error)
