@@ -10,15 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hyperha.core.events import SessionLost, SessionStalled
 from hyperha.replication import acceptor, lines, wire
+from hyperha.replication.clock import now_ms
 from hyperha.replication.connecting import Line
 from hyperha.replication.control import PeerLink
 from hyperha.replication.operations import ROOT_ID, FileId
 from hyperha.replication.preamble import Direction, Preamble, cluster_hash
+from hyperha.replication.stream import PrimarySession
 from hyperha.replication.transport import Connection
 from hyperha.replication.wire import Frame, Kind
 from tests.support.cable import Cable
@@ -102,6 +105,28 @@ def test_signs_of_life_are_not_kept(pair: Wired) -> None:
     guest.write(file, 0, b"x" * 4096)
     wait_for(lambda: guest.answers == 2)
     pair.check_equal()
+    pair.undisturbed()
+
+
+def test_a_replay_that_waits_is_no_sign_of_life(
+    pair: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: what this node waits for before it goes on, here its disk, says nothing of the peer."""
+    real = PrimarySession._replay
+    late_ms: list[int] = []
+    operation = pair.a.primary.operation
+
+    def replay(session: PrimarySession, *arguments: Any) -> None:
+        begun_ms = now_ms()
+        operation.acquire()
+        threading.Timer(0.8, operation.release).start()
+        real(session, *arguments)
+        late_ms.append(session.heard_ms - begun_ms)
+
+    monkeypatch.setattr(PrimarySession, "_replay", replay)
+    pair.cables[0].reset()
+    wait_for(lambda: late_ms)
+    assert late_ms[0] < 400
     pair.undisturbed()
 
 
