@@ -180,7 +180,7 @@ class Inodes(ABC):
         return os.open(path, flags)
 
     def inode(self, target: Target) -> Descriptor:
-        """A descriptor (possibly OPATH_ONLY) of an inode, by its id or its directory entry."""
+        """A descriptor (possibly an O_PATH one) of an inode, by its id or its directory entry."""
         if target.file != NO_ID:
             return self._path_descriptor(target.file)
         directory = self.directory(target.parent)

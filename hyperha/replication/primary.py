@@ -12,13 +12,14 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import Event, LocalDiskFailed, SessionLost, SessionUp
 from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
-from hyperha.replication import wire
+from hyperha.replication import privileges, wire
 from hyperha.replication.barriers import Barriers
 from hyperha.replication.capacity import least_bytes
 from hyperha.replication.comparison import is_gone
@@ -52,8 +53,6 @@ Report = Callable[[Event | LogLine], None]
 WRITE, BARRIER = Timed.WRITE, Timed.BARRIER
 _ZONE_SHIFT: Final = 20
 _NONE: Final[tuple[Record, ...]] = ()
-FILES_ANNOUNCED: Final = 4096
-"""Files that have an index in the stream; a session may last for months (M9)."""
 _DISK_ERRORS: Final = (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.EUCLEAN)
 """Errors of a local write that mean a failed disk (D10); others are the guest's to know."""
 _CHANGE_ERRORS: Final = (errno.EIO, errno.EUCLEAN)
@@ -137,7 +136,7 @@ class Primary(Ledger):
             flush = self._begin_barrier(number, session, answer) if barrier else None
             if session is not None:
                 remote = flush is not None and flush.session is not None
-                head = self._write_head(session, number, file, offset, size, remote)
+                head = session.write_head(number, file, offset, size, remote)
                 sender = session.put_write(head, data, number, file, give_back)
                 kept = give_back is not None and sender is None
             if self.watched:
@@ -303,9 +302,12 @@ class Primary(Ledger):
                 self.intent.touch(records, number)
                 if data:
                     size = len(data)
-                    head = self._write_head(session, number, file, offset, size, False)
+                    head = session.write_head(number, file, offset, size, False)
                     session.put(head + data, number)
                 self.completed = number
+            for change in privileges.given_again(self.store, file):
+                inode = (Record(RecordKind.INODE, file),)
+                self._change(inode, partial(_done, change), _unanswered)
         self._written.add(file)
         return True
 
@@ -328,26 +330,6 @@ class Primary(Ledger):
         return tuple(
             Record(RecordKind.ZONE, file, zone) for zone in range(offset >> _ZONE_SHIFT, last + 1)
         )
-
-    def _write_head(
-        self,
-        session: PrimarySession,
-        number: int,
-        file: FileId,
-        offset: int,
-        size: int,
-        barrier: bool,
-    ) -> bytes:
-        """What precedes a write in the stream; the caller has the lock and puts both."""
-        announced = session.announced
-        index = announced.get(file)
-        if index is None:
-            if len(announced) >= FILES_ANNOUNCED:
-                # The stream is in order: an index means what it was last said to mean.
-                announced.clear()
-            index = announced[file] = len(announced) + 1
-            session.put(wire.frame(Kind.BIND, session.tag, 0, wire.encode_bind(index, file)))
-        return wire.write_head(size, session.tag, number, index, offset, barrier)
 
     def _activate(self, records: tuple[Record, ...]) -> None:
         try:
@@ -403,7 +385,7 @@ class Primary(Ledger):
                 if actual:
                     self.number += 1
                     length = len(actual)
-                    head = self._write_head(session, self.number, file, offset, length, False)
+                    head = session.write_head(self.number, file, offset, length, False)
                     session.put(head + actual, self.number)
                 self.number += 1
                 change = encode_change(Truncate(file, end.size, end.mtime_ns))
@@ -586,3 +568,12 @@ class Primary(Ledger):
 
 def _no_resync(session: PrimarySession, welcome: Welcome, theirs: list[Record]) -> None:
     raise ReplicationError("this process cannot resync")
+
+
+def _done(change: Change) -> Change:
+    """It is so here already: only the peer is to do it."""
+    return change
+
+
+def _unanswered(number: int, payload: bytes) -> None:
+    """Nobody waits for it."""

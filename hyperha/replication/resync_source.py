@@ -19,7 +19,7 @@ from typing import Final
 from hyperha.core.actions import SessionStart
 from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionUp
 from hyperha.errors import ReplicationError
-from hyperha.replication import allocation, wire
+from hyperha.replication import allocation, privileges, wire
 from hyperha.replication.candidates import Candidates
 from hyperha.replication.clock import now_ms
 from hyperha.replication.comparison import inode_of, is_gone
@@ -257,6 +257,7 @@ class ResyncSource(Inquiry):
             self._room()
             if self._send_inode(file) is not None:
                 self._reserve(file, None)
+                self._give_again(file)
 
     def _send_inode(self, file: FileId) -> int | None:
         """Send size, attributes and xattrs of an inode; its size, or None when it is gone.
@@ -300,6 +301,7 @@ class ResyncSource(Inquiry):
                 # The target has made holes of what reads as one: it keeps no room there any more.
                 self._settle_replies()
                 self._reserve(file, zones)
+                self._give_again(file)
             except OSError as error:
                 # Removed by the guest meanwhile, which the target hears in order.
                 if not is_gone(error):
@@ -321,6 +323,11 @@ class ResyncSource(Inquiry):
                         for offset, length in ranges:
                             payload = wire.encode_hole(file, offset, length)
                             self._put(Kind.RESERVE, [payload], None)
+
+    def _give_again(self, file: FileId) -> None:
+        """What the target has lost of the inode by writing to it is sent once more."""
+        if privileges.has_any(self._store, file):
+            self._send_inode(file)
 
     def _whole_file(self, file: FileId, size: int) -> None:
         position = 0

@@ -350,7 +350,7 @@ class TargetSide:
             store.apply(Truncate(target.file, wanted.size, wanted.mtime_ns))
         given = dict(xattrs)
         present = store.xattrs(target)
-        if present != given:
+        if (mine.uid, mine.gid) != (wanted.uid, wanted.gid) or present != given:
             # Before the attributes of other kinds: a new owner clears capabilities.
             store.apply(SetAttributes(target, wanted))
             present = store.xattrs(target)

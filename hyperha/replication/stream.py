@@ -45,6 +45,8 @@ _ACK_SIZE: Final = wire.HEAD.size
 _CONNECT_TIMEOUT_S: Final = 1.0
 _WELCOME_TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 0.05
+FILES_ANNOUNCED: Final = 4096
+"""Files that have an index in the stream; a session may last for months (M9)."""
 _CLOSE_S: Final = 2.0
 """So long a receiver that stands still at a disk is waited for."""
 _ACCOUNT_MS: Final = 10_000
@@ -383,6 +385,17 @@ class PrimarySession:
         peer acknowledges it by, if it does."""
         self._retain(raw, number)
         self.sender.put(raw)
+
+    def write_head(self, number: int, file: FileId, offset: int, size: int, barrier: bool) -> bytes:
+        """What precedes a write in the stream; the caller has the pipeline's lock and puts both."""
+        index = self.announced.get(file)
+        if index is None:
+            if len(self.announced) >= FILES_ANNOUNCED:
+                # The stream is in order: an index means what it was last said to mean.
+                self.announced.clear()
+            index = self.announced[file] = len(self.announced) + 1
+            self.put(wire.frame(Kind.BIND, self.tag, 0, wire.encode_bind(index, file)))
+        return wire.write_head(size, self.tag, number, index, offset, barrier)
 
     def ask_again(self, barrier: int, number: int) -> None:
         """Ask the peer anew for a barrier that was asked for over a former line; `number`: of the

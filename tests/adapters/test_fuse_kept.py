@@ -116,6 +116,35 @@ def test_a_creation_that_met_a_file_and_failed_is_not_looked_up(
     assert [node.number for node in connection.nodes] == [protocol.ROOT_NODE]
 
 
+def test_what_could_not_be_cleared_for_one_write_is_cleared_by_the_next(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A program that a stranger has written to must not keep its owner's rights."""
+    program = tmp_path / "file"
+    program.chmod(0o4755)
+    node, _ = looked_up(connection)
+    names, attributes = NameRequests(connection), AttributeRequests(connection)
+    write = FileRequests(connection, names, attributes).handlers()[protocol.Op.WRITE]
+    handle = connection.handles.add(node, os.O_WRONLY, 0, None)
+    kill = protocol.WRITE_KILL_SUIDGID
+    body = protocol.WRITE_IN.pack(handle.number, 0, 1, kill, 0, os.O_WRONLY, 0)
+    end = protocol.IN_SIZE + len(body)
+    connection.view[protocol.IN_SIZE : end] = body
+    connection.payload[:1] = b"y"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(connection, "note", full)
+        with pytest.raises(OSError, match="No space left"):
+            write(9, node.number, end)
+    assert program.read_text() == "x"
+    write(11, node.number, end)
+    assert program.read_text() == "y"
+    assert stat.S_IMODE(program.stat().st_mode) == 0o755
+
+
 def test_what_was_kept_is_sent_when_the_connection_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from hyperha.core.actions import Acknowledge
 from hyperha.core.events import SessionLost, SessionStalled
-from hyperha.replication import primary, secondary, wire
+from hyperha.replication import secondary, stream, wire
 from hyperha.replication.connecting import Line
 from hyperha.replication.control import StartVerify, VerifyTold
 from hyperha.replication.handshake import Hello, Welcome
@@ -343,7 +343,7 @@ def test_a_try_that_comes_late_does_not_take_the_place_of_a_later_one(pair: Wire
 def test_more_files_than_have_an_index(pair: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
     """M9: a session may last for months; an index means what it was last said to mean, also in
     what is sent again."""
-    monkeypatch.setattr(primary, "FILES_ANNOUNCED", 3)
+    monkeypatch.setattr(stream, "FILES_ANNOUNCED", 3)
     guest, chance = Guest(pair.a), random.Random(1)
     files = [guest.create(ROOT_ID, b"%d" % number) for number in range(10)]
     for round_number in range(20):

@@ -27,6 +27,7 @@ from hyperha.replication.operations import (
 )
 from hyperha.replication.resync_source import ResyncSource
 from hyperha.replication.stopwatch import Stopwatch, Timed
+from hyperha.replication.syscalls import allocate
 from hyperha.replication.wire_changes import Listing
 from tests.support.engine_pair import Guest, Monkey, Pair, call, wait_for
 
@@ -632,3 +633,32 @@ def test_a_guest_that_renames_without_end_does_not_end_the_resync(
     pair.check_equal()
     told = [one.text for one in pair.a.events if isinstance(one, LogLine)]
     assert any("while the guest waits" in one for one in told)
+
+
+def test_what_writing_takes_from_a_file_is_there_after_a_resync(pair: Pair) -> None:
+    """A kernel takes capabilities from a file at each write, reservation and new owner, also on the
+    target, where the guest has done none of it."""
+    capability = bytes.fromhex("0100000200040000000000000000000000000000")
+    name, content = "security.capability", os.urandom(200_000)
+    for side in (pair.a, pair.b):
+        for path in (side.folder / one for one in ("written", "punched", "owned", "reserved")):
+            path.write_bytes(content)
+        if side is pair.a:
+            os.chown(side.folder / "owned", 7, 8)
+            with open(side.folder / "punched", "r+b") as file:
+                allocate(file.fileno(), 3, 65536, 65536)
+            with open(side.folder / "reserved", "r+b") as file:
+                allocate(file.fileno(), 1, 1 << 20, 1 << 20)
+        else:
+            (side.folder / "written").write_bytes(content[::-1])
+        for path in side.folder.iterdir():
+            if path.is_file():
+                path.chmod(0o6755)
+                os.setxattr(path, name, capability)
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    for path in pair.b.folder.iterdir():
+        if path.is_file():
+            assert os.getxattr(path, name) == capability, path.name
+            assert stat.S_IMODE(path.stat().st_mode) == 0o6755, path.name

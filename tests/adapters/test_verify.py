@@ -16,7 +16,18 @@ from hyperha.core.actions import SessionStart
 from hyperha.core.events import LocalDiskFailed, SessionLost
 from hyperha.replication import verify
 from hyperha.replication.control import AskCandidates, CandidatesTold, StartVerify, VerifyTold
-from hyperha.replication.operations import ROOT_ID, Attributes, Create, FileId, Remove
+from hyperha.replication.operations import (
+    ROOT_ID,
+    Attributes,
+    Change,
+    Create,
+    FileId,
+    Record,
+    RecordKind,
+    Remove,
+    SetXattr,
+    Target,
+)
 from hyperha.replication.questions import Questions
 from hyperha.replication.store import Store
 from hyperha.replication.verify import Verify
@@ -119,6 +130,28 @@ def test_one_turned_bit_is_located_and_mended(pair: Pair) -> None:
     after = (pair.a.folder / "f0").stat()
     assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
     assert verified(pair).blocks == 0
+
+
+def test_mending_takes_no_capability_from_a_file(pair: Pair) -> None:
+    """A kernel takes them at each write; here the guest has written nothing."""
+    (file,) = filled(pair, (100_000,))
+    name, value = b"security.capability", bytes.fromhex("0100000200040000000000000000000000000000")
+
+    def execute() -> Change:
+        change = SetXattr(Target(file), name, value)
+        pair.a.store.apply(change)
+        return change
+
+    Guest(pair.a).change([Record(RecordKind.INODE, file)], execute)
+    pair.barrier(pair.a)
+    spoil(pair.b.folder / "f0", 70_000)
+    os.setxattr(pair.b.folder / "f0", name, value)
+    found = verified(pair, repair=True)
+    assert (found.blocks, found.others, found.repaired) == (1, 0, 1)
+    pair.check_equal()
+    assert os.getxattr(pair.b.folder / "f0", name) == value
+    found = verified(pair)
+    assert (found.blocks, found.others) == (0, 0)
 
 
 def test_a_block_that_is_being_mended_is_a_candidate(pair: Pair) -> None:

@@ -30,11 +30,11 @@ from hyperha.replication.operations import (
     SetXattr,
     Truncate,
 )
+from hyperha.replication.privileges import CAPABILITY, SET_ID, capability
 from hyperha.replication.store import Descriptor, attributes_of
 
 Step = tuple[tuple[Record, ...], Callable[[], Change | None]]
 
-_CAPABILITY: Final = b"security.capability"
 _ACCESS_LIST: Final = b"system.posix_acl_access"
 _OWNERS: Final = protocol.SETATTR_UID | protocol.SETATTR_GID
 _TIMES: Final = protocol.SETATTR_ATIME | protocol.SETATTR_MTIME
@@ -189,15 +189,15 @@ class AttributeRequests:
         c = self._c
         held = c.descriptor(node)
         status = os.fstat(held.fd)
-        capable = not stat.S_ISDIR(status.st_mode) and _has_xattr(held, _CAPABILITY)
-        set_id = bool(status.st_mode & (stat.S_ISUID | stat.S_ISGID))
+        capable = not stat.S_ISDIR(status.st_mode) and capability(held.fd) is not None
+        set_id = bool(status.st_mode & SET_ID)
         mode = self._c.without_set_id(status) if set_id and kill_set_id else status.st_mode
         steps: list[Step] = []
         records = self.inode_records(node)
 
         def drop_capability() -> Change:
-            os.removexattr(b"/proc/self/fd/%d" % held.fd, _CAPABILITY)
-            return SetXattr(c.target(node), _CAPABILITY, None)
+            os.removexattr(b"/proc/self/fd/%d" % held.fd, CAPABILITY)
+            return SetXattr(c.target(node), CAPABILITY, None)
 
         def drop_set_id() -> Change:
             os.chmod(f"/proc/self/fd/{held.fd}", stat.S_IMODE(mode))
@@ -207,7 +207,8 @@ class AttributeRequests:
             steps.append((records, drop_capability))
         if mode != status.st_mode and stat.S_ISREG(mode):
             steps.append((records, drop_set_id))
-        node.clean = not mode & (stat.S_ISUID | stat.S_ISGID)
+        # With steps to take it is clean only after them, and each of them may fail.
+        node.clean = not steps and not mode & SET_ID
         return steps
 
     def _readlink(self, unique: int, number: int, length: int) -> None:
@@ -346,13 +347,3 @@ def _set_times(held: Descriptor, values: tuple[int, ...]) -> None:
         if valid & protocol.SETATTR_MTIME_NOW:
             mtime = time.time_ns()
     syscalls.set_times(held.fd, mtime_ns=mtime, atime_ns=atime)
-
-
-def _has_xattr(held: Descriptor, name: bytes) -> bool:
-    try:
-        os.getxattr(b"/proc/self/fd/%d" % held.fd, name)
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            return False
-        raise
-    return True
