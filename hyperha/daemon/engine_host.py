@@ -42,8 +42,6 @@ from hyperha.spawn.run import Run, start
 from hyperha.spawn.tree import RunPlace
 
 _log = logging.getLogger(__name__)
-ALIVE_MS = 400
-"""A frame of the peer that is younger proves that the session lives (P8)."""
 _SUCCESSOR_LIMIT_S = 5.0
 _SUCCESSORS = 5
 """A successor may die as well; a kernel that cannot do it is not asked twice."""
@@ -318,7 +316,7 @@ class EngineHost:
             case Statistics():
                 if not self._ending and self._detaching not in self._pending:
                     self._heard_ms = boottime_ms()
-                if message.heard_ms > boottime_ms() - ALIVE_MS:
+                if message.session_lives(boottime_ms(), self._config.suspect_ms):
                     self._callbacks.alive(message.heard_ms)
                 self._callbacks.statistics(message)
             case _ if self._asking.answer(message):

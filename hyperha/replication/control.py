@@ -20,6 +20,10 @@ from hyperha.replication.safety.copy import Facts
 PACKET_LIMIT: Final = 160 * 1024
 """Bytes of one packet; below the smallest socket buffer that Linux gives by itself."""
 
+ALIVE_MS: Final = 400
+"""A frame of the peer that is younger proves that the session lives (P8); an idle one carries one
+every 250 ms."""
+
 
 class ProcessMessage:
     """Root of the messages that are neither actions nor events of the core."""
@@ -158,8 +162,17 @@ class Statistics(ProcessMessage):
     heard_ms: int = 0
     """When the last frame of the peer came in (CLOCK_BOOTTIME, which the daemon reads as well), in
     a session that is up; 0 without one. Not how long ago: that would age on its way."""
+    told_ms: int = 0
+    """When this was said, by the same clock."""
     lan: str = ""
     """What carries the primary's stream; empty without a session."""
+
+    def session_lives(self, now_ms: int, suspect_ms: int) -> bool:
+        """Whether this proves that the session lives (P8): the peer had just been heard when it was
+        said. On its way it may age, since a daemon that is late says nothing about the peer; but
+        not for longer than a peer may be silent.
+        """
+        return self.heard_ms > self.told_ms - ALIVE_MS and now_ms - self.told_ms < suspect_ms
 
 
 @dataclass(frozen=True, slots=True)

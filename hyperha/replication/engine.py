@@ -25,6 +25,7 @@ from hyperha.replication import marker as markers
 from hyperha.replication import preamble as preambles
 from hyperha.replication.acceptor import Acceptor
 from hyperha.replication.admission import ReadOnly, admit, admit_covered, judge
+from hyperha.replication.clock import now_ms
 from hyperha.replication.control import (
     Descriptors,
     EngineConfig,
@@ -557,6 +558,7 @@ class Engine:
             queue_bytes=queue,
             handles_open=session.handles_open(),
             heard_ms=heard_ms,
+            told_ms=now_ms(),
             lan="" if ours is None or ours.link is None or not ours.up else ours.link.lan,
         )
 

@@ -2,8 +2,8 @@
 
 The receiver's thread asks for another line when its own has ended; a thread of its own looks for
 one while the session goes on. One of them at a time. A peer that refuses or hangs up ends the
-search, since its host answers and nobody there has the session; what does not answer is tried
-again.
+search, since its host answers and nobody there has the session; unless its process has just
+answered over another LAN. What does not answer is tried again.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ class Lines:
         self, links: Sequence[PeerLink], deadline_ms: int, why: str, alarm: bool
     ) -> tuple[Found | None, str]:
         part_s = self._config.stall_limit_ms / _TRIES / 1000
-        problem = refused = ""
+        problem, answered, answered_before = "", "", ""
         while True:
-            alive = False
+            refused, answered, answered_before = "", "", answered
             for link in links:
                 if self._ended():
                     return None, self._ended()
@@ -161,8 +161,7 @@ class Lines:
                     refusal = handshake.decode_refusal(answer.payload)
                     if refusal.code not in handshake.WORTH_ANOTHER_TRY:
                         return None, refusal.text
-                    problem = f"{link.lan}: {refusal.text}"
-                    alive = True
+                    answered = f"{link.lan}: {refusal.text}"
                     continue
                 try:
                     received = self._received(line, answer)
@@ -170,8 +169,9 @@ class Lines:
                     line.close()
                     return None, error.text
                 return Found(line, received, hello.answers, why, alarm), ""
+            alive = answered or answered_before
             if (refused and not alive) or now_ms() >= deadline_ms:
-                return None, problem if alive else refused or problem
+                return None, alive or refused or problem
             time.sleep(_RETRY_S)
 
     def _received(self, line: Line, answer: Frame) -> int:

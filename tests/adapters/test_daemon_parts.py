@@ -39,6 +39,7 @@ from hyperha.heartbeat.links import PeerView
 from hyperha.heartbeat.message import MESSAGE_LIMIT, ModuleStatus
 from hyperha.logbook.outputs import OutputArchive
 from hyperha.replication import preamble
+from hyperha.replication.control import Statistics
 from hyperha.replication.fuse.mount import MNT_DETACH, raw_mount, raw_unmount
 from hyperha.vm.port import VmSpec
 from tests.support.machine import lacking
@@ -376,3 +377,20 @@ def test_a_folder_under_a_dead_mount_is_not_missing(tmp_path):
     missing = _missing_folder(spec)
     assert missing is not None
     assert "does not exist" in missing.text
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "way_ms", "lives"),
+    [(300, 0, True), (300, 1400, True), (300, 1500, False), (399, 300, True), (400, 0, False)],
+)
+def test_a_session_lives_by_what_was_known_when_it_was_said(
+    age_ms: int, way_ms: int, lives: bool
+) -> None:
+    """P8: a daemon that reads it late knows nothing less about the peer; a backlog is not news."""
+    said = Statistics("up", "both", 0, 0, 0, 0, 0, 1, 0, 0, heard_ms=9000, told_ms=9000 + age_ms)
+    assert said.session_lives(said.told_ms + way_ms, 1500) is lives
+
+
+def test_no_session_does_not_live() -> None:
+    said = Statistics("none", "standby", 0, 0, 0, 0, 0, 1, 0, 0, told_ms=9000)
+    assert not said.session_lives(9000, 1500)
