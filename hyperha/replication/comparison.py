@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import xxhash
@@ -145,3 +147,13 @@ def path_text(store: Store, file: FileId) -> str:
 def is_gone(error: OSError) -> bool:
     """Whether it says that what was looked at is not there (any more)."""
     return error.errno in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+
+
+@contextmanager
+def unless_gone() -> Iterator[None]:
+    """A file that the guest removes meanwhile needs nothing more: the peer hears it in order."""
+    try:
+        yield
+    except OSError as error:
+        if not is_gone(error):
+            raise

@@ -289,12 +289,12 @@ class Primary(Ledger):
         """The peer gets what the file holds here in a range (R17): a write that no guest waits for.
 
         Recorded first, so that the range stays a candidate until both have it (Z2). False when the
-        session is not this one any more. Not for the thread that reads /dev/fuse.
+        session is not this one any more. Not for the thread that reads /dev/fuse. Raises OSError.
         """
         records = self._zones(file, offset, length)
         with self.operation:
-            self._activate(records)
             data = self.store.read(file, offset, length)
+            self._activate(records)
             with self.lock:
                 if session is not self.session:
                     return False

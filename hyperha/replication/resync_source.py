@@ -22,7 +22,7 @@ from hyperha.errors import ReplicationError
 from hyperha.replication import allocation, privileges, wire
 from hyperha.replication.candidates import Candidates
 from hyperha.replication.clock import now_ms
-from hyperha.replication.comparison import inode_of, is_gone
+from hyperha.replication.comparison import inode_of, is_gone, unless_gone
 from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Welcome
 from hyperha.replication.inquiry import GUEST, RATE, TRIES, Ended, Inquiry
@@ -256,8 +256,9 @@ class ResyncSource(Inquiry):
         for file in self._todo.inodes():
             self._room()
             if self._send_inode(file) is not None:
-                self._reserve(file, None)
-                self._give_again(file)
+                with unless_gone():
+                    self._reserve(file, None)
+                    self._give_again(file)
 
     def _send_inode(self, file: FileId) -> int | None:
         """Send size, attributes and xattrs of an inode; its size, or None when it is gone.
@@ -292,7 +293,7 @@ class ResyncSource(Inquiry):
         for file, zones in files:
             if file not in sizes:
                 continue
-            try:
+            with unless_gone():
                 if zones is None:
                     self._whole_file(file, sizes[file])
                 else:
@@ -302,10 +303,6 @@ class ResyncSource(Inquiry):
                 self._settle_replies()
                 self._reserve(file, zones)
                 self._give_again(file)
-            except OSError as error:
-                # Removed by the guest meanwhile, which the target hears in order.
-                if not is_gone(error):
-                    raise
             self._settle_replies()
             self._primary.note_written(file)
 
@@ -392,13 +389,9 @@ class ResyncSource(Inquiry):
     def _blocks(self, file: FileId, zone: int, offset: int, length: int) -> None:
         """Send what differs, as it is by now: what has become a hole since is sent as one."""
         self._wait_for_room()
-        try:
+        with unless_gone():
             for start, size in self._without_holes(file, offset, length):
                 self._send_data(file, zone, start, size)
-        except OSError as error:
-            # Removed by the guest meanwhile, which the target hears in order.
-            if not is_gone(error):
-                raise
 
     def _without_holes(self, file: FileId, offset: int, length: int) -> list[tuple[int, int]]:
         """Offset and length of what has data; the target is told of the holes between."""

@@ -28,6 +28,7 @@ from hyperha.replication.comparison import (
     listing_digest,
     listing_of,
     path_text,
+    unless_gone,
     zone_digests,
 )
 from hyperha.replication.control import Difference, StartVerify, VerifyTold
@@ -302,7 +303,8 @@ class Verify(Inquiry):
             start, length = offset + first * BLOCK_BYTES, count * BLOCK_BYTES
             self._example(file, start, length)
             if mends:
-                self._mend(file, start, length, count)
+                with unless_gone():
+                    self._mend(file, start, length, count)
 
     def _example(self, file: FileId, offset: int, length: int) -> None:
         if len(self.findings.examples) < _EXAMPLES:

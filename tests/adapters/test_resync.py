@@ -541,6 +541,29 @@ def test_what_is_unlinked_but_open_is_left_out(pair: Pair) -> None:
             os.close(one)
 
 
+def test_a_file_that_goes_while_its_inode_is_sent_ends_no_resync(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    pair.barrier(pair.a)
+    go_alone(pair)
+    guest.set_mode(file, 0o600)
+    send = ResyncSource._send_inode
+
+    def send_and_remove(self: ResyncSource, sent: FileId) -> int | None:
+        size = send(self, sent)
+        if sent == file and pair.a.store.known(file):
+            guest.remove(ROOT_ID, b"f")
+        return size
+
+    monkeypatch.setattr(ResyncSource, "_send_inode", send_and_remove)
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    assert not pair.a.has(SessionLost)
+
+
 def test_a_cut_between_listing_and_content_is_remembered(pair: Pair, monkeypatch) -> None:
     """The target made the inode and got no data: the next resync must not take it for equal."""
     pair.in_sync()

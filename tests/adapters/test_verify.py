@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +131,24 @@ def test_one_turned_bit_is_located_and_mended(pair: Pair) -> None:
     after = (pair.a.folder / "f0").stat()
     assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
     assert verified(pair).blocks == 0
+
+
+def test_a_file_that_goes_before_it_is_mended_ends_no_verification(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(pair)
+    spoil(pair.b.folder / "f1", 70_000)
+    mend = Verify._mend
+
+    def remove_and_mend(self: Verify, *arguments: Any) -> None:
+        Guest(pair.a).remove(ROOT_ID, b"f1")
+        mend(self, *arguments)
+
+    monkeypatch.setattr(Verify, "_mend", remove_and_mend)
+    found = verified(pair, repair=True)
+    assert (found.text, found.repaired) == ("", 0)
+    pair.check_equal()
+    wait_for(lambda: pair.a.intent.candidate_count() == 0)
 
 
 def test_mending_takes_no_capability_from_a_file(pair: Pair) -> None:
