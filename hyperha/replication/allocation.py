@@ -27,7 +27,8 @@ _Ranges = list[tuple[int, int]]
 
 def kept(store: Store, file: FileId, start: int, end: int) -> tuple[_Ranges, int]:
     """(offset, length) of some of the reserved room in [start, end), and where to ask on."""
-    return reserved(store.data(file).fd, start, end)
+    held = store.data(file)
+    return reserved(held.fd, start, end)
 
 
 def reserved(descriptor: int, start: int, end: int) -> tuple[_Ranges, int]:
@@ -70,8 +71,9 @@ def take(store: Store, intent: IntentLog, number: int, wanted: tuple[FileId, int
     if not missing:
         return
     intent.activate([Record(RecordKind.INODE, file)], number)
+    held = store.data(file)
     for start, size in missing:
-        status = os.fstat(store.data(file).fd)
+        status = os.fstat(held.fd)
         change = Allocate(
             file, syscalls.FALLOC_KEEP_SIZE, start, size, status.st_size, status.st_mtime_ns
         )

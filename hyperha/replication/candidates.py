@@ -46,7 +46,11 @@ class Candidates:
     def any(self) -> bool:
         """Whether anything is left."""
         with self._lock:
-            return bool(self._pending or self._inodes or self._files)
+            return self.left()
+
+    def left(self) -> bool:
+        """The same, for a caller who has the lock."""
+        return bool(self._pending or self._inodes or self._files)
 
     def add(self, record: Record) -> None:
         """One candidate more."""

@@ -316,9 +316,9 @@ class Inquiry:
                 with nullcontext() if quiet else self._primary.operation:
                     file = store.identify(directory, entry.name)
             target = Target(file) if file != NO_ID else Target(NO_ID, directory, entry.name)
-            link = b""
-            if stat.S_ISLNK(entry.attributes.mode):
-                link = store.symlink_target(target)
+            link = self._link_text(target) if stat.S_ISLNK(entry.attributes.mode) else b""
+            if link is None:
+                return None
             xattrs = ordered(store.xattrs(target))
         except OSError as error:
             if is_gone(error):
@@ -326,6 +326,16 @@ class Inquiry:
                 return None
             raise
         return ListedEntry(entry.name, file, entry.attributes, xattrs, entry.nlink, link)
+
+    def _link_text(self, target: Target) -> bytes | None:
+        """Of a symbolic link; None when something else has taken its place, which voids the
+        listing as well."""
+        try:
+            return self._store.symlink_target(target)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
 
     def _first_data(self, file: FileId, position: int) -> int | None:
         """Where data begins at or behind `position`; None when only a hole follows."""

@@ -191,12 +191,18 @@ class ResyncSource(Inquiry):
         return None
 
     def _mark(self) -> bool:
-        """Ask whether all is settled; from a clean answer on the target is strict."""
+        """Ask whether all is settled; from a clean answer on the target is strict.
+
+        So nothing may be left that stands before the question. What a live change leaves behind it
+        needs nothing, where all directories were equal at the question.
+        """
         answer: list[Frame] = []
         with self._primary.lock:
+            if self._todo.left():
+                return False
             self._put(Kind.MARK, [b""], answer.append)
         self._settle_replies()
-        return bool(answer and answer[0].flags & wire.FLAG_CLEAN) and not self._todo.any()
+        return bool(answer and answer[0].flags & wire.FLAG_CLEAN)
 
     # --- directories and inodes -----------------------------------------------------------
 
@@ -257,7 +263,7 @@ class ResyncSource(Inquiry):
             self._room()
             if self._send_inode(file) is not None:
                 with unless_gone():
-                    self._reserve(file, None)
+                    self._reserve(file, [(0, wire.OFFSET_LIMIT)])
                     self._give_again(file)
 
     def _send_inode(self, file: FileId) -> int | None:
@@ -301,16 +307,18 @@ class ResyncSource(Inquiry):
                         self._zone(file, zone)
                 # The target has made holes of what reads as one: it keeps no room there any more.
                 self._settle_replies()
-                self._reserve(file, zones)
+                spans = [(0, wire.OFFSET_LIMIT)]
+                if zones is not None:
+                    spans = [(zone * ZONE_BYTES, (zone + 1) * ZONE_BYTES) for zone in zones]
+                    # Where the file was longer on the target, all behind its end went with that.
+                    spans.append((sizes[file], wire.OFFSET_LIMIT))
+                self._reserve(file, spans)
                 self._give_again(file)
             self._settle_replies()
             self._primary.note_written(file)
 
-    def _reserve(self, file: FileId, zones: list[int] | None) -> None:
+    def _reserve(self, file: FileId, spans: list[tuple[int, int]]) -> None:
         """Have the target keep room where this node does without having written (fallocate)."""
-        spans = [(0, wire.OFFSET_LIMIT)]
-        if zones is not None:
-            spans = [(zone * ZONE_BYTES, (zone + 1) * ZONE_BYTES) for zone in zones]
         for position, end in spans:
             while position < end:
                 # A change that gives room back comes before or behind, not between.

@@ -101,8 +101,10 @@ class Verify(Inquiry):
         self._told(replace(self.findings, finished=True, text=problem))
         if self._unequal and self._repair and not problem:
             # Records that cannot retire: the next session begins by making them equal (Z4).
-            primary.intent.activate(self._unequal, HOLD)
-            self._session.fail("names or attributes differ on the secondary: they are resynced")
+            # No operation between: its number would take their place.
+            with primary.operation:
+                primary.intent.activate(self._unequal, HOLD)
+                self._session.fail("names or attributes differ on the secondary: they are resynced")
 
     def _work(self) -> None:
         primary = self._primary

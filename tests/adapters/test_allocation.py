@@ -10,8 +10,9 @@ import pytest
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import SessionLost
-from hyperha.replication import syscalls
+from hyperha.replication import allocation, syscalls
 from hyperha.replication.operations import ROOT_ID, Allocate, Change, FileId, Record, RecordKind
+from hyperha.replication.store import Store
 from tests.adapters.test_resync import bytes_sent, go_alone
 from tests.support.engine_pair import Guest, Pair, pair_at, wait_for
 from tests.support.safety import file_system, fill
@@ -61,6 +62,33 @@ def check_room(pair: Pair, name: str, unwritten: int) -> None:
     here, there = room(pair.a.folder / name), room(pair.b.folder / name)
     assert sum(end - start for start, end, new in here if new) == unwritten
     assert [one for one in here if one[2]] == [one for one in there if one[2]]
+
+
+def test_a_file_that_is_closed_for_another_one_is_still_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest opens files meanwhile, and the store keeps only so many of them open."""
+    folder = os.open(tmp_path, os.O_RDONLY)
+    store = Store(folder)
+    os.close(folder)
+    try:
+        files = []
+        for number in range(300):
+            (tmp_path / f"f{number}").write_bytes(b"x")
+            files.append(store.identify(ROOT_ID, b"f%d" % number))
+        allocate(tmp_path / "f0", syscalls.FALLOC_KEEP_SIZE, 0, MIB)
+        look = syscalls.file_system_type
+
+        def look_late(descriptor: int) -> int:
+            for file in files[1:]:
+                store.data(file)
+            return look(descriptor)
+
+        monkeypatch.setattr(syscalls, "file_system_type", look_late)
+        ranges, _ = allocation.kept(store, files[0], 0, MIB)
+        assert sum(length for _, length in ranges) == MIB - 4096
+    finally:
+        store.close()
 
 
 def test_a_thick_image_keeps_its_room(disk_pair: Pair) -> None:

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 from hyperha.core.actions import Acknowledge, SessionStart
-from hyperha.core.events import ResyncCopied, ResyncProgressed, SessionLost, SessionUp
+from hyperha.core.events import (
+    LocalDiskFailed,
+    ResyncCopied,
+    ResyncProgressed,
+    SessionLost,
+    SessionUp,
+)
 from hyperha.replication import clock, inquiry, resync_source, throttle
 from hyperha.replication.control import LogLine
 from hyperha.replication.operations import (
@@ -28,6 +34,7 @@ from hyperha.replication.operations import (
 from hyperha.replication.resync_source import ResyncSource
 from hyperha.replication.stopwatch import Stopwatch, Timed
 from hyperha.replication.syscalls import allocate
+from hyperha.replication.wire import Kind
 from hyperha.replication.wire_changes import Listing
 from tests.support.engine_pair import Guest, Monkey, Pair, call, wait_for
 
@@ -539,6 +546,97 @@ def test_what_is_unlinked_but_open_is_left_out(pair: Pair) -> None:
     finally:
         for one in held:
             os.close(one)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_names_that_move_around_the_closing_mark_end_no_resync(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, behind: bool
+) -> None:
+    """The target is strict from a clean mark on: nothing may be left for it then."""
+    guest = Guest(pair.a)
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    guest.create(ROOT_ID, b"f")
+    acts: list[threading.Thread] = []
+
+    def act() -> None:
+        directory = guest.create(ROOT_ID, b"d", stat.S_IFDIR | 0o755)
+        guest.rename(ROOT_ID, b"f", directory, b"g")
+
+    mark, put, settle = ResyncSource._mark, ResyncSource._put, ResyncSource._settle_replies
+
+    def act_and_mark(self: ResyncSource) -> bool:
+        if not behind and not acts:
+            acts.append(threading.Thread(target=act))
+            acts[0].start()
+            acts[0].join()
+        return mark(self)
+
+    def put_and_act(self: ResyncSource, kind: Kind, *arguments: Any) -> int:
+        number = put(self, kind, *arguments)
+        if behind and not acts and kind is Kind.MARK:
+            acts.append(threading.Thread(target=act))
+            acts[0].start()
+        return number
+
+    def act_and_settle(self: ResyncSource) -> None:
+        if acts:
+            acts[0].join()
+        settle(self)
+
+    monkeypatch.setattr(ResyncSource, "_mark", act_and_mark)
+    monkeypatch.setattr(ResyncSource, "_put", put_and_act)
+    monkeypatch.setattr(ResyncSource, "_settle_replies", act_and_settle)
+    pair.resync(SessionStart.FULL)
+    assert acts
+    pair.check_equal()
+    assert not pair.b.has(LocalDiskFailed)
+
+
+def test_a_link_that_a_file_replaces_while_it_is_listed_ends_no_resync(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.symlink("x", pair.a.folder / "s")
+    guest = Guest(pair.a)
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    listed = ResyncSource._listed
+    done: list[bool] = []
+
+    def replace_and_list(self: ResyncSource, *arguments: Any) -> Any:
+        if not done:
+            done.append(True)
+            guest.create(ROOT_ID, b"t")
+            guest.rename(ROOT_ID, b"t", ROOT_ID, b"s")
+        return listed(self, *arguments)
+
+    monkeypatch.setattr(ResyncSource, "_listed", replace_and_list)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+
+
+def test_room_behind_the_end_is_kept_where_the_target_was_longer(pair: Pair) -> None:
+    """Cutting a file takes all room behind its new end, far from any candidate."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"f")
+    guest.write(file, 0, b"x" * 4096)
+
+    def reserve() -> Change:
+        change = Allocate(file, 1, 0, 8 << 20, 4096, time.time_ns())
+        pair.a.store.apply(change)
+        return change
+
+    guest.change([Record(RecordKind.INODE, file)], reserve)
+    pair.barrier(pair.a)
+    wait_for(lambda: pair.b.intent.candidate_count() == 0)
+    blocks = (pair.a.folder / "f").stat().st_blocks
+    go_alone(pair)
+    other = Guest(pair.b)
+    pair.b.primary.promote(Acknowledge.LOCAL)
+    other.write(file, 8192, b"y" * 4096)
+    pair.b.primary.demote()
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    assert (pair.b.folder / "f").stat().st_blocks == blocks
 
 
 def test_a_file_that_goes_while_its_inode_is_sent_ends_no_resync(

@@ -193,6 +193,26 @@ def test_a_file_that_gets_its_first_name(trio: Trio) -> None:
     settled(trio)
 
 
+def test_a_file_gets_its_first_name_with_its_rights_and_its_room(trio: Trio) -> None:
+    """As installers do it. Its data is written again for the peer, which takes capabilities."""
+    capability = bytes.fromhex("0100000200040000000000000000000000000000")
+    path = trio.mounted / "installed"
+    fd = os.open(trio.mounted, os.O_TMPFILE | os.O_RDWR, 0o755)
+    try:
+        os.write(fd, b"x" * 5000)
+        syscalls.allocate(fd, syscalls.FALLOC_KEEP_SIZE, 0, 1 << 20)
+        os.fchmod(fd, 0o6755)
+        os.setxattr(fd, "security.capability", capability)
+        os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    finally:
+        os.close(fd)
+    settled(trio)
+    for one in (path, on_the_peer(trio, "installed")):
+        assert os.getxattr(one, "security.capability") == capability
+        assert stat.S_IMODE(one.stat().st_mode) == 0o6755
+        assert one.stat().st_blocks * 512 >= 1 << 20
+
+
 def test_a_shared_mapping_reaches_the_peer(trio: Trio) -> None:
     """msync(2) is enough: nothing is closed before the peer is looked at."""
     path = trio.mounted / "mapped"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import partial
 from typing import Final
 
-from hyperha.replication import syscalls
+from hyperha.replication import allocation, syscalls
 from hyperha.replication.changes import RENAME_NOREPLACE
 from hyperha.replication.fuse import local, protocol
 from hyperha.replication.fuse.connection import Connection, discard
@@ -21,6 +22,7 @@ from hyperha.replication.fuse.protocol import Op
 from hyperha.replication.fuse.requests_files import FileRequests
 from hyperha.replication.fuse.requests_names import Handler, NameRequests
 from hyperha.replication.operations import (
+    Allocate,
     Change,
     Create,
     FileId,
@@ -28,9 +30,13 @@ from hyperha.replication.operations import (
     RecordKind,
     Rename,
     SetAttributes,
+    SetXattr,
     Target,
 )
+from hyperha.replication.privileges import CAPABILITY, capability
 from hyperha.replication.store import attributes_of
+from hyperha.replication.syscalls import FALLOC_KEEP_SIZE
+from hyperha.replication.wire import OFFSET_LIMIT
 
 DATA_LIMIT: Final = 64 << 20
 """Bytes; a larger file is not sent whole while the other requests wait."""
@@ -92,6 +98,7 @@ class NamelessRequests:
             raise OSError(errno.EOPNOTSUPP, "too large to be given its first name")
         directory = c.store.directory(parent.file)
         c.store.assign_id(held.fd, file)
+        rights = capability(held.fd)
 
         def appear() -> Change:
             os.link(f"/proc/self/fd/{held.fd}", _first_name(file), dst_dir_fd=directory.fd)
@@ -111,12 +118,29 @@ class NamelessRequests:
                 data = os.pread(held.fd, min(_CHUNK, start + length - at), at)
                 c.pipeline.write(file, at, data, barrier=False, answer=discard)
 
+        inode = (Record(RecordKind.INODE, file),)
+        for start, length in _reserved(held.fd):
+            room = Allocate(
+                file, FALLOC_KEEP_SIZE, start, length, status.st_size, status.st_mtime_ns
+            )
+            c.note(inode, partial(_is_so, room))
+
         def settle() -> Change:
-            # Writing the same data again has changed its time.
+            # Writing the same data again has changed its time, and its set-id bits without rights.
+            path = f"/proc/self/fd/{held.fd}"
+            if os.fstat(held.fd).st_mode != status.st_mode:
+                os.chmod(path, stat.S_IMODE(status.st_mode))
             syscalls.set_times(held.fd, mtime_ns=status.st_mtime_ns)
             return SetAttributes(Target(file), attributes_of(os.fstat(held.fd)))
 
-        c.note((Record(RecordKind.INODE, file),), settle)
+        def allow(value: bytes) -> Change:
+            syscalls.set_xattr(held.fd, CAPABILITY, value)
+            return SetXattr(Target(file), CAPABILITY, value)
+
+        c.note(inode, settle)
+        if rights is not None:
+            # It has taken these, too, on both nodes.
+            c.note(inode, partial(allow, rights))
 
     def _name(self, unique: int, source: Node, parent: Node, name: bytes) -> None:
         c = self._c
@@ -140,6 +164,21 @@ class NamelessRequests:
 
 def _first_name(file: FileId) -> bytes:
     return b".hyperha-" + file.hex().encode()
+
+
+def _reserved(descriptor: int) -> list[tuple[int, int]]:
+    """(offset, length) of all room that is reserved in a file and not written."""
+    found: list[tuple[int, int]] = []
+    position = 0
+    while position < OFFSET_LIMIT:
+        ranges, position = allocation.reserved(descriptor, position, OFFSET_LIMIT)
+        found += ranges
+    return found
+
+
+def _is_so(change: Change) -> Change:
+    """Here it is done already."""
+    return change
 
 
 def _exists(connection: Connection, parent: Node, name: bytes) -> bool:
