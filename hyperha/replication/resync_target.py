@@ -8,12 +8,10 @@ trees may differ, so that live changes may fail here; they are reported and sett
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import stat
-import threading
 from dataclasses import replace
 from typing import Final
 
@@ -22,9 +20,9 @@ import xxhash
 from hyperha.core.actions import SessionStart
 from hyperha.errors import ReplicationError
 from hyperha.replication import allocation, syscalls, wire
+from hyperha.replication.aside import Aside, is_aside
 from hyperha.replication.buffers import Buffers
 from hyperha.replication.comparison import COMPARISONS, CompareSide
-from hyperha.replication.entries import remove_tree
 from hyperha.replication.handshake import Hello
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import (
@@ -40,7 +38,7 @@ from hyperha.replication.operations import (
     Target,
     Truncate,
 )
-from hyperha.replication.store import PRIVATE_NAME, Entry, Store
+from hyperha.replication.store import Entry, Store
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import (
     Inode,
@@ -52,11 +50,6 @@ from hyperha.replication.wire_changes import (
 
 log = logging.getLogger(__name__)
 
-LOST: Final = "lost"
-"""Below the private directory: what a resync has moved aside, in a directory for each session."""
-_LOST_PREFIX: Final = PRIVATE_NAME + b"/" + LOST.encode() + b"/"
-_LOST_DEPTH: Final = 3
-"""Slashes in the path of what was moved aside itself: it is in no directory of the copy's."""
 _PUNCH: Final = syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE
 _UNSETTLED: Final = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EINVAL, errno.EEXIST)
 
@@ -79,8 +72,7 @@ class TargetSide:
         self._unequal: set[FileId] = set()
         """Directories that were told as unsettled and not listed since."""
         self._parts: list[ListedEntry] = []
-        self._lost_fd = -1
-        self._lost_count = 0
+        self._aside = Aside(store)
 
     def handle(self, frame: Frame) -> bytes | None:
         """Perform one frame; the answer that the source waits for, if it waits for one."""
@@ -167,7 +159,7 @@ class TargetSide:
             if one is not None and self._may_stay(directory, one, entry):
                 present[entry.name] = entry
             else:
-                self._move_aside(directory, entry.name)
+                self._aside.move(directory, entry.name)
         need: list[Record] = []
         self._remember(listing, present)
         for one in listing.entries:
@@ -218,29 +210,6 @@ class TargetSide:
         # Adopt an inode without identity; in a full compare also one of another history.
         return here.file == NO_ID or (self._full and (here.directory or here.nlink == 1))
 
-    def _move_aside(self, directory: FileId, name: bytes) -> None:
-        held = self._store.directory(directory)
-        guard = self._store.guard
-        if guard is not None:
-            guard.directory(held.fd)
-            guard.moved(held.fd, name)
-        self._lost_count += 1
-        aside = b"%d" % self._lost_count
-        syscalls.rename(held.fd, name, self._lost(), aside, 0)
-
-    def _lost(self) -> int:
-        if self._lost_fd < 0:
-            private = self._store.private_directory()
-            try:
-                os.makedirs(f"/proc/self/fd/{private}/{LOST}", mode=0o700, exist_ok=True)
-                place = f"{LOST}/{os.urandom(8).hex()}"
-                os.mkdir(place, 0o700, dir_fd=private)
-                flags = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_CLOEXEC
-                self._lost_fd = os.open(place, flags, dir_fd=private)
-            finally:
-                os.close(private)
-        return self._lost_fd
-
     def _place(self, directory: FileId, one: ListedEntry, need: list[Record]) -> None:
         """Bring the inode that the source has under this name: found by id, or made."""
         if one.file != NO_ID and self._bring(directory, one):
@@ -283,7 +252,7 @@ class TargetSide:
             held = store.directory(directory)
             guard = store.guard
             if guard is not None:
-                if path.count(b"/") != _LOST_DEPTH or not path.startswith(_LOST_PREFIX):
+                if not is_aside(path):
                     guard.directory(old_parent)
                 guard.directory(held.fd)
                 guard.moved(old_parent, path.rsplit(b"/", 1)[-1])
@@ -464,61 +433,10 @@ class TargetSide:
         self._dirty = False
         if clean:
             self.lenient = False
-            if self._lost_fd >= 0:
-                os.close(self._lost_fd)
-                self._lost_fd = -1
-            names = lost_names(self._store)
-            if names:
-                work = threading.Thread(
-                    target=purge, args=(self._store, names), name="purge", daemon=True
-                )
-                work.start()
+            self._aside.purge()
         return wire.frame(
             Kind.MARKED, self._tag, frame.number, b"", wire.FLAG_CLEAN if clean else 0
         )
-
-
-def lost_names(store: Store) -> list[str]:
-    """The places of finished and broken resyncs below `lost`."""
-    private = store.private_directory()
-    try:
-        return os.listdir(f"/proc/self/fd/{private}/{LOST}")
-    except FileNotFoundError:
-        return []
-    finally:
-        os.close(private)
-
-
-def purge(store: Store, names: list[str]) -> None:
-    """Delete what resyncs have moved aside and nobody wanted back."""
-    guard = store.guard
-    try:
-        with contextlib.nullcontext() if guard is None else guard.tidying:
-            tidy(store, names)
-    except (OSError, ReplicationError) as error:
-        # Space only; the next resync tries again.
-        log.warning("what a resync moved aside cannot be deleted: %s", error)
-
-
-def tidy(store: Store, names: list[str]) -> None:
-    """`purge`, by who holds the guard's `tidying`. OSError: some of it is left."""
-
-    def leaving(directory: int, name: bytes) -> None:
-        guard = store.guard
-        if guard is not None:
-            # What was there before the resync is kept by the safety copy (R15).
-            guard.last_name(directory, name)
-
-    private = store.private_directory()
-    try:
-        lost = os.open(LOST, os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=private)
-        try:
-            for name in names:
-                remove_tree(lost, name, leaving)
-        finally:
-            os.close(lost)
-    finally:
-        os.close(private)
 
 
 def _target(directory: FileId, one: ListedEntry) -> Target:

@@ -27,10 +27,10 @@ from hyperha.core.actions import (
 from hyperha.core.events import SafetyLost, Shortage
 from hyperha.errors import FailedError, HyperhaError, NotFoundError, RefusedError
 from hyperha.replication import syscalls
+from hyperha.replication.aside import lost_names, tidy
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import LogLine
 from hyperha.replication.entries import remove_tree
-from hyperha.replication.resync_target import lost_names, tidy
 from hyperha.replication.safety.copy import (
     LEAVING,
     Facts,
