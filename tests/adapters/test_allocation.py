@@ -74,7 +74,7 @@ def test_a_file_that_is_closed_for_another_one_is_still_looked_at(
     try:
         files = []
         for number in range(300):
-            (tmp_path / f"f{number}").write_bytes(b"x")
+            (tmp_path / f"f{number}").touch()
             files.append(store.identify(ROOT_ID, b"f%d" % number))
         allocate(tmp_path / "f0", syscalls.FALLOC_KEEP_SIZE, 0, MIB)
         look = syscalls.file_system_type
@@ -86,7 +86,7 @@ def test_a_file_that_is_closed_for_another_one_is_still_looked_at(
 
         monkeypatch.setattr(syscalls, "file_system_type", look_late)
         ranges, _ = allocation.kept(store, files[0], 0, MIB)
-        assert sum(length for _, length in ranges) == MIB - 4096
+        assert ranges == [(0, MIB)]
     finally:
         store.close()
 
