@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import commands, covering, farewell, joining, leaving, running, source
+from hyperha.core import commands, covering, farewell, joining, killing, leaving, running, source
 from hyperha.core.actions import Acknowledge, Level, Release, SetMarker, Timer
 from hyperha.core.events import (
     CheckerAction,
@@ -149,7 +149,7 @@ def disk_failed(turn: Turn, event: LocalDiskFailed) -> None:
         redundant = state.role is Role.PRIM and state.link is Link.IN_SYNC
         turn.set(goal=Goal.STOP)
         rule = "D10" if redundant else "D11"
-        source.kill(turn, Why(rule, f"the disk failed: {event.text}"))
+        killing.begin(turn, Why(rule, f"the disk failed: {event.text}"))
     elif state.role is Role.SECOND:
         turn.set(goal=Goal.STOP, end=Why("D10", f"the disk failed: {event.text}"))
         lineage = state.lineage
@@ -252,7 +252,7 @@ def start_anew(turn: Turn, why: Why) -> None:
     again = failures <= ENGINE_FAILURES and state.goal is not Goal.STOP
     turn.set(goal=Goal.RESTART if again else Goal.STOP)
     if state.role.runs_vm:
-        source.kill(turn, why)
+        killing.begin(turn, why)
         return
     turn.set(end=why, link=Link.NONE, session=None)
     covering.detach(turn)
@@ -277,7 +277,7 @@ def persist_failed(turn: Turn, event: PersistFailed) -> None:
         # With an equal peer this is an abdication: the peer is told that this node is out (D10).
         redundant = turn.state.role is Role.PRIM and turn.state.link is Link.IN_SYNC
         turn.set(goal=Goal.STOP)
-        source.kill(turn, Why("D10", why.text) if redundant else why)
+        killing.begin(turn, Why("D10", why.text) if redundant else why)
     else:
         turn.set(goal=Goal.STOP, end=why)
         turn.enter(turn.state.role, Phase.DETACHING)

@@ -1,6 +1,6 @@
 """The end of a run by force: nothing counts before the fence has held and every process is gone.
 
-`source.kill` begins it; a decision may rest on it only after both have succeeded (L5').
+A decision may rest on it only after both have succeeded (L5').
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hyperha.core import covering
-from hyperha.core.actions import Fence, KillVm, Level, Timer
+from hyperha.core.actions import Acknowledge, Fence, KillVm, Level, Timer
 from hyperha.core.events import VmDone
 from hyperha.core.messages import Abdicated
 from hyperha.core.records import DataLabel
@@ -16,6 +16,15 @@ from hyperha.core.state import Goal, Link, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
 
 KILL_AGAIN_MS = 1000
+
+
+def begin(turn: Turn, why: Why) -> None:
+    """Fence first, then the VM; what follows when every process is gone depends on `why` (L5')."""
+    turn.forget()
+    turn.cancel(*Timer)
+    turn.set(end=why, vm=Vm.STOPPING, acknowledge=Acknowledge.NONE, link=Link.NONE, handover=None)
+    turn.enter(turn.state.role, Phase.KILLING, why)
+    attempt(turn)
 
 
 def attempt(turn: Turn) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import covering, failover, running, source
+from hyperha.core import covering, failover, killing, running
 from hyperha.core.actions import (
     Barrier,
     CloseSession,
@@ -136,7 +136,7 @@ def vm_stopped(turn: Turn, event: VmDone) -> None:
     state = turn.state
     if not event.ok:
         turn.tell(Level.ERROR, "L5", f"the VM could not be stopped: {event.text}")
-        source.kill(turn, state.end or Why("L5", "the VM could not be stopped"))
+        killing.begin(turn, state.end or Why("L5", "the VM could not be stopped"))
         return
     turn.set(vm=Vm.ABSENT)
     if state.phase is Phase.RESTARTING:

@@ -37,7 +37,7 @@ from hyperha.core.messages import (
     ResyncDone,
 )
 from hyperha.core.records import DataLabel, ProofKind
-from hyperha.core.state import Isolation, Link, Phase, Resync, Step, Vm, Why
+from hyperha.core.state import Isolation, Link, Phase, Resync, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role, SessionKey
 
@@ -225,6 +225,10 @@ def request_outdate(turn: Turn) -> None:
     """D2a, D9: ask the peer to write OUTDATED; it refuses when it is primary."""
     turn.set(nonce=turn.stimulus.entropy)
     if not turn.state.role.runs_vm:
+        if turn.state.session is not None:
+            # One that comes about now would be of a node that says that its copy is out.
+            turn.order(CloseSession, Step.CLOSE)
+            turn.set(session=None, link=Link.NONE, resync=None)
         why = Why("D2", f"asks {turn.state.config.peer} to write that its copy is out")
         turn.enter(Role.WAIT, Phase.PROVING, why)
     send_outdate(turn)
@@ -324,16 +328,7 @@ def superseded(turn: Turn) -> None:
     runs = "runs" if turn.peer_runs else "has run"
     text = f"{turn.state.config.peer} {runs} under a higher epoch: this node gives way"
     turn.tell(Level.ERROR, "L1", text)
-    kill(turn, Why("L1", text))
-
-
-def kill(turn: Turn, why: Why) -> None:
-    """Fence first, then the VM; `killing` goes on when every process is gone (L5')."""
-    turn.forget()
-    turn.cancel(*Timer)
-    turn.set(end=why, vm=Vm.STOPPING, acknowledge=Acknowledge.NONE, link=Link.NONE, handover=None)
-    turn.enter(turn.state.role, Phase.KILLING, why)
-    killing.attempt(turn)
+    killing.begin(turn, Why("L1", text))
 
 
 def copied(turn: Turn, event: ResyncCopied) -> None:

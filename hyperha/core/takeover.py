@@ -204,10 +204,17 @@ def outdate_requested(turn: Turn, message: OutdateRequest) -> None:
     turn.set(nonce=message.nonce)
     epoch = max(state.lineage.epoch, message.epoch)
     turn.set(lineage=replace(state.lineage, epoch=epoch))
-    if state.phase in (Phase.FOLLOWING, Phase.RESYNCING):
+    if _in_session(state):
         turn.order(CloseSession, Step.OUTDATE)
     else:
         _step_back(turn)
+
+
+def _in_session(state: ModuleState) -> bool:
+    """Also one that is only expected: it must not come about behind the word that we are out."""
+    if state.phase is Phase.JOINING:
+        return state.session is not None
+    return state.phase in (Phase.FOLLOWING, Phase.RESYNCING)
 
 
 def _cannot_step_back(turn: Turn, message: OutdateRequest) -> str:
@@ -246,8 +253,9 @@ def _step_back(turn: Turn) -> None:
     turn.persist(lineage=lineage)
     if state.nonce:
         turn.send(OutdateAnswer(state.nonce, True, lineage.epoch, ""))
-    if state.phase in (Phase.FOLLOWING, Phase.RESYNCING):
-        turn.set(session=None, link=Link.NONE)
+    if _in_session(state):
+        turn.cancel(Timer.RETRY, Timer.PATIENCE)
+        turn.set(session=None, link=Link.NONE, resync=None)
         turn.enter(Role.WAIT, Phase.WAITING, Why("D9", "copy outdated, asks to follow again"))
 
 

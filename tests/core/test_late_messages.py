@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import replace
 
 import pytest
 
 from hyperha.core import events as e
 from hyperha.core import messages as m
-from hyperha.core.state import Link
+from hyperha.core.state import Link, Phase
 from hyperha.domain import Role
 from tests.support.world import pair
 
@@ -66,3 +67,20 @@ def test_a_target_whose_clock_was_set_back_is_served_all_the_same() -> None:
     world.boot_node(world.b)
     world.command(world.b, "start")
     world.until(R.PRIM, R.SECOND, timeout_ms=30_000)
+
+
+@pytest.mark.parametrize("delay_ms", [2900, 2972, 2976, 2981, 2985, 2988, 3000, 4000])
+def test_a_session_that_comes_late_is_of_no_node_that_went_on_alone(delay_ms: int) -> None:
+    """The node that took over asks the other one to step back, and the session comes just then."""
+    world = pair()
+    world.command(world.a, "swap")
+    while world.b.state.link is not Link.OPENING:
+        world.run(1)
+    assert world.b.state.phase is Phase.OPENING
+    world.queue = [one for one in world.queue if one[3] != "connect"]
+    heapq.heapify(world.queue)
+    world.at(delay_ms, world.b, "connect")
+    world.until(R.SECOND, R.PRIM, timeout_ms=12_000)
+    world.run(2000)
+    world.crash(world.b)
+    world.until(R.ALONE, None, timeout_ms=12_000)

@@ -95,6 +95,7 @@ def _force(world: World, node: Node) -> None:
 def _heal(world: World) -> None:
     world.heal_network()
     world.loss = world.late = 0
+    world.slow_cables = False
     for node in (world.a, world.b):
         node.start_fails = False
         node.failing_persists = 0
@@ -140,6 +141,7 @@ def run_seed(seed: int, isolation: Isolation) -> None:
     world = pair(seed, isolation, loss=dice.choice((0, 0, 0.1, 0.3)))
     world.late = dice.choice((0, 0, 0.1, 0.4))
     world.slow_disks = dice.random() < 0.6
+    world.slow_cables = dice.random() < 0.4
     world.allow_force = dice.random() < 0.2
     for node in (world.a, world.b):
         mode = dice.choice(list(SafetyMode))

@@ -268,7 +268,7 @@ class Node:
         self.session, self.session_role, self.session_up = action.session, "source", False
         self.session_start = action.start
         self.done(action.operation)
-        self.world.at(5, self, "connect")
+        self.world.at(self.world.connect_delay_ms(), self, "connect")
 
     def connect(self) -> None:
         if self.session is None or self.session_role != "source" or self.session_up:
@@ -470,6 +470,7 @@ class World:
         self.late = 0.0
         """How likely the network delivers a message again, up to seconds later."""
         self.slow_disks = False
+        self.slow_cables = False
         self.allow_force = False
         self.disk_failed = False
         self.forced = False
@@ -507,6 +508,13 @@ class World:
         if not self.slow_disks:
             return 0
         return self.random.choice((1, 1, 2, 5, 20, 120))
+
+    def connect_delay_ms(self) -> int:
+        """How long a session takes to come about: with slow cables longer than some have patience,
+        for heartbeats may get through where it does not."""
+        if not self.slow_cables:
+            return 5
+        return self.random.choice((5, 5, 50, 500, 8000, self.random.randrange(2940, 3010)))
 
     def acknowledge(self, node: Node, numbers: set[int]) -> None:
         if not numbers <= node.folder.data:
