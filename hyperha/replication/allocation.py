@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hyperha.replication import syscalls
-from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import Allocate, FileId, Record, RecordKind
 from hyperha.replication.store import Store
+
+if TYPE_CHECKING:
+    from hyperha.replication.intent_log import IntentLog
 
 _CANNOT: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL)
 

@@ -30,6 +30,7 @@ from hyperha.replication.operations import (
 )
 from hyperha.replication.safety.guard import NotSaved
 from hyperha.replication.safety.undo_log import BATCH_BYTES
+from hyperha.replication.steps import Steps, count_here
 from hyperha.replication.store import Store
 from hyperha.replication.syncer import Syncer
 from hyperha.replication.syscalls import show_thread_name
@@ -99,6 +100,8 @@ class Applier:
         """
         self.applied = 0
         """Frames applied, for the sign of life (D8'); without questions for a barrier."""
+        self.steps = Steps()
+        """What was done within a frame that takes long (D8')."""
         self.covered = 0
         """The primary says: on stable storage on both nodes up to this operation."""
         self.clear_pending = False
@@ -234,6 +237,7 @@ class Applier:
     def _run(self) -> None:
         get = self.queue.get
         show_thread_name()
+        count_here(self.steps)
         while (frames := get()) is not None:
             if self._store.guard is not None:
                 frames = self._prepared(frames)

@@ -14,7 +14,7 @@ from typing import Final
 
 from hyperha.errors import ReplicationError
 from hyperha.replication import syscalls
-from hyperha.replication.entries import remove_tree
+from hyperha.replication.entries import Descriptor, remove_tree
 from hyperha.replication.operations import FileId
 from hyperha.replication.store import PRIVATE_NAME, Store
 
@@ -34,6 +34,23 @@ class Aside:
         self._store = store
         self._directory = -1
         self._count = 0
+        self._learned = False
+
+    def learn(self) -> None:
+        """Know by its id, once, what a resync that broke off has moved aside and not brought back:
+        it is neither copied anew nor in the way twice. Raises OSError."""
+        if self._learned:
+            return
+        self._learned = True
+        private = self._store.private_directory()
+        try:
+            try:
+                lost = os.open(LOST, os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=private)
+            except FileNotFoundError:
+                return
+        finally:
+            os.close(private)
+        self._store.learn_below(Descriptor(lost, directory=True))
 
     def move(self, directory: FileId, name: bytes) -> None:
         """Take a name out of a directory of the copy. Raises OSError."""

@@ -93,6 +93,10 @@ class Inodes(ABC):
             return False
         return True
 
+    def has_learned(self, file: FileId) -> bool:
+        """Whether the id is known without a walk; what was written here and is there still, is."""
+        return file in self._handles
+
     def handle(self, file: FileId) -> bytes:
         """The local file handle of an id, for log records; ESTALE when unknown."""
         handle = self._handles.get(file)

@@ -487,6 +487,9 @@ class Primary(Ledger):
         """The change that gives a written file its mtime on the peer too (Z9), and the version that
         it belongs to: under another one it is not to be sent. None when the file is gone."""
         version = self.version
+        if not self.store.has_learned(file):
+            # Gone as well; looking for it would hold up the watch.
+            return None
         try:
             mtime_ns = self.store.attributes(Target(file)).mtime_ns
         except OSError:

@@ -83,6 +83,7 @@ class TargetSide:
         # Every id, before anything is moved aside: what stands in a directory that was away while
         # the ids were learned would be taken for missing and made a second time (Z3).
         self._store.learn_all()
+        self._aside.learn()
         if frame.kind is Kind.BLOCK:
             return self._block(frame)
         if frame.kind is Kind.DIGESTS:
@@ -117,11 +118,10 @@ class TargetSide:
 
     def _listing(self, frame: Frame) -> bytes | None:
         part = decode_listing(frame.payload)
-        self._parts += part.entries
         if not frame.flags & wire.FLAG_LAST:
+            self._parts += part.entries
             return None
-        listing = Listing(part.directory, tuple(self._parts))
-        self._parts = []
+        listing = Listing(part.directory, (*self._parts, *part.entries))
         directory = Record(RecordKind.DIRECTORY, part.directory.target.file)
         self._reported.discard(directory)
         self._intent.activate([directory], frame.number)
@@ -131,7 +131,10 @@ class TargetSide:
             if error.errno not in _UNSETTLED:
                 raise
             log.info("directory %s is not settled: %s", directory.file.hex(), error)
+            self._parts = []
             return self.unsettled((directory,), frame.number)
+        # Only now: with more room the same frame is tried again.
+        self._parts = []
         self._unequal.discard(directory.file)
         return self._answer(frame.number, need)
 
@@ -154,9 +157,14 @@ class TargetSide:
         store, directory = self._store, listing.directory.target.file
         wanted = {entry.name: entry for entry in listing.entries}
         present = {}
+        adopted: dict[FileId, bytes] = {}
         for entry in store.list(directory):
             one = wanted.get(entry.name)
-            if one is not None and self._may_stay(directory, one, entry):
+            if (
+                one is not None
+                and self._may_stay(directory, one, entry)
+                and _is_alone(adopted, one, entry)
+            ):
                 present[entry.name] = entry
             else:
                 self._aside.move(directory, entry.name)
@@ -164,11 +172,12 @@ class TargetSide:
         self._remember(listing, present)
         for one in listing.entries:
             here = present.get(one.name)
-            if here is None:
-                self._place(directory, one, need)
-            elif here.file != one.file:
+            if here is not None and here.file != one.file:
                 store.assign_id(here.handle, one.file)
                 need.append(_everything_of(one))
+        for one in listing.entries:
+            if one.name not in present:
+                self._place(directory, one, need)
             self._settle(_target(directory, one), one.attributes, one.xattrs, sized=False)
         self._settle(
             listing.directory.target,
@@ -241,12 +250,12 @@ class TargetSide:
                 store.forget(one.file)
                 return False
             return True
-        path = store.path_of(one.file)
-        if path is None or path.endswith(b" (deleted)"):
-            if path is None and store.status(Target(one.file)).st_nlink:
-                raise OSError(errno.ESTALE, "the kernel does not say where the directory is")
+        if not store.status(Target(one.file)).st_nlink:
             store.forget(one.file)
             return False
+        path = store.path_of(one.file)
+        if path is None:
+            raise OSError(errno.ESTALE, "the kernel does not say where the directory is")
         old_parent = self._open_parent(path)
         try:
             held = store.directory(directory)
@@ -437,6 +446,13 @@ class TargetSide:
         return wire.frame(
             Kind.MARKED, self._tag, frame.number, b"", wire.FLAG_CLEAN if clean else 0
         )
+
+
+def _is_alone(adopted: dict[FileId, bytes], one: ListedEntry, here: Entry) -> bool:
+    """Two names of one inode on the source may be two inodes here: only one can become it."""
+    if one.file == NO_ID:
+        return True
+    return adopted.setdefault(one.file, here.handle) == here.handle
 
 
 def _target(directory: FileId, one: ListedEntry) -> Target:

@@ -400,7 +400,7 @@ class SecondarySession:
         room = self._store.statfs()
         return wire.encode_progress(
             wire.Progress(
-                applier.applied,
+                applier.applied + applier.steps.count,
                 applier.waiting_bytes,
                 self._syncer.running > 0,
                 room.f_bavail * room.f_frsize,

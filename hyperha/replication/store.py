@@ -36,6 +36,7 @@ from hyperha.replication.operations import (
     FileId,
     Target,
 )
+from hyperha.replication.steps import step
 
 __all__ = ["PRIVATE_NAME", "Descriptor", "Entry", "Found", "Store", "attributes_of", "check_name"]
 
@@ -139,6 +140,7 @@ class Store(Inodes):
         return handle, file, status
 
     def _entry(self, directory: Descriptor, name: bytes) -> Entry:
+        step()
         handle, file, status = self.look(directory, name)
         return Entry(name, file, attributes_of(status), self.names_of(status, handle), handle)
 
@@ -187,6 +189,22 @@ class Store(Inodes):
             finally:
                 self._walking = False
             self._walked = True
+
+    def learn_below(self, directory: Descriptor) -> None:
+        """Learn the ids of what lies in a directory that is not shown, and below it; an id that
+        the folder has as well stays where it is. Raises OSError."""
+        for name, _, kind in self.scan(directory):
+            try:
+                handle, _ = syscalls.file_handle(directory.fd, name)
+                file = identity.read_id(directory.fd, name, handle, self.privileged)
+                flags = PATH_ONLY if kind != stat.S_IFDIR else os.O_RDONLY | BENEATH
+                held = Descriptor(os.open(name, flags, dir_fd=directory.fd))
+            except FileNotFoundError:
+                continue
+            if file != NO_ID and file not in self._handles:
+                self._learn(file, handle, held)
+            if kind == stat.S_IFDIR:
+                self.learn_below(held)
 
     def path_of(self, file: FileId) -> bytes | None:
         """The path below the folder for a message, as far as the kernel knows it; else None."""

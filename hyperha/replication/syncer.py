@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 Done = Callable[[OSError | None], None]
 _THREADS: Final = 4
 _WRITEBACK_BYTES: Final = 32 << 20
+_FILES: Final = 4096
+"""So many are remembered that were written to and not synced."""
 _ALL: Final = FileId(b"")
 
 
@@ -49,6 +51,7 @@ class Syncer:
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._error: OSError | None = None
         self._unsynced: dict[FileId, int] = {}
+        """Bytes since the last sync; only for an advice, so threads need not take turns."""
         self.running = 0
         """Calls that run now; read without a lock, for the sign of life (D8')."""
         self.last_ms = 0
@@ -86,6 +89,9 @@ class Syncer:
         """Start write-back early, so that barriers stay short (D8'); for the writing thread."""
         total = self._unsynced.get(file, 0) + size
         if total < _WRITEBACK_BYTES:
+            if len(self._unsynced) >= _FILES:
+                # Small ones, of which the kernel writes back enough by itself (M9).
+                self._unsynced.clear()
             self._unsynced[file] = total
             return
         self._unsynced.pop(file, None)
@@ -131,8 +137,10 @@ class Syncer:
             self.running += 1
         try:
             if file == _ALL:
+                self._unsynced.clear()
                 self._store.sync_all()
             else:
+                self._unsynced.pop(file, None)
                 self._store.sync(file, data_only)
         except Exception as problem:
             # Unforeseen ones, too: whoever waits must hear that nothing was made durable.

@@ -13,6 +13,7 @@ import os
 import struct
 import sys
 import threading
+from enum import Enum
 from typing import Final, NamedTuple
 
 O_PATH: Final[int] = getattr(os, "O_PATH", 0)
@@ -35,6 +36,7 @@ XFLAG_PREALLOC: Final = 0x02
 """xfs marks files for which room was reserved; other file systems have no such mark."""
 
 _AT_EMPTY_PATH: Final = 0x1000
+_UTIME_NOW: Final = (1 << 30) - 1
 _UTIME_OMIT: Final = (1 << 30) - 2
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _FICLONE: Final = 0x40049409
@@ -142,18 +144,30 @@ def open_handle(mount_descriptor: int, handle: bytes, flags: int) -> int:
     return descriptor
 
 
-def set_times(descriptor: int, *, mtime_ns: int | None, atime_ns: int | None = None) -> None:
+class Now(Enum):
+    """The present by the clock of the file system, which runs behind the precise one."""
+
+    NOW = "now"
+
+
+def set_times(
+    descriptor: int, *, mtime_ns: int | Now | None, atime_ns: int | Now | None = None
+) -> None:
     """Set the given times of the inode behind any descriptor (O_PATH too); None leaves one as is.
 
     Some kernels refuse an empty path here; the descriptor's entry in /proc serves then.
     """
-    atime = (0, _UTIME_OMIT) if atime_ns is None else divmod(atime_ns, 1_000_000_000)
-    mtime = (0, _UTIME_OMIT) if mtime_ns is None else divmod(mtime_ns, 1_000_000_000)
-    times = _TIMES.pack(*atime, *mtime)
+    times = _TIMES.pack(*_time(atime_ns), *_time(mtime_ns))
     if _library().utimensat(descriptor, b"", times, _AT_EMPTY_PATH) == 0:
         return
     if _library().utimensat(-100, b"/proc/self/fd/%d" % descriptor, times, 0) < 0:
         _raise()
+
+
+def _time(wanted: int | Now | None) -> tuple[int, int]:
+    if wanted is None:
+        return 0, _UTIME_OMIT
+    return (0, _UTIME_NOW) if wanted is Now.NOW else divmod(wanted, 1_000_000_000)
 
 
 def sync_file_system(descriptor: int) -> None:

@@ -1,9 +1,10 @@
 """Files changed while nothing was mounted: known by their ctime and a stamp of life (R14).
 
 While a folder is covered a stamp is made durable every few seconds, and a last one at a clean end.
-At the next start whatever has a later ctime, and no record in the log, was changed beside us (or
-in the last moments before a crash): it becomes a candidate and is compared whole. This module
-reads the tree and writes the stamp; it announces nothing and resyncs nothing.
+At the next start whatever has a later ctime was changed beside us, and is compared whole: after a
+clean end all of it; after a crash what is later than a next stamp would have been, and before that
+what the log has no record of, since those moments may be our own. This module reads the tree and
+writes the stamp; it announces nothing and resyncs nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class StampFile:
 
 
 def record_touched(store: Store, intent: IntentLog, stamp: Stamp | None) -> Touched:
-    """Make candidates of what was changed since the stamp and has no record (R14)."""
+    """Make candidates of what was changed since the stamp, but not by us (R14)."""
     if intent.everything:
         return Touched(0, "")
     if stamp is None:
@@ -85,13 +86,18 @@ def record_touched(store: Store, intent: IntentLog, stamp: Stamp | None) -> Touc
     if stamp.wall_ns > time.time_ns():
         intent.mark_everything()
         return Touched(0, "", "the clock went back since the folder was last in use")
-    limit_ns = stamp.wall_ns if stamp.clean else stamp.wall_ns - _MARGIN_NS
-    known = {record.file for record in intent.candidates() or ()}
+    limit_ns = ours_ns = stamp.wall_ns
+    if not stamp.clean:
+        limit_ns -= _MARGIN_NS
+        # A later stamp would be there: what comes after it is none of what we did.
+        ours_ns += int(INTERVAL_S * 1e9) + _MARGIN_NS
+    # What only the attributes are known of may have got other data.
+    known = {one.file for one in intent.candidates() or () if one.kind is not RecordKind.INODE}
     records: list[Record] = []
     count, example = 0, ""
-    for parent, name, path, directory in _later_than(store, limit_ns):
+    for parent, name, path, directory, changed_ns in _later_than(store, limit_ns):
         file = store.find(parent, name).file if name else ROOT_ID
-        if file in known:
+        if file in known and changed_ns <= ours_ns:
             continue
         count += 1
         example = example or path
@@ -107,14 +113,15 @@ def record_touched(store: Store, intent: IntentLog, stamp: Stamp | None) -> Touc
     return Touched(count, example)
 
 
-def _later_than(store: Store, limit_ns: int) -> Iterator[tuple[FileId, bytes, str, bool]]:
-    """(directory's id, name, path, whether a directory) of what has a later ctime.
+def _later_than(store: Store, limit_ns: int) -> Iterator[tuple[FileId, bytes, str, bool, int]]:
+    """(directory's id, name, path, whether a directory, ctime) of what has a later ctime.
 
     In a directory without an id nothing can be named: it counts itself, and is compared below.
     """
     root = store.directory(ROOT_ID)
-    if os.fstat(root.fd).st_ctime_ns > limit_ns:
-        yield ROOT_ID, b"", ".", True
+    changed_ns = os.fstat(root.fd).st_ctime_ns
+    if changed_ns > limit_ns:
+        yield ROOT_ID, b"", ".", True, changed_ns
     pending: list[tuple[FileId, str]] = [(ROOT_ID, "")]
     while pending:
         parent, prefix = pending.pop()
@@ -125,7 +132,7 @@ def _later_than(store: Store, limit_ns: int) -> Iterator[tuple[FileId, bytes, st
             directory = stat.S_ISDIR(status.st_mode)
             path = prefix + os.fsdecode(name)
             if status.st_ctime_ns > limit_ns:
-                yield parent, name, path, directory
+                yield parent, name, path, directory, status.st_ctime_ns
             if directory:
                 file = store.find(parent, name).file
                 if file != NO_ID:

@@ -452,7 +452,7 @@ class Progress:
     """The secondary's sign of life, four times a second (D8', D11)."""
 
     applied: int
-    """Frames applied since the session began."""
+    """Grows while it gets on: frames applied since the session began, and steps within one."""
     waiting_bytes: int
     """Received and not yet applied."""
     syncing: bool

@@ -301,6 +301,53 @@ def test_a_successor_settles_what_was_begun(
             os.close(number)
 
 
+MAPPED = """
+import mmap, os, sys
+fd = os.open("old", os.O_RDONLY)
+mapped = mmap.mmap(fd, 4, mmap.MAP_PRIVATE, mmap.PROT_READ)
+print(mapped[:4].decode(), flush=True)
+sys.stdin.readline()
+print(open("old").read(4), mapped[:4].decode(), flush=True)
+"""
+
+
+def test_what_was_mapped_as_standby_is_new_after_a_successor_was_promoted(
+    folder: Path, run: Path
+) -> None:
+    """M2: a successor does not know what was opened through the one that died."""
+    (folder / "old").write_text("old ")
+    below = os.open(folder, os.O_RDONLY)
+    first = Served(folder, run, primary=False)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(os.close, below)
+        cleanup.callback(first.kill)
+        reader = subprocess.Popen(
+            [sys.executable, "-c", MAPPED],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        cleanup.enter_context(reader)
+        cleanup.callback(reader.kill)
+        assert line(reader) == "old"
+        kept = first.descriptors()
+        first.process.kill()
+        first.process.wait()
+        with Served(folder, run, primary=False, inherited=kept) as second:
+            writing = os.open("old", os.O_WRONLY, dir_fd=below)
+            os.pwrite(writing, b"new ", 0)
+            os.close(writing)
+            second.do("primary")
+            assert reader.stdin is not None
+            reader.stdin.write("\n")
+            reader.stdin.flush()
+            assert line(reader).split() == ["new", "new"]
+            reader.wait(10)
+        for number in kept:
+            os.close(number)
+
+
 def test_a_successor_is_refused_where_the_kernel_cannot_resend(folder: Path, run: Path) -> None:
     first = Served(folder, run, disabled=int(Feature.HAS_RESEND))
     with contextlib.ExitStack() as cleanup:

@@ -386,6 +386,15 @@ def test_writing_clears_set_id_bits_and_capabilities(served: Served, folder: Pat
     assert stat.S_IMODE(path.stat().st_mode) == 0o777
 
 
+def test_what_is_made_after_a_touch_is_not_older(served: Served, folder: Path) -> None:
+    """As make(1) and stamp files expect: one clock for both, that of the file system."""
+    for number in range(100):
+        (folder / "stamp").touch()
+        os.close(os.open(folder / f"made{number}", os.O_CREAT | os.O_WRONLY))
+        made = (folder / f"made{number}").stat().st_mtime_ns
+        assert made >= (folder / "stamp").stat().st_mtime_ns, number
+
+
 def test_times(served: Served, folder: Path) -> None:
     path = folder / "file"
     path.write_text("x")

@@ -238,6 +238,23 @@ def test_times_told_during_a_write_are_told_again_behind_it(pair: Pair, monkeypa
     pair.check_equal()
 
 
+def test_times_of_what_is_gone_are_not_looked_for(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch would walk the whole folder, and not look at the peer meanwhile (D8')."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file = guest.create(ROOT_ID, b"t")
+    guest.write(file, 0, b"x")
+    guest.remove(ROOT_ID, b"t")
+    pair.a.store.forget(file)
+    walks: list[bool] = []
+    monkeypatch.setattr(pair.a.store, "learn_all", lambda: walks.append(True))
+    pair.a.primary.note_written(file)
+    pair.a.primary.send_all_times()
+    assert not walks
+
+
 def test_overlapping_writes_never_differ(pair: Pair) -> None:
     """T2: many writes to the same few blocks; both copies end with the same bytes."""
     seed = random.SystemRandom().randrange(1 << 32)

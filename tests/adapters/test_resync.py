@@ -1,5 +1,6 @@
 """Resync: candidates only, under live load, holes, moves, adoption, interruption; equal copies."""
 
+import errno
 import os
 import random
 import shutil
@@ -20,7 +21,7 @@ from hyperha.core.events import (
     SessionLost,
     SessionUp,
 )
-from hyperha.replication import clock, inquiry, resync_source, throttle
+from hyperha.replication import clock, inquiry, resync_source, throttle, wire_changes
 from hyperha.replication.control import LogLine
 from hyperha.replication.operations import (
     ROOT_ID,
@@ -32,6 +33,7 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.resync_source import ResyncSource
+from hyperha.replication.resync_target import TargetSide
 from hyperha.replication.stopwatch import Stopwatch, Timed
 from hyperha.replication.syscalls import allocate
 from hyperha.replication.wire import Kind
@@ -637,6 +639,104 @@ def test_room_behind_the_end_is_kept_where_the_target_was_longer(pair: Pair) -> 
     pair.resync(SessionStart.CANDIDATES)
     pair.check_equal()
     assert (pair.b.folder / "f").stat().st_blocks == blocks
+
+
+def test_names_of_one_inode_that_were_copied_as_two_become_one(pair: Pair) -> None:
+    """As copying tools without an option for hard links leave them."""
+    for side in (pair.a, pair.b):
+        for name in ("x", "y", "z"):
+            (side.folder / name).write_bytes(b"data" * 1000)
+            os.utime(side.folder / name, ns=(1, 10**18))
+    for name in ("x", "y"):
+        (pair.a.folder / name).unlink()
+        os.link(pair.a.folder / "z", pair.a.folder / name)
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    assert (pair.b.folder / "x").stat().st_nlink == 3
+    guest = Guest(pair.a)
+    guest.write(pair.a.store.find(ROOT_ID, b"x").file, 0, b"new")
+    pair.check_equal()
+
+
+def test_a_directory_may_be_named_like_one_that_is_gone(pair: Pair) -> None:
+    """The kernel writes " (deleted)" behind the path of what is gone, too."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    below = guest.create(ROOT_ID, b"sub", stat.S_IFDIR | 0o755)
+    odd = guest.create(below, b"x (deleted)", stat.S_IFDIR | 0o755)
+    guest.write(guest.create(odd, b"file"), 0, b"precious" * 100)
+    pair.barrier(pair.a)
+    go_alone(pair)
+    guest.rename(below, b"x (deleted)", ROOT_ID, b"x (deleted)")
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    assert (pair.b.folder / "x (deleted)" / "file").exists()
+
+
+def test_a_long_listing_that_meets_a_full_disk_is_done_again_as_a_whole(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire_changes, "FRAME_LIMIT", 3000)
+    pair.in_sync()
+    guest = Guest(pair.a)
+    for number in range(60):
+        guest.write(guest.create(ROOT_ID, b"file%d" % number), 0, b"data")
+    pair.barrier(pair.a)
+    go_alone(pair)
+    guest.create(ROOT_ID, b"new")
+    place, reconcile = TargetSide._place, TargetSide._reconcile
+    tries: list[int] = []
+
+    def place_later(self: TargetSide, *arguments: Any) -> None:
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        place(self, *arguments)
+
+    def reconcile_noted(self: TargetSide, listing: Listing) -> Any:
+        tries.append(len(listing.entries))
+        return reconcile(self, listing)
+
+    monkeypatch.setattr(TargetSide, "_place", place_later)
+    monkeypatch.setattr(TargetSide, "_reconcile", reconcile_noted)
+    pair.connect(SessionStart.CANDIDATES)
+    wait_for(lambda: len(tries) > 1)
+    assert set(tries) == {61}
+    wait_for(lambda: len([one for one in pair.b.folder.iterdir() if one.name[0] != "."]) == 61)
+
+
+def test_what_a_broken_resync_has_moved_aside_is_found_by_the_next_process(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied anew, a large image would need its room twice, and perhaps never get it."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    first = guest.create(ROOT_ID, b"d", stat.S_IFDIR | 0o755)
+    second = guest.create(first, b"e", stat.S_IFDIR | 0o755)
+    image = guest.create(first, b"image")
+    for number in range(4):
+        guest.write(image, number << 20, os.urandom(1 << 20))
+    pair.barrier(pair.a)
+    inode = (pair.b.folder / "d" / "image").stat().st_ino
+    go_alone(pair)
+    guest.rename(first, b"image", second, b"image")
+    bring, met = TargetSide._bring, threading.Event()
+
+    def die(self: TargetSide, *_: Any) -> bool:
+        met.set()
+        raise RuntimeError("the process ends here")
+
+    monkeypatch.setattr(TargetSide, "_bring", die)
+    pair.connect(SessionStart.CANDIDATES)
+    assert met.wait(10)
+    pair.a.wait(SessionLost)
+    monkeypatch.setattr(TargetSide, "_bring", bring)
+    pair.a.primary.close_session(clean=False)
+    pair.b.crash()
+    pair.a.events.clear()
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    assert (pair.b.folder / "d" / "e" / "image").stat().st_ino == inode
 
 
 def test_a_file_that_goes_while_its_inode_is_sent_ends_no_resync(

@@ -5,16 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hyperha.core.actions import CloseSafety, OpenSafety, SafetyEnd, SessionStart, UndoResync
-from hyperha.core.events import LocalDiskFailed, SafetyLost, SafetyShort, SessionUp
+from hyperha.core.events import (
+    LocalDiskFailed,
+    SafetyLost,
+    SafetyShort,
+    SessionStalled,
+    SessionUp,
+)
 from hyperha.core.records import Generation
 from hyperha.replication import syscalls, wire
-from hyperha.replication.operations import FileId
+from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind, Truncate
 from hyperha.replication.safety import saver as saver_module
 from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.safety.copy import State
@@ -162,6 +170,42 @@ def test_a_kept_copy_holds_the_former_state_of_a_follower_that_goes_on(
         shutil.rmtree(to)
     pair.check_equal()
     assert guarded.told[1:] == []
+    guarded.area.close()
+
+
+def test_a_follower_that_saves_much_for_one_frame_does_not_stand_still(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D8': a kept copy saves all that a truncation takes away, which lasts longer than the peer
+    may make no progress."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    file, other = guest.create(ROOT_ID, b"large"), guest.create(ROOT_ID, b"small")
+    for number in range(24):
+        guest.write(file, number << 20, os.urandom(1 << 20))
+    pair.barrier(pair.a)
+    guarded = Guarded(pair.b)
+    guarded.begin(required=True)
+    guarded.end(SafetyEnd.FORCED)
+    note = Saver._note
+
+    def note_slowly(self: Saver, *arguments: Any) -> None:
+        time.sleep(0.3)
+        note(self, *arguments)
+
+    def truncate() -> Truncate:
+        pair.a.store.apply(Truncate(file, 0, 5))
+        return Truncate(file, 0, 5)
+
+    monkeypatch.setattr(Saver, "_note", note_slowly)
+    begun = time.monotonic()
+    guest.change([Record(RecordKind.WHOLE_FILE, file)], truncate)
+    guest.write(other, 0, b"x")
+    guest.flush(other)
+    wait_for(lambda: guest.answers == 29)
+    assert time.monotonic() - begun > 1.5 * pair.a.config.stall_limit_ms / 1000
+    stalls = [one for one in pair.a.events if isinstance(one, SessionStalled)]
+    assert not any(one.over_limit for one in stalls)
     guarded.area.close()
 
 

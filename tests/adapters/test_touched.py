@@ -51,3 +51,39 @@ def test_what_came_since_a_directory_was_opened_is_found(tmp_path: Path, kind: s
         finally:
             intent.close()
             store.close()
+
+
+@pytest.mark.parametrize(
+    ("clean", "late_s", "found"),
+    [(True, 0, True), (False, 0, False), (False, 3600, True)],
+)
+def test_a_record_of_one_zone_does_not_speak_for_the_file(
+    tmp_path: Path, clean: bool, late_s: int, found: bool
+) -> None:
+    """What is written beside us is in no zone that the log knows. Only what we may have done
+    ourselves in the moments before a crash is told by the log alone."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4 << 20))
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    store = Store(descriptor)
+    os.close(descriptor)
+    private = store.private_directory()
+    intent = IntentLog(private, "rid", store.handle, fresh=True)
+    os.close(private)
+    try:
+        file = store.identify(ROOT_ID, b"disk.img")
+        intent.activate([Record(RecordKind.ZONE, file, 0)], 5)
+        intent.enter_alone("generation")
+        time.sleep(0.05)
+        stamp = Stamp(time.time_ns() - late_s * 1_000_000_000, clean=clean)
+        time.sleep(0.05)
+        with image.open("r+b") as disk:
+            disk.seek(3 << 20)
+            disk.write(b"beside")
+        told = record_touched(store, intent, stamp)
+        whole = Record(RecordKind.WHOLE_FILE, file) in set(intent.candidates() or ())
+        assert whole is found
+        assert (told.example == "disk.img") is found or late_s
+    finally:
+        intent.close()
+        store.close()

@@ -111,6 +111,8 @@ class NodeTable:
             node = Node(record.node, record.file, record.handle, record.directory)
             node.lookups = record.lookups
             node.slot = record.slot
+            # Nobody knows any more what was opened, and how, through the one that died.
+            node.touched, node.direct = not table.primary, True
             store.remember(record.file, record.handle)
             self._insert(node)
             self._next = max(self._next, record.node + _GAP)

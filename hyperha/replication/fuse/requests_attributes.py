@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -32,6 +31,7 @@ from hyperha.replication.operations import (
 )
 from hyperha.replication.privileges import CAPABILITY, SET_ID, capability
 from hyperha.replication.store import Descriptor, attributes_of
+from hyperha.replication.syscalls import Now
 
 Step = tuple[tuple[Record, ...], Callable[[], Change | None]]
 
@@ -336,14 +336,14 @@ class AttributeRequests:
 
 def _set_times(held: Descriptor, values: tuple[int, ...]) -> None:
     valid = values[0]
-    atime: int | None = None
-    mtime: int | None = None
+    atime: int | Now | None = None
+    mtime: int | Now | None = None
     if valid & protocol.SETATTR_ATIME:
         atime = values[5] * 1_000_000_000 + values[8]
         if valid & protocol.SETATTR_ATIME_NOW:
-            atime = time.time_ns()
+            atime = Now.NOW
     if valid & protocol.SETATTR_MTIME:
         mtime = values[6] * 1_000_000_000 + values[9]
         if valid & protocol.SETATTR_MTIME_NOW:
-            mtime = time.time_ns()
+            mtime = Now.NOW
     syscalls.set_times(held.fd, mtime_ns=mtime, atime_ns=atime)

@@ -36,11 +36,12 @@ from hyperha.replication.operations import (
 from hyperha.replication.privileges import CAPABILITY, capability
 from hyperha.replication.store import attributes_of
 from hyperha.replication.syscalls import FALLOC_KEEP_SIZE
-from hyperha.replication.wire import OFFSET_LIMIT
 
 DATA_LIMIT: Final = 64 << 20
 """Bytes; a larger file is not sent whole while the other requests wait."""
 _CHUNK: Final = 1 << 20
+_BEHIND_ALL: Final = 1 << 62
+"""No file has data or room there."""
 
 
 class NamelessRequests:
@@ -170,8 +171,8 @@ def _reserved(descriptor: int) -> list[tuple[int, int]]:
     """(offset, length) of all room that is reserved in a file and not written."""
     found: list[tuple[int, int]] = []
     position = 0
-    while position < OFFSET_LIMIT:
-        ranges, position = allocation.reserved(descriptor, position, OFFSET_LIMIT)
+    while position < _BEHIND_ALL:
+        ranges, position = allocation.reserved(descriptor, position, _BEHIND_ALL)
         found += ranges
     return found
 

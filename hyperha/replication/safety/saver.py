@@ -28,6 +28,7 @@ from hyperha.replication.safety.undo_log import (
     encode_blocks,
     encode_listing,
 )
+from hyperha.replication.steps import step
 
 _BATCH_BLOCKS: Final = BATCH_BYTES >> BLOCK_SHIFT
 _CLONED_FROM: Final = 16
@@ -273,6 +274,7 @@ class Saver:
         self, kind: Kind, handle: bytes, payload: bytes = b"", first: int = 0, second: int = 0
     ) -> None:
         raw = self._log.entry(kind, handle, payload, first, second)
+        step()
         if self._bytes and self._bytes + len(raw) > BATCH_BYTES:
             self.commit()
         self._staged.append(raw)
