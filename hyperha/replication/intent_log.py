@@ -57,10 +57,16 @@ class Entry:
 
 
 class IntentLog:
-    """The log of one copy. `activate` is called by one thread; the rest by any.
+    """The log of one copy. `activate` is called by one thread at a time; the rest by any.
 
     `lock` guards `active` and the numbers in it; it is never held across a system call, so that
     the hot path may take it: look the key up, store the operation's number in `Entry.last`.
+
+    A slot belongs to who took it from the free ones, to the entry in `active`, or to who took that
+    entry out. Two things need more than that and hold `_settling`, which comes before `lock`:
+    zones that are gathered into one record keep their slots while that one is written, so that
+    nobody may take them out meanwhile; and whether an operation found no slot must not change
+    between the look at it and the header that rests on it.
     """
 
     def __init__(
@@ -80,8 +86,13 @@ class IntentLog:
         """
         self.lock = threading.Lock()
         self.active: dict[Key, Entry] = {}
+        self._settling = threading.Lock()
+        """See above. Who only takes free slots does without it, so that a record for the data path
+        waits for no disk but its own; who retires holds it for as long as memory takes."""
         self._header_lock = threading.Lock()
         """Growing the log and ordering what it means come from different threads."""
+        self.order = 0
+        """How often it was ordered that records are kept. To be read where `clear` is decided."""
         self._directory = os.dup(directory_fd)
         self._resource = resource
         self._seed = xxhash.xxh3_64_intdigest(resource.encode())
@@ -93,6 +104,9 @@ class IntentLog:
         self._free: list[int] = []
         self._retaining = False
         self._unrecorded = 0
+        """The last operation that found no slot; HOLD when its end is in doubt."""
+        self._unnumbered = False
+        """One found no slot that has no number yet."""
         self.damage = ""
         """Why everything is a candidate, for people; empty when nothing was damaged."""
         self._header = Header(0, slots, False, False, resource, "")
@@ -171,14 +185,18 @@ class IntentLog:
             self._record(cold, number)
 
     def touch(self, records: Iterable[Record], number: int) -> None:
-        """Tell the number of the operation that activated the records. The caller has `lock`."""
+        """Tell the number of the operation that activated the records. The caller has `lock`.
+
+        HOLD: nobody knows what it did, so that only a resync may forget them.
+        """
         for record in records:
             key = (int(record.kind), record.file, record.zone)
             entry = self.active.get(key) or self._coarser(key)
             if entry is not None:
                 entry.last = number
-            elif self._unrecorded:
-                self._unrecorded = number
+            elif self._unnumbered and record.file != NO_ID:
+                self._unnumbered = False
+                self._unrecorded = max(self._unrecorded, number)
 
     def _coarser(self, key: Key) -> Entry | None:
         """The record that stands for a zone of a file that was coarsened. One that an operation on
@@ -188,17 +206,8 @@ class IntentLog:
         return None
 
     def _record(self, keys: list[Key], number: int) -> None:
-        while len(keys) > len(self._free) and self._header.slots < self._limit:
-            if not self._grow():
-                break
-        while len(keys) > len(self._free):
-            if self._header.everything or not self._coarsen():
-                if not self._header.everything:
-                    self._write_header(everything=True)
-                self._retaining = True
-                self._unrecorded = number
-                return
-            keys = [key for key in keys if not self._covered_by_file(key, number)]
+        if len(keys) > len(self._free):
+            keys = self._make_room(keys, number)
         if not keys:
             return
         with self.lock:
@@ -218,6 +227,34 @@ class IntentLog:
                 self.active[entry.key] = entry
                 if entry.key[0] == RecordKind.ZONE:
                     self._per_file[entry.key[1]] = self._per_file.get(entry.key[1], 0) + 1
+
+    def _make_room(self, keys: list[Key], number: int) -> list[Key]:
+        """What is left to be recorded, for which there are slots then (Z5)."""
+        while len(keys) > len(self._free) and self._header.slots < self._limit:
+            if not self._grow():
+                break
+        with self._settling:
+            while len(keys) > len(self._free):
+                if self._header.everything or not self._coarsen():
+                    self._overflow(number)
+                    return []
+                keys = [key for key in keys if not self._covered_by_file(key, number)]
+        return keys
+
+    def _overflow(self, number: int) -> None:
+        """No slot: everything is a candidate, durably, before the operation goes on (Z2, Z5). The
+        caller has `_settling`."""
+        if not self._header.everything:
+            self._write_header(everything=True)
+        self._retaining = True
+        with self.lock:
+            if number < HOLD:
+                self._unrecorded = max(self._unrecorded, number)
+                return
+            if self._unnumbered:
+                # Of the former one no number ever came: no barrier is known to cover it.
+                self._unrecorded = HOLD
+            self._unnumbered = True
 
     def _covered_by_file(self, key: Key, number: int) -> bool:
         with self.lock:
@@ -273,7 +310,8 @@ class IntentLog:
         return True
 
     def _coarsen(self) -> bool:
-        """Let one record stand for all zones of the file that has most of them (Z5)."""
+        """Let one record stand for all zones of the file that has most of them (Z5). The caller
+        has `_settling`: until the record is written, it shares the slot of the first zone."""
         with self.lock:
             if not self._per_file:
                 return False
@@ -281,8 +319,7 @@ class IntentLog:
             zones = [one for one in self.active.values() if one.key[:2] == (RecordKind.ZONE, file)]
         if len(zones) < 2:
             return False
-        last = max(one.last for one in zones)
-        whole = Entry((int(RecordKind.WHOLE_FILE), file, 0), zones[0].slot, last, zones[0].handle)
+        whole = Entry((int(RecordKind.WHOLE_FILE), file, 0), zones[0].slot, 0, zones[0].handle)
         self._write_runs([whole])
         with self.lock:
             for one in zones:
@@ -291,8 +328,9 @@ class IntentLog:
             self._gathered.add(file)
             former = self.active.get(whole.key)
             if former is not None:
-                whole.last = max(former.last, last)
                 zones.append(former)
+            # Only now: a zone may have been used again while the record was on its way.
+            whole.last = max(one.last for one in zones)
             self.active[whole.key] = whole
         self._release(zones[1:])
         return True
@@ -323,11 +361,16 @@ class IntentLog:
         The caller answers for Z2: both nodes' fsyncs of a barrier began after operation `covered`
         was complete on both. Does nothing while records are retained (Z1).
         """
-        if self._retaining:
-            return 0
-        return self._forget(covered)
+        with self._settling:
+            if self._retaining:
+                return 0
+            gone = self._take_out(covered)
+        self._release(gone)
+        return len(gone)
 
-    def _forget(self, covered: int) -> int:
+    def _take_out(self, covered: int) -> list[Entry]:
+        """Take records out of memory whose last operation is not behind `covered`; their slots are
+        the caller's, who has `_settling`."""
         with self.lock:
             gone = [entry for entry in self.active.values() if entry.last <= covered]
             for entry in gone:
@@ -341,48 +384,74 @@ class IntentLog:
                         self._per_file[file] = left
                     else:
                         del self._per_file[file]
-        self._release(gone)
-        return len(gone)
+        return gone
 
     def retain(self) -> None:
         """From here on nothing is retired before `clear`: a resync has begun (R3, R4).
 
         Needs no disk: after a crash every record found is retained anyway. What was recorded up to
-        now is behind whatever barrier `clear` follows, also if another node counted it.
+        now, or found no slot, is behind whatever barrier `clear` follows, also if another node
+        counted it.
         """
-        self._retaining = True
-        with self.lock:
-            for entry in self.active.values():
-                entry.last = 0
+        with self._settling:
+            self._keep()
+            with self.lock:
+                for entry in self.active.values():
+                    entry.last = 0
+                self._unrecorded = 0
 
     def mark_everything(self) -> None:
         """Nothing can be excluded: everything is a candidate until `clear` (Z6, R14)."""
-        self._retaining = True
-        self._write_header(everything=True)
+        with self._settling:
+            self._keep()
+            self._write_header(everything=True)
 
     def enter_alone(self, base: str) -> None:
         """Z1: every record becomes dirty, relative to `base`, in one durable step.
 
         A base that is already there stays (G3').
         """
-        self._retaining = True
-        self._write_header(retained=True, base=self._header.base or base)
+        with self._settling:
+            self._keep()
+            self._write_header(retained=True, base=self._header.base or base)
 
-    def clear(self, covered: int) -> bool:
+    def _keep(self) -> None:
+        self.order += 1
+        self._retaining = True
+
+    def clear(self, covered: int, order: int | None = None) -> bool:
         """R11, F10: forget the map. Records of operations after `covered` stay, as active ones.
 
-        False: an operation after `covered` found no slot, so the map stays; to be called again
-        behind a later barrier.
+        `order`: what `order` was when this was decided, where that was in another thread than the
+        orders come from. False, and the map stays: an operation after `covered` found no slot, so
+        that it is to be called again behind a later barrier; or an order to keep records came
+        since, which is never undone by what was decided before it.
         """
-        if self._unrecorded > covered:
-            return False
-        self._forget(covered)
+        with self._settling:
+            order = self.order if order is None else order
+            if not self._may_clear(covered, order):
+                return False
+            gone = self._take_out(covered)
+        self._release(gone)
+        # Without the lock, for which the data path may wait: therefore looked at once more.
         os.fdatasync(self._plain_fd)
-        self._retaining = False
-        self._unrecorded = 0
-        self.damage = ""
-        self._write_header(retained=False, everything=False, base="")
+        with self._settling:
+            if not self._may_clear(covered, order):
+                return False
+            self._write_header(retained=False, everything=False, base="")
+            self._retaining = False
+            self._unrecorded = 0
+            self.damage = ""
         return True
+
+    def _may_clear(self, covered: int, order: int) -> bool:
+        return order == self.order and self._all_recorded(covered)
+
+    def _all_recorded(self, covered: int) -> bool:
+        """Whether every operation after `covered` has its record; true for as long as the caller,
+        who has it, keeps `_settling`."""
+        with self.lock:
+            return not self._unnumbered and self._unrecorded <= covered
 
     def close(self) -> None:
         """Close the descriptors; the file stays as it is."""
