@@ -200,23 +200,35 @@ class Barriers:
         with primary.lock:
             if session is not primary.session:
                 return False
+            # From here on the session may end, and the node go on alone: then nothing is cleared.
+            order = primary.intent.order
             self.covered = max(self.covered, barrier.covered)
             upto = barrier.covered if barrier.forget_all else self._idle_number()
             upto = min(upto, barrier.covered)
             payload = barrier.covered.to_bytes(8, "little")
             session.put(wire.frame(Kind.RETIRE, session.tag, upto, payload))
         if self._clear_behind >= 0 and self.covered >= self._clear_behind:
-            self.clear()
+            self._clear(session, order)
         primary.intent.retire(upto)
         return True
 
     def clear(self) -> None:
         """ClearMap: forget the map, now or behind the next barrier that allows it (F10)."""
         primary = self._primary
-        if primary.intent.clear(self.covered):
-            self._clear_behind = -1
-        else:
-            self._clear_behind = primary.number
+        with primary.lock:
+            session, order = primary.session, primary.intent.order
+        self._clear(session, order)
+
+    def _clear(self, session: PrimarySession | None, order: int) -> None:
+        """`order`: of the log, when the session was looked at."""
+        primary = self._primary
+        done = primary.intent.clear(self.covered, order)
+        with primary.lock:
+            if done or session is None or session is not primary.session:
+                # Behind a barrier of another session nothing says that its peer's copy is equal.
+                self._clear_behind = -1
+            else:
+                self._clear_behind = primary.number
 
     def session_ended(self, session: PrimarySession, text: str) -> None:
         """Barriers that wait for this session's peer cannot end."""

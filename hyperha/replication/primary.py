@@ -297,6 +297,8 @@ class Primary(Ledger):
             self._activate(records)
             with self.lock:
                 if session is not self.session:
+                    # Nothing was changed for which they would have to be kept.
+                    self.intent.touch(records, self.number)
                     return False
                 number = self.number = self.begun = self.number + 1
                 self.intent.touch(records, number)

@@ -104,6 +104,9 @@ class Verify(Inquiry):
             # No operation between: its number would take their place.
             with primary.operation:
                 primary.intent.activate(self._unequal, HOLD)
+                with primary.lock:
+                    # Also where they found no slot: no later number takes the place of this one.
+                    primary.intent.touch(self._unequal, HOLD)
                 self._session.fail("names or attributes differ on the secondary: they are resynced")
 
     def _work(self) -> None:

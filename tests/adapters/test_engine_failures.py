@@ -512,7 +512,7 @@ def test_an_order_to_forget_the_map_dies_with_its_session(
     """R11: the next resync's own barrier must not clear the map before its target says so."""
     started(pair)
     primary, intent = pair.a.primary, pair.a.intent
-    monkeypatch.setattr(intent, "clear", lambda covered: False)
+    monkeypatch.setattr(intent, "clear", lambda covered, order: False)
     primary.barriers.clear()
     monkeypatch.undo()
     pair.b.acceptor.close()
