@@ -93,7 +93,7 @@ class Barriers:
         """
         primary = self._primary
         with primary.lock:
-            covered = primary.completed
+            covered = primary.done_number()
         # Only then: what is covered has its mtime in the stream before the peer syncs, so that
         # nothing is left to be told about a file whose records are retired (Z9).
         primary.send_all_times()
@@ -298,7 +298,8 @@ class Barriers:
                 self._maybe_barrier(now, pressed=True)
             return
         self._last_times_ms = now
-        self._history.append((now, self._primary.completed))
+        with self._primary.lock:
+            self._history.append((now, self._primary.done_number()))
         while len(self._history) > 30:
             self._history.popleft()
         if self._primary.session is not None:

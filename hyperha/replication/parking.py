@@ -85,6 +85,12 @@ class Ledger:
         """Why nothing is done: a failed disk, a freeze that was ended (M7), or not the primary."""
         self._broken = False
 
+    def done_number(self) -> int:
+        """Everything in the stream up to here is done here; the caller has the lock. Behind the
+        last operation that is what a resync or a verification has asked, which changes nothing
+        here: the peer's records of it, too, are covered by a barrier that follows (Z2)."""
+        return self.number if self.begun <= self.completed else self.completed
+
     # --- completing an operation ----------------------------------------------------------
 
     def _complete(

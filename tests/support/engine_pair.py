@@ -201,7 +201,7 @@ class Pair:
     def finish_resync(self, key: SessionKey, source: Side, target: Side) -> None:
         call(lambda done: source.primary.switch_to_both(key, done))
         self.barrier(source)
-        target.intent.clear(target.acceptor.covered)
+        target.acceptor.clear_map()
         source.primary.barriers.clear()
 
     def barrier(self, source: Side) -> None:
