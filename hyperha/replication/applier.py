@@ -440,7 +440,7 @@ class Applier:
         self.covered = int.from_bytes(frame.payload, "little")
         if self.clear_pending and self._intent.clear(self.covered):
             self.clear_pending = False
-        self._intent.retire(min(frame.number, self.covered))
+        self._intent.retire(min(frame.number, self.covered), self.covered)
 
     def _resync(self, frame: Frame) -> None:
         answer = self._target.handle(frame)

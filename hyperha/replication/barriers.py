@@ -17,6 +17,7 @@ from hyperha.core.actions import Acknowledge
 from hyperha.core.events import SessionStalled
 from hyperha.replication import wire
 from hyperha.replication.clock import now_ms
+from hyperha.replication.control import LogLine
 from hyperha.replication.lans import STABLE_LIMITS, Lans, silent_limit_ms
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.wire import Kind
@@ -36,6 +37,8 @@ _IDLE_MS: Final = 5000
 _ALIVE_MS: Final = 250
 _GAP_MS: Final = 500
 """A tick that comes later than this: the process, or the machine, stood still."""
+_FULL_MS: Final = 60_000
+"""A log that runs full again and again is told of so often at most."""
 _SILENT_LIMITS: Final = 3
 """A peer whose copy is being made equal is given up after so many times stall_limit."""
 
@@ -73,6 +76,9 @@ class Barriers:
         self._last_barrier_ms = now_ms()
         self._last_times_ms = 0
         self._periodic = False
+        self._full_told = False
+        """Of this node's log, and not yet that it has room again."""
+        self._full_ms = -_FULL_MS
         self._waiting_since_ms = 0
         self._alive_ms = 0
         self._told_ms = 0
@@ -209,7 +215,7 @@ class Barriers:
             session.put(wire.frame(Kind.RETIRE, session.tag, upto, payload))
         if self._clear_behind >= 0 and self.covered >= self._clear_behind:
             self._clear(session, order)
-        primary.intent.retire(upto)
+        primary.intent.retire(upto, barrier.covered)
         return True
 
     def clear(self) -> None:
@@ -293,6 +299,7 @@ class Barriers:
         self._watch_peer(now)
         self._watch_lan(now)
         self._say_alive(now)
+        self._watch_log(now)
         if now - self._last_times_ms < _TIMES_MS:
             if self._primary.intent.used * 4 >= self._primary.intent.capacity * 3:
                 self._maybe_barrier(now, pressed=True)
@@ -306,6 +313,18 @@ class Barriers:
             self._primary.send_all_times()
         self._maybe_barrier(now, pressed=False)
 
+    def _watch_log(self, now: int) -> None:
+        """Of this node, in any role: a log that runs full is told, and that it has overcome it."""
+        log_ = self._primary.intent
+        if self._full_told:
+            if not log_.everything:
+                self._full_told = False
+                self._primary.report(LogLine("I", "Z5", "the intent log has room again"))
+        elif log_.overflowed and now - self._full_ms >= _FULL_MS:
+            self._full_told, self._full_ms = True, now
+            text = "the intent log is full: until a barrier has ended, a crash would cost a compare"
+            self._primary.report(LogLine("W", "Z5", f"{text} of everything"))
+
     def _maybe_barrier(self, now: int, *, pressed: bool) -> None:
         """A barrier of our own: every 5 s, and early when the log fills (Z2, N4)."""
         primary = self._primary
@@ -316,7 +335,8 @@ class Barriers:
             primary.intent.retaining and self._clear_behind < 0
         ):
             return
-        if not primary.intent.used or (not pressed and now - self._last_barrier_ms < _BARRIER_MS):
+        waits = primary.intent.used or primary.intent.overflowed
+        if not waits or (not pressed and now - self._last_barrier_ms < _BARRIER_MS):
             return
         self._periodic = True
         self.start(self._periodic_done, forget_all=pressed)

@@ -4,8 +4,10 @@ One file of fixed slots in the folder's private directory, fully written at crea
 in place (S2). A record is durable before its operation is applied or sent (Z2); it is retired only
 behind a barrier that both nodes completed. While nothing may be retired (the node is alone, or a
 resync has not been confirmed) the same records are the dirty map (Z1), in the header's `retained`.
-Anything unreadable means that everything is a candidate, never nothing (Z6). The log knows nothing
-of sessions and peers: who calls `retire` and `clear` answers for the barrier.
+Anything unreadable means that everything is a candidate, never nothing (Z6). So does an operation
+that finds no slot, until a barrier covers it: then nothing is owed for it any more, as for one that
+has a record (N4). The log knows nothing of sessions and peers: who calls `retire` and `clear`
+answers for the barrier.
 """
 
 from __future__ import annotations
@@ -144,6 +146,11 @@ class IntentLog:
         """Whether records are kept until a finished resync (Z1)."""
         return self._retaining
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether everything is a candidate for want of a slot only, until a barrier covers it."""
+        return self._header.everything and not self._retaining
+
     def candidates(self) -> list[Record] | None:
         """What a resync must look at; None: everything."""
         if self._header.everything:
@@ -243,10 +250,9 @@ class IntentLog:
 
     def _overflow(self, number: int) -> None:
         """No slot: everything is a candidate, durably, before the operation goes on (Z2, Z5). The
-        caller has `_settling`."""
+        caller has `_settling`. What is retained for another reason stays so (F4)."""
         if not self._header.everything:
             self._write_header(everything=True)
-        self._retaining = True
         with self.lock:
             if number < HOLD:
                 self._unrecorded = max(self._unrecorded, number)
@@ -355,18 +361,31 @@ class IntentLog:
 
     # --- forgetting -----------------------------------------------------------------------
 
-    def retire(self, covered: int) -> int:
-        """Forget records whose last operation is not behind `covered`; how many were forgotten.
+    def retire(self, upto: int, covered: int | None = None) -> int:
+        """Forget records whose last operation is not behind `upto`; how many were forgotten.
 
         The caller answers for Z2: both nodes' fsyncs of a barrier began after operation `covered`
-        was complete on both. Does nothing while records are retained (Z1).
+        was complete on both, which is not before `upto` (None: the same). If all that found no slot
+        is among that, the log has overcome it. Does nothing while records are retained (Z1).
         """
+        covered = upto if covered is None else covered
         with self._settling:
             if self._retaining:
                 return 0
-            gone = self._take_out(covered)
+            gone = self._take_out(upto)
         self._release(gone)
+        if self._header.everything:
+            self._end_overflow(covered)
         return len(gone)
+
+    def _end_overflow(self, covered: int) -> None:
+        """Single records count again, unless more than the want of a slot stands against it. They
+        are all durable: also while everything was a candidate, whatever found a slot was recorded.
+        """
+        with self._settling:
+            if self.overflowed and self._all_recorded(covered):
+                self._write_header(everything=False)
+                self._unrecorded = 0
 
     def _take_out(self, covered: int) -> list[Entry]:
         """Take records out of memory whose last operation is not behind `covered`; their slots are

@@ -337,7 +337,7 @@ def test_a_barrier_that_fails_unforeseen_at_its_end_is_answered_once(
     """K2: the core waits for it, and nothing says again how it ended."""
     started(pair)
 
-    def broken(upto: int) -> None:
+    def broken(upto: int, covered: int) -> None:
         raise MemoryError
 
     monkeypatch.setattr(pair.a.intent, "retire", broken)

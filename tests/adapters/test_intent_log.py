@@ -3,13 +3,14 @@
 import os
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hyperha.replication import intent_log
 from hyperha.replication.intent_file import HEADER_BYTES, RECORD_BYTES
-from hyperha.replication.intent_log import IntentLog
+from hyperha.replication.intent_log import HOLD, IntentLog
 from hyperha.replication.operations import FileId, Record, RecordKind
 
 SECTOR = 512
@@ -146,6 +147,113 @@ def test_a_full_log_grows_then_coarsens_then_takes_everything(tmp_path: Path) ->
     assert log.clear(300)
     assert log.candidates() == []
     log.close()
+
+
+def fill(log: IntentLog, number: int) -> None:
+    """Operations on inodes, which cannot be gathered, until one finds no slot."""
+    for at in range(log.capacity + 1):
+        log.activate([Record(RecordKind.INODE, file_id(1000 + number * 100 + at))], number)
+
+
+def test_a_full_log_has_room_again_behind_a_barrier(tmp_path: Path) -> None:
+    """Z5, N4: while both copies are equal an operation without a slot needs no resync."""
+    log = open_log(tmp_path, fresh=True, slots=4, limit=4)
+    fill(log, 5)
+    assert log.overflowed
+    assert not log.retaining
+    assert found(tmp_path) is None, "a crash now costs a compare of everything"
+    log.activate([zone(2, 0)], 6)
+    log.retire(5)
+    assert log.candidates() is None, "operation 6 found no slot either"
+    assert log.used == 0, "what the barrier covered makes room for the next ones"
+    log.activate([zone(2, 1)], 7)
+    assert found(tmp_path) is None
+    assert log.retire(3, 6) == 0
+    assert log.candidates() == [zone(2, 1)], "idle or not: the barrier covers what had no slot"
+    assert found(tmp_path) == {zone(2, 1)}
+    log.close()
+
+
+def test_what_is_owed_for_another_reason_stays_when_the_log_was_full_too(tmp_path: Path) -> None:
+    """F4, G4: no barrier clears a dirty map, what a crash left, or a log that cannot be trusted."""
+    orders: list[Callable[[IntentLog], None]] = [
+        lambda log: log.enter_alone("g1"),
+        lambda log: log.mark_everything(),
+        lambda log: log.retain(),
+    ]
+    for number, order in enumerate(orders):
+        for before in (True, False):
+            folder = tmp_path / f"{number}{before}"
+            folder.mkdir()
+            log = open_log(folder, fresh=True, slots=4, limit=4)
+            if before:
+                order(log)
+            fill(log, 5)
+            if not before:
+                order(log)
+            log.retire(100)
+            assert log.retaining
+            assert not log.overflowed
+            assert log.candidates() is None
+            log.close()
+            log = open_log(folder, slots=4, limit=4)
+            fill(log, 1)
+            log.retire(100)
+            assert log.candidates() is None
+            log.retain()
+            assert log.clear(100)
+            fill(log, 101)
+            assert log.overflowed, "both are equal again: from here on a barrier is enough"
+            log.retire(101)
+            assert log.candidates() == []
+            log.close()
+
+
+def test_an_operation_in_doubt_that_found_no_slot_is_left_to_a_resync(tmp_path: Path) -> None:
+    """Z4: nobody knows what it did; the numbers of later ones do not take its place."""
+    log = open_log(tmp_path, fresh=True, slots=4, limit=4)
+    fill(log, 5)
+    doubtful, later = [zone(2, 0)], [zone(2, 1)]
+    log.activate(doubtful, HOLD)
+    log.retire(10)
+    assert log.candidates() is None, "it has no number yet"
+    fill(log, 11)
+    with log.lock:
+        log.touch(doubtful, HOLD)
+    log.activate(later, HOLD)
+    with log.lock:
+        log.touch(later, 12)
+    log.retire(100)
+    assert log.candidates() is None
+    assert not log.clear(100)
+    log.retain()
+    assert log.clear(100)
+    assert log.candidates() == []
+    log.close()
+
+
+def test_a_number_that_never_came_is_not_taken_for_a_later_one(tmp_path: Path) -> None:
+    """Z2: who gave up between its record and its operation leaves the log full, not wrong."""
+    log = open_log(tmp_path, fresh=True, slots=4, limit=4)
+    fill(log, 5)
+    for number, record in enumerate((zone(2, 0), zone(2, 1)), 6):
+        log.activate([record], HOLD)
+        if number == 7:
+            with log.lock:
+                log.touch([record], number)
+    log.retire(100)
+    assert log.candidates() is None
+    log.close()
+
+
+def test_numbers_of_another_node_do_not_hold_a_map_back(tmp_path: Path) -> None:
+    """R11: what found no slot before the resync began is behind the barrier at its end."""
+    log = open_log(tmp_path, fresh=True, slots=4, limit=4)
+    fill(log, 500)
+    log.retain()
+    assert log.clear(20)
+    log.close()
+    assert found(tmp_path) == set()
 
 
 def test_every_damaged_sector_makes_everything_a_candidate(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_an_operation_without_a_slot_is_not_forgotten_by_a_clear_beside(
         folder = tmp_path / place
         folder.mkdir()
         log = open_log(folder, fresh=True, slots=4, limit=4)
-        log.activate([inode(number) for number in range(4)], 50)
+        log.activate([inode(1 + number) for number in range(4)], 50)
         log.enter_alone("g1")
         real = os.fdatasync if place == "behind" else log._release
 
@@ -141,6 +141,48 @@ def test_an_order_to_keep_the_map_is_not_undone_by_a_clear_beside(
         log.close()
         candidates = found(folder)
         assert candidates is None or zone(2, 1) in candidates
+
+
+def test_an_order_to_keep_the_map_comes_before_a_full_log_is_forgiven(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """F4, N4: a barrier covers all that found no slot, and the session is lost meanwhile (D3)."""
+    log = open_log(tmp_path, fresh=True, slots=4, limit=4)
+    log.activate([inode(1 + number) for number in range(5)], 5)
+    real = log._release
+
+    def meanwhile(entries):
+        log.enter_alone("g1")
+        real(entries)
+
+    monkeypatch.setattr(log, "_release", meanwhile)
+    log.retire(5)
+    assert log.candidates() is None
+    log.close()
+    assert found(tmp_path) is None
+
+
+def test_an_operation_finds_no_slot_while_a_full_log_is_being_forgiven(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Z2, N4: the barrier that has just ended does not cover it."""
+    log = open_log(tmp_path, fresh=True, slots=4, limit=4)
+    log.activate([inode(1 + number) for number in range(5)], 5)
+    real, recording = log._write_header, []
+
+    def meanwhile(**changes):
+        recording.append(beside(lambda: log.activate([inode(20 + one) for one in range(5)], 6)))
+        monkeypatch.undo()
+        real(**changes)
+
+    monkeypatch.setattr(log, "_write_header", meanwhile)
+    log.retire(5)
+    recording[0].join()
+    assert log.overflowed
+    log.retire(5)
+    assert log.candidates() is None
+    log.close()
+    assert found(tmp_path) is None
 
 
 def test_a_clear_that_was_decided_before_an_order_does_nothing(tmp_path: Path) -> None:

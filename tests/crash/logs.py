@@ -90,6 +90,8 @@ class Promises:
             self.everything = True
         elif what == "not everything":
             self.everything = False
+        elif what == "room":
+            self.may_be_everything = self.everything = False
         elif what == "base":
             self.base = set(rest)
 
@@ -150,11 +152,17 @@ class Writer:
         """From here on the file as a whole may be recorded (Z5)."""
         self.tape.mark("may", (Record(RecordKind.WHOLE_FILE, file_id(file), 0),))
 
-    def barrier(self) -> None:
-        """Both nodes have it all on stable storage."""
+    def barrier(self, behind: int = 0, *, room: bool = True) -> None:
+        """Both nodes have it all on stable storage, but for the last `behind` operations. `room`:
+        of these each has a record."""
+        covered = self.number - behind
         if not self.log.retaining:
-            self.tape.mark("forgive", self.number)
-        self.log.retire(self.number)
+            self.tape.mark("forgive", covered)
+            if room:
+                self.tape.mark("not everything")
+        self.log.retire(covered)
+        if not self.log.everything:
+            self.tape.mark("room")
 
     def alone(self, base: str) -> None:
         """D3."""
@@ -223,6 +231,38 @@ def growing(base: Path) -> Tried:
         writer.barrier()
         writer.clear()
         writer.operation(zone(6, 0))
+    return run()
+
+
+def overflowing(base: Path) -> Tried:
+    """Full while both are equal: a barrier that covers what found no slot ends that (N4), but takes
+    nothing from a map that is owed for another reason as well (F4)."""
+    with _log(base) as (writer, run):
+        writer.coarse(2)
+        for number in range(LIMIT):
+            writer.operation(inode(100 + number))
+        writer.tape.mark("full")
+        writer.operation(inode(200))
+        writer.tape.mark("everything")
+        writer.operation(inode(201))
+        writer.barrier(behind=1, room=False)
+        assert writer.log.everything
+        writer.operation(zone(2, 0))
+        writer.operation(inode(202))
+        writer.barrier(behind=1)
+        assert not writer.log.everything
+        writer.operation(zone(2, 1))
+        for number in range(LIMIT - 3):
+            writer.operation(inode(300 + number))
+        writer.operation(zone(2, 2))
+        writer.tape.mark("full")
+        writer.operation(inode(400), inode(401))
+        writer.tape.mark("everything")
+        writer.alone("g1")
+        writer.barrier()
+        assert writer.log.everything
+        writer.clear()
+        writer.operation(zone(3, 1))
     return run()
 
 

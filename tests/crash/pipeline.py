@@ -30,6 +30,8 @@ from tests.crash.recorder import Recorder, recording
 from tests.support.engine_pair import Guest, Pair, pair_at, wait_for
 
 SLOTS = 64
+FEW = 5
+"""Fewer than the files, zones and directories that a guest changes between two barriers."""
 FILES = 3
 ZONES = 3
 ID = "trusted.hyperha.id"
@@ -42,12 +44,12 @@ Difference = tuple[str, tuple[Record, ...]]
 
 
 @contextlib.contextmanager
-def _small_logs() -> Iterator[None]:
+def _small_logs(slots: int) -> Iterator[None]:
     """So that a state of a log is small, and slots are soon taken again."""
     defaults = IntentLog.__init__.__kwdefaults__
     assert defaults is not None
     kept = dict(defaults)
-    defaults.update(slots=SLOTS, slots_limit=SLOTS)
+    defaults.update(slots=slots, slots_limit=slots)
     try:
         yield
     finally:
@@ -278,7 +280,9 @@ class Load:
 
 
 @contextlib.contextmanager
-def _running(base: Path, seed: int) -> Iterator[tuple[Load, Callable[[], Tried]]]:
+def _running(
+    base: Path, seed: int, slots: int = SLOTS
+) -> Iterator[tuple[Load, Callable[[], Tried]]]:
     """Both nodes in sync with equal copies, from then on recorded."""
     tried: list[Callable[[], Tried]] = []
 
@@ -288,7 +292,7 @@ def _running(base: Path, seed: int) -> Iterator[tuple[Load, Callable[[], Tried]]
     scratch = base / "scratch"
     scratch.mkdir()
     dice = random.Random(seed)
-    with _small_logs(), pair_at(base) as pair:
+    with _small_logs(slots), pair_at(base) as pair:
         pair.in_sync()
         guest = Guest(pair.a)
         files = [guest.create(ROOT_ID, b"file%d" % number) for number in range(FILES)]
@@ -313,6 +317,19 @@ def in_sync(base: Path, seed: int) -> Tried:
             load.settled()
             load.some(4)
             load.barrier()
+        load.some(6)
+    return run()
+
+
+def full_logs(base: Path, seed: int) -> Tried:
+    """The same with logs that run full again and again, and find room behind the barriers (N4)."""
+    with _running(base, seed, FEW) as (load, run):
+        for _ in range(4):
+            load.some(10)
+            load.settled()
+            load.some(3)
+            load.barrier()
+            wait_for(lambda: not any(one.intent.everything for one in (load.pair.a, load.pair.b)))
         load.some(6)
     return run()
 

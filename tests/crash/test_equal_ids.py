@@ -6,6 +6,7 @@ what differed was cleared because of that (G4, R4, Z1).
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from hyperha.core.events import ResyncCopied, SessionLost, SessionUp
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Summary
 from hyperha.core.records import DataLabel, Generation, Lineage
+from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import ROOT_ID, Record, RecordKind
-from tests.crash.logs import open_log, zone
-from tests.support.engine_pair import Guest, Pair, pair_at
+from tests.crash.logs import file_id, open_log, zone
+from tests.support.engine_pair import Guest, Pair, call, pair_at, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -59,6 +61,41 @@ def test_never_cleared_because_ids_are_equal(tmp_path: Path) -> None:
         assert hot in (pair.a.intent.candidates() or []), "copied is not cleared"
         pair.finish_resync(again, pair.a, pair.b)
         assert pair.a.intent.candidates() == []
+        pair.check_equal()
+
+
+@pytest.mark.parametrize("full", ["a", "b"])
+def test_never_cleared_because_the_log_was_full_as_well(
+    tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that ran full in sync finds room behind a barrier; not when the copies differ, too."""
+    defaults = IntentLog.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "slots", 8)
+    monkeypatch.setitem(defaults, "slots_limit", 8)
+    with pair_at(tmp_path) as pair:
+        side = getattr(pair, full)
+        pair.a.primary.barriers._periodic = True
+        hot = _hot_on_one_node(pair)
+        for number in range(9):
+            inode = Record(RecordKind.INODE, file_id(100 + number))
+            side.intent.activate([inode], side.primary.number)
+        assert side.intent.overflowed
+        pair.connect(SessionStart.IN_SYNC)
+        assert "G4" in pair.a.wait(SessionLost).text
+        key = pair.connect(SessionStart.CANDIDATES)
+        pair.a.wait(ResyncCopied, 60)
+        call(lambda done: pair.a.primary.switch_to_both(key, done))
+        for _ in range(2):
+            pair.barrier(pair.a)
+            time.sleep(0.1)
+            assert side.intent.candidate_count() == -1, "copied is not cleared"
+            assert pair.a.intent.retaining
+            assert hot in (pair.a.intent.candidates() or [hot])
+        pair.a.primary.barriers._periodic = False
+        pair.finish_resync(key, pair.a, pair.b)
+        assert pair.a.intent.candidates() == []
+        wait_for(lambda: pair.b.intent.candidates() == [])
         pair.check_equal()
 
 

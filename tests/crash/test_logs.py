@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 
 @pytest.mark.parametrize(
     "scenario",
-    [logs.in_sync, logs.growing, logs.alone, logs.everything, logs.damaged],
+    [logs.in_sync, logs.growing, logs.overflowing, logs.alone, logs.everything, logs.damaged],
     ids=lambda one: str(one.__name__),
 )
 def test_no_cut_forgets_a_candidate(tmp_path: Path, scenario: Callable[[Path], Tried]) -> None:

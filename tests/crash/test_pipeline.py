@@ -32,6 +32,11 @@ def test_in_sync(tmp_path: Path, record_property: Record) -> None:
     _tell("in sync", pipeline.in_sync(tmp_path, SEED), record_property)
 
 
+def test_full_logs(tmp_path: Path, record_property: Record) -> None:
+    """Z5, N4: what found no slot is owed until both disks have it, and not longer."""
+    _tell("full logs", pipeline.full_logs(tmp_path, SEED), record_property)
+
+
 def test_alone_and_back(tmp_path: Path, record_property: Record) -> None:
     """Z1, C4, R11: what was hot at D3 is known until a resync has ended on both disks."""
     _tell("alone and back", pipeline.alone_and_back(tmp_path, SEED), record_property)
