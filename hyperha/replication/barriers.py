@@ -19,7 +19,7 @@ from hyperha.replication import wire
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import LogLine
 from hyperha.replication.lans import STABLE_LIMITS, Lans, silent_limit_ms
-from hyperha.replication.stream import PrimarySession
+from hyperha.replication.stream import NOTHING_TOLD, PrimarySession
 from hyperha.replication.wire import Kind
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ class Barriers:
         self._say_alive(now)
         self._watch_log(now)
         if now - self._last_times_ms < _TIMES_MS:
-            if self._primary.intent.used * 4 >= self._primary.intent.capacity * 3:
+            if self._logs_fill():
                 self._maybe_barrier(now, pressed=True)
             return
         self._last_times_ms = now
@@ -312,6 +312,13 @@ class Barriers:
         if self._primary.session is not None:
             self._primary.send_all_times()
         self._maybe_barrier(now, pressed=False)
+
+    def _logs_fill(self) -> bool:
+        """Whether a log is nearly full, of either node: for a file that is made the secondary needs
+        a record of its own, the primary only that of the directory (N4)."""
+        session, log_ = self._primary.session, self._primary.intent
+        told = NOTHING_TOLD if session is None else session.peer_log
+        return any(used * 4 >= room * 3 for used, room in ((log_.used, log_.capacity), told))
 
     def _watch_log(self, now: int) -> None:
         """Of this node, in any role: a log that runs full is told, and that it has overcome it."""
@@ -335,13 +342,17 @@ class Barriers:
             primary.intent.retaining and self._clear_behind < 0
         ):
             return
-        waits = primary.intent.used or primary.intent.overflowed
+        waits = primary.intent.used or primary.intent.overflowed or session.peer_log[0]
         if not waits or (not pressed and now - self._last_barrier_ms < _BARRIER_MS):
             return
         self._periodic = True
         self.start(self._periodic_done, forget_all=pressed)
 
     def _periodic_done(self, ok: bool, text: str) -> None:
+        session = self._primary.session
+        if session is not None:
+            # Told before it retired records: what it says next counts.
+            session.peer_log = NOTHING_TOLD
         self._periodic = False
         if not ok:
             log.info("a periodic barrier did not end: %s", text)

@@ -397,13 +397,18 @@ class SecondarySession:
                 poll.modify(forward.fileno(), select.POLLIN if room else 0)
 
     def _progress(self, applier: Applier) -> bytes:
-        room = self._store.statfs()
+        room, log_ = self._store.statfs(), self._intent
+        # Of what is kept for a resync no barrier retires anything (Z1).
+        records = log_.used if applier.clear_pending or not log_.retaining else 0
+        waits = applier.clear_pending or log_.overflowed
         return wire.encode_progress(
             wire.Progress(
                 applier.applied + applier.steps.count,
                 applier.waiting_bytes,
                 self._syncer.running > 0,
                 room.f_bavail * room.f_frsize,
+                max(records, waits),
+                log_.capacity,
             )
         )
 

@@ -49,6 +49,8 @@ FILES_ANNOUNCED: Final = 4096
 """Files that have an index in the stream; a session may last for months (M9)."""
 _CLOSE_S: Final = 2.0
 """So long a receiver that stands still at a disk is waited for."""
+NOTHING_TOLD: Final = (0, 1)
+"""Of the peer's log: no record that a barrier may retire."""
 _ACCOUNT_MS: Final = 10_000
 """A line that breaks again and again is told of so often at most."""
 
@@ -129,6 +131,9 @@ class PrimarySession:
         """When the peer last said anything that shows life (P8)."""
         self.peer_room_bytes: int | None = None
         """Free on the peer's file system, once it has told (D11)."""
+        self.peer_log = NOTHING_TOLD
+        """Records of the peer's log that a barrier may retire, and how many it has room for, as it
+        last told since a barrier retired some (N4)."""
         self._acknowledged = 0
         """The highest number; the peer says it again over each line, which is no progress."""
         self._applied = -1
@@ -496,6 +501,7 @@ class PrimarySession:
         syncing = progress.syncing
         now = self.told_ms = self.heard_ms = now_ms()
         self.peer_room_bytes = progress.room_bytes
+        self.peer_log = progress.log_records, progress.log_capacity
         if not syncing:
             self._syncing_since_ms = 0
         elif not self._syncing_since_ms:

@@ -43,7 +43,7 @@ _RECORD: Final = struct.Struct("<B16sQ")
 _DIGESTS: Final = struct.Struct("<16sQHH")
 _BLOCK: Final = struct.Struct("<16sQ")
 _HOLE_RANGE: Final = struct.Struct("<16sQQ")
-_PROGRESS: Final = struct.Struct("<QQBQ")
+_PROGRESS: Final = struct.Struct("<QQBQQQ")
 _HEAD_SIZE: Final = HEAD.size
 _WRITE_HEAD_SIZE: Final = WRITE_HEAD.size
 OFFSET_LIMIT: Final = 1 << 62
@@ -459,12 +459,22 @@ class Progress:
     """An fsync runs."""
     room_bytes: int
     """Free on its file system."""
+    log_records: int
+    """Records of its log that a barrier of both nodes may retire, at least one while something else
+    in it waits for such a barrier (N4)."""
+    log_capacity: int
+    """So many its log has room for."""
 
 
 def encode_progress(progress: Progress) -> bytes:
     """Payload of the sign of life."""
     return _PROGRESS.pack(
-        progress.applied, progress.waiting_bytes, progress.syncing, progress.room_bytes
+        progress.applied,
+        progress.waiting_bytes,
+        progress.syncing,
+        progress.room_bytes,
+        progress.log_records,
+        progress.log_capacity,
     )
 
 
@@ -472,5 +482,5 @@ def decode_progress(payload: bytes | memoryview) -> Progress:
     """The sign of life."""
     if len(payload) != _PROGRESS.size:
         raise ReplicationError(f"a progress frame of {len(payload)} bytes")
-    applied, waiting, syncing, room = _PROGRESS.unpack(payload)
-    return Progress(applied, waiting, bool(syncing), room)
+    applied, waiting, syncing, room, records, capacity = _PROGRESS.unpack(payload)
+    return Progress(applied, waiting, bool(syncing), room, records, capacity)

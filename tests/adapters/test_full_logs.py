@@ -7,13 +7,27 @@ nobody knows the end, and a log whose order to be kept came while it was being c
 from __future__ import annotations
 
 import os
+import stat
 import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from hyperha.core.actions import Acknowledge
-from hyperha.replication.operations import ROOT_ID, Record, RecordKind
-from tests.support.engine_pair import Guest, Pair, wait_for
+from hyperha.core.actions import Acknowledge, SessionStart
+from hyperha.core.events import SessionLost, SessionUp
+from hyperha.replication.control import LogLine
+from hyperha.replication.intent_log import IntentLog
+from hyperha.replication.operations import (
+    ROOT_ID,
+    Attributes,
+    Create,
+    Record,
+    RecordKind,
+    Target,
+)
+from tests.support.engine_pair import Guest, Pair, pair_at, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -49,6 +63,117 @@ def test_a_clear_behind_a_barrier_gives_way_to_the_end_of_its_session(
     assert primary.barriers._clear_behind < 0, "the next session's barriers clear nothing (R11)"
 
 
+SLOTS = 64
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch) -> Iterator[Pair]:
+    """Both copies equal, with logs that are soon full."""
+    defaults = IntentLog.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "slots", SLOTS // 2)
+    monkeypatch.setitem(defaults, "slots_limit", SLOTS)
+    with pair_at(tmp_path) as both:
+        both.in_sync()
+        yield both
+
+
+class Maker(Guest):
+    """Makes files as the FUSE session does: it records their directory only."""
+
+    def make(self, count: int) -> None:
+        for _ in range(count):
+            self._make(b"file%d" % self.answers)
+
+    def _make(self, name: bytes) -> None:
+        store = self.side.store
+        file = store.new_id()
+
+        def execute() -> Create:
+            now = time.time_ns()
+            wanted = Attributes(stat.S_IFREG | 0o644, 0, 0, 0, now, 0)
+            store.apply(Create(ROOT_ID, name, file, wanted, now))
+            made = store.attributes(Target(file))
+            return Create(ROOT_ID, name, file, made, self._mtime(ROOT_ID))
+
+        before = self.answers
+        self.change([Record(RecordKind.DIRECTORY, ROOT_ID)], execute)
+        wait_for(lambda: self.answers > before)
+
+
+def applied(pair: Pair) -> bool:
+    session = pair.b.acceptor.session
+    return session is not None and not session.waiting_bytes
+
+
+def begins_in_sync(pair: Pair) -> None:
+    """A planned end, and a session that needs no resync (G4)."""
+    pair.barrier(pair.a)
+    pair.a.primary.close_session(clean=True)
+    pair.b.acceptor.close()
+    pair.a.events.clear()
+    pair.connect(SessionStart.IN_SYNC)
+    pair.a.wait(SessionUp)
+    assert not pair.a.has(SessionLost)
+
+
+def test_a_log_that_fills_on_the_secondary_only_presses_a_barrier(small: Pair) -> None:
+    """N4: of a file that is made the primary records the directory, the secondary each inode."""
+    guest = Maker(small.a)
+    for _ in range(4):
+        guest.make(SLOTS * 7 // 8)
+        # Long before the records count as idle.
+        wait_for(lambda: small.b.intent.used < SLOTS // 4, 3)
+        assert not small.b.intent.everything
+    begins_in_sync(small)
+    small.check_equal()
+
+
+def test_a_secondary_whose_log_ran_full_needs_no_resync(small: Pair) -> None:
+    """Z5, N4: behind a barrier that covers what found no slot there is nothing to look at."""
+    guest = Maker(small.a)
+    small.a.primary.barriers._periodic = True
+    guest.make(3 * SLOTS)
+    wait_for(lambda: applied(small))
+    assert small.b.intent.candidate_count() == -1
+    assert small.b.intent.overflowed
+    assert not small.b.intent.retaining
+    small.a.primary.barriers._periodic = False
+    wait_for(lambda: not small.b.intent.everything, 8)
+    begins_in_sync(small)
+    small.check_equal()
+    assert small.b.intent.candidate_count() == 0
+
+
+def test_a_primary_whose_log_ran_full_needs_no_resync(small: Pair) -> None:
+    guest = Guest(small.a)
+    small.a.primary.barriers._periodic = True
+    for number in range(2 * SLOTS):
+        guest.create(ROOT_ID, b"f%d" % number)
+    assert small.a.intent.candidate_count() == -1
+    wait_for(lambda: any(isinstance(one, LogLine) and one.rule == "Z5" for one in small.a.events))
+    small.a.primary.barriers._periodic = False
+    wait_for(lambda: not small.a.intent.everything, 8)
+    wait_for(lambda: not small.b.intent.everything, 8)
+    begins_in_sync(small)
+    small.check_equal()
+    assert small.a.intent.candidate_count() == 0
+
+
+def test_nothing_is_left_of_a_resync_without_a_guest(small: Pair) -> None:
+    """R11, G4: its questions stand behind the guest's last operation, and ran the log full, too."""
+    guest = Guest(small.a)
+    for number in range(2 * SLOTS):
+        guest.write(guest.create(ROOT_ID, b"f%d" % number), 0, b"x")
+    small.barrier(small.a)
+    small.a.primary.close_session(clean=True)
+    small.b.acceptor.close()
+    small.resync(SessionStart.FULL)
+    wait_for(lambda: not small.b.intent.everything and not small.b.intent.used, 8)
+    small.a.events.clear()
+    begins_in_sync(small)
+    small.check_equal()
+
+
 def test_a_barrier_does_not_cover_a_write_that_is_under_way(pair: Pair, monkeypatch) -> None:
     """Z2: neither while frames that change nothing here stand behind it in the stream."""
     pair.in_sync()
@@ -81,3 +206,26 @@ def test_a_barrier_does_not_cover_a_write_that_is_under_way(pair: Pair, monkeypa
     pair.barrier(pair.a)
     assert pair.a.intent.candidates() == []
     pair.check_equal()
+
+
+def test_both_find_room_again_under_a_guest_that_never_pauses(small: Pair) -> None:
+    """What a barrier covers goes also while everything is a candidate: the next one finds slots."""
+    guest, ended = Guest(small.a), threading.Event()
+
+    def make() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            guest.create(ROOT_ID, b"f%d" % number)
+            if number > 3 * SLOTS:
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    try:
+        wait_for(lambda: small.a.intent.everything)
+        wait_for(lambda: not small.a.intent.everything and not small.b.intent.everything, 20)
+    finally:
+        ended.set()
+        thread.join()
+    small.check_equal()

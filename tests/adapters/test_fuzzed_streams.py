@@ -71,7 +71,7 @@ SAID_BY_SECONDARY: dict[Kind, bytes] = {
     Kind.CANDIDATES: _RECORDS,
     Kind.ACKNOWLEDGED: b"",
     Kind.FLUSHED: b"",
-    Kind.PROGRESS: wire.encode_progress(Progress(1, 2, True, 3)),
+    Kind.PROGRESS: wire.encode_progress(Progress(1, 2, True, 3, 4, 5)),
     Kind.UNSETTLED: _RECORDS,
     Kind.RECONCILED: _RECORDS,
     Kind.DIFFERENT: wire.encode_different([0, 15]),

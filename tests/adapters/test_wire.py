@@ -150,7 +150,7 @@ def test_digests_blocks_records_and_progress() -> None:
     assert wire.decode_different(wire.encode_different([0, 15])) == [0, 15]
     records = [Record(RecordKind.ZONE, FILE, 1 << 40), Record(RecordKind.DIRECTORY, ROOT_ID)]
     assert wire.decode_records(wire.encode_records(records), "x") == records
-    progress = wire.Progress(1, 2, True, 3)
+    progress = wire.Progress(1, 2, True, 3, 4, 5)
     assert wire.decode_progress(wire.encode_progress(progress)) == progress
 
 
