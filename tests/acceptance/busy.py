@@ -183,10 +183,10 @@ class BusyPair(NetworkPair):
         node = dice.choice(NODES)
         pause_s = dice.choice((0.05, 0.2, 0.5, 2.0))
         self.say(f"resets on LANs {lans} at {node} for {pause_s} s")
-        for lan in lans:
-            self.network.reset(lan, node, REPLICATION_PORT)
+        tables = [self.network.reset(lan, node, REPLICATION_PORT) for lan in lans]
         await asyncio.sleep(pause_s)
-        self.network.unfilter(node)
+        for table in tables:
+            self.network.unfilter(node, table)
         self.say("no resets any more")
 
     async def command_something(self, dice: random.Random) -> None:

@@ -215,10 +215,10 @@ async def test_the_last_cable_is_cut_under_run(make):
 async def test_a_firewall_between_the_nodes_is_no_reason_to_take_over(make):
     """W8: the other host pings, its ports say nothing: it may well run. The primary continues."""
     async with make() as pair:
-        pair.network.filter(0, "node1")
+        table = pair.network.filter(0, "node1")
         await pair.roles(15, node1="ALONE", node2="WAIT")
         await pair.log_has("node2", "a filter lies between the nodes")
         await pair.more_orders()
-        pair.network.unfilter("node1")
+        pair.network.unfilter("node1", table)
         await pair.roles(40, node1="PRIM", node2="SECOND")
         await pair.equal_and_nothing_lost()

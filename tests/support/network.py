@@ -8,6 +8,7 @@ the observer and is never cut. Everything is named after the test and removed at
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import secrets
 import socket
@@ -31,6 +32,7 @@ class Network:
         self.mark = f"h{secrets.token_hex(2)}"
         self.hub = f"{self.mark}-hub"
         self._made: list[str] = []
+        self._tables = itertools.count(1)
         try:
             self._build()
         except BaseException:
@@ -79,33 +81,36 @@ class Network:
         """Put it back."""
         _run("ip", "-n", self.hub, "link", "set", f"p{lan}{node[-1]}", "up")
 
-    def filter(self, lan: int, node: str) -> None:
-        """A firewall on the node that drops everything of the LAN but ICMP, and says nothing."""
+    def filter(self, lan: int, node: str) -> str:
+        """A firewall on the node that drops everything of the LAN but ICMP, and says nothing; its
+        name, for `unfilter`."""
         matches = [("meta", "l4proto", protocol) for protocol in ("tcp", "udp")]
-        self._firewall(lan, node, matches, ("drop",))
+        return self._firewall(lan, node, matches, ("drop",))
 
-    def reset(self, lan: int, node: str, port: int) -> None:
-        """A firewall on the node that resets every TCP connection of the LAN to or from a port."""
+    def reset(self, lan: int, node: str, port: int) -> str:
+        """A firewall on the node that resets every TCP connection of the LAN to or from a port; its
+        name, for `unfilter`."""
         matches = [("tcp", end, str(port)) for end in ("sport", "dport")]
-        self._firewall(lan, node, matches, ("reject", "with", "tcp", "reset"))
+        return self._firewall(lan, node, matches, ("reject", "with", "tcp", "reset"))
 
     def _firewall(
         self, lan: int, node: str, matches: list[tuple[str, ...]], verdict: tuple[str, ...]
-    ) -> None:
+    ) -> str:
+        # One of its own for each: two faults may overlap, and end one after the other.
+        table = f"fault{next(self._tables)}"
         there = ("ip", "netns", "exec", self.namespace(node), "nft")
-        _run(*there, "add", "table", "inet", "reload")
+        _run(*there, "add", "table", "inet", table)
         for chain, face in (("input", "iifname"), ("output", "oifname")):
             hook = f"{{ type filter hook {chain} priority 0; policy accept; }}"
-            _run(*there, "add", "chain", "inet", "reload", chain, hook)
+            _run(*there, "add", "chain", "inet", table, chain, hook)
             for match in matches:
                 rule = (face, f"lan{lan}", *match, *verdict)
-                _run(*there, "add", "rule", "inet", "reload", chain, *rule)
+                _run(*there, "add", "rule", "inet", table, chain, *rule)
+        return table
 
-    def unfilter(self, node: str) -> None:
-        """Take the firewall away."""
-        _run(
-            "ip", "netns", "exec", self.namespace(node), "nft", "delete", "table", "inet", "reload"
-        )
+    def unfilter(self, node: str, table: str) -> None:
+        """Take a firewall away."""
+        _run("ip", "netns", "exec", self.namespace(node), "nft", "delete", "table", "inet", table)
 
     def listening(self) -> socket.socket:
         """A UDP socket at the observer's address."""
