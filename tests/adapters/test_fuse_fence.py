@@ -301,6 +301,39 @@ def test_a_successor_settles_what_was_begun(
             os.close(number)
 
 
+EXCHANGE = """
+import ctypes, os, sys
+os.chdir(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.renameat2(-100, b"one", -100, b"two", 2), ctypes.get_errno(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("gap", ["die renaming", "die"])
+def test_a_successor_exchanges_what_its_predecessor_did_not(
+    folder: Path, run: Path, mirror: Path, gap: str
+) -> None:
+    """M4: before and after it both names are there, and done twice it is not done at all."""
+    first = Served(folder, run, mirror=mirror)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(first.kill)
+        (folder / "one").write_text("1")
+        (folder / "two").write_text("2")
+        kept = first.descriptors()
+        first.do(gap)
+        with running(EXCHANGE, folder) as held:
+            assert first.process.wait(10) == -signal.SIGKILL
+            with Served(folder, run, mirror=mirror, inherited=kept) as second:
+                assert line(held) == "0 0"
+                assert [(folder / name).read_text() for name in ("one", "two")] == ["2", "1"]
+                assert second.do("log") == ["Rename"]
+                second.do("times")
+                assert compare(folder, mirror) == ""
+        assert [(folder / name).read_text() for name in ("one", "two")] == ["2", "1"]
+        for number in kept:
+            os.close(number)
+
+
 MAPPED = """
 import mmap, os, sys
 fd = os.open("old", os.O_RDONLY)

@@ -58,6 +58,24 @@ def finish(connection: Connection, payload: bytes, error: int) -> None:
     connection.finish_kept(7 | protocol.UNIQUE_RESEND, kept)
 
 
+@pytest.mark.parametrize(("size", "left"), [(10, b"mark"), (2000, b"")])
+def test_a_mark_is_there_until_the_result_is(size: int, left: bytes) -> None:
+    """M4: noting the result must not write over what tells whether there is one."""
+    table = SharedTable()
+    slot = table.start_operation(9, FILE, b"mark")
+    heir = SharedTable(table.descriptor)
+    (begun,) = heir.operations()
+    assert (begun.progress, begun.mark, begun.body) == (Progress.STARTED, b"mark", None)
+    heir.close()
+    body = (0, bytes(size), ())
+    table.finish_operation(slot, body)
+    heir = SharedTable(table.descriptor)
+    (done,) = heir.operations()
+    assert (done.progress, done.mark, done.body) == (Progress.DONE, left, body)
+    heir.close()
+    table.close()
+
+
 def test_a_kept_entry_that_ends_with_an_error_is_not_looked_up(connection: Connection) -> None:
     node, entry = looked_up(connection)
     finish(connection, entry, errno.EIO)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hyperha.replication import syscalls
 from hyperha.replication.fuse.fence import Fence
 from hyperha.replication.fuse.layers import Layer, MountStack
 from hyperha.replication.fuse.session import Session
@@ -216,6 +217,8 @@ class Server:
         elif command == "die":
             # Between the local call and the note of its result: the narrowest gap (M4).
             session.table.finish_operation = _die  # type: ignore[method-assign,assignment]
+        elif command == "die renaming":
+            syscalls.rename = _die
         elif command == "descriptors":
             self._hand_over(argument)
         else:

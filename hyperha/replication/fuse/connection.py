@@ -63,6 +63,8 @@ class Kept:
     progress: Progress
     error: int = 0
     payload: bytes = b""
+    mark: bytes = b""
+    """What the predecessor noted before it began."""
     change: Change | None = None
     acknowledged: bool = False
     """The peer has it in the running session; before that it answers nothing."""
@@ -344,9 +346,11 @@ class Connection:
         execute: Callable[[FileId, bool], tuple[Change | None, bytes]],
         *,
         creates: bool = False,
+        mark: bytes = b"",
     ) -> None:
         """A namespace operation: its result is kept until the kernel has the answer (M4, N1).
 
+        `mark` is noted before it begins, for a successor that must tell whether it was done.
         `execute` gets the id of what it creates, and whether a predecessor may have done it
         already; it returns the change and the kernel's payload: nothing, an entry, or an entry
         and an open handle, which are taken back when it ends with an error all the same (M7).
@@ -357,7 +361,7 @@ class Connection:
             return
         file = self.store.new_id() if creates else NO_ID
         if kept is None:
-            slot = self.table.start_operation(unique & ~protocol.UNIQUE_RESEND, file)
+            slot = self.table.start_operation(unique & ~protocol.UNIQUE_RESEND, file, mark)
         else:
             slot, file = kept.slot, kept.file
             del self.kept[unique & ~protocol.UNIQUE_RESEND]
@@ -379,6 +383,11 @@ class Connection:
             # Whatever it was, it is answered by the session; nobody settles the slot any more.
             self.table.release(pending.slot)
             raise
+
+    def noted(self, unique: int, mark: bytes) -> bytes:
+        """The mark of an operation: what a predecessor noted that began it, else `mark`."""
+        kept = self._take_kept(unique)
+        return mark if kept is None else kept.mark
 
     def _take_kept(self, unique: int) -> Kept | None:
         if not unique & protocol.UNIQUE_RESEND:

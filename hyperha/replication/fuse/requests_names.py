@@ -233,16 +233,21 @@ class NameRequests:
         c = self._c
         old_name, new_name = names.split(b"\0", 1)
         old, new = self.parent(number, old_name), self.parent(new_number, new_name)
+        # What was exchanged looks as before: only the inode at the old name tells whether it was.
+        exchange = bool(flags & RENAME_EXCHANGE)
+        mark = c.noted(unique, c.look(old, old_name)[0]) if exchange else b""
 
         def execute(_: FileId, again: bool) -> tuple[Change, bytes]:
+            done = again and mark != b"" and c.look(old, old_name)[0] != mark
             old_held, new_held = c.store.directory(old.file), c.store.directory(new.file)
-            victim = None if flags & RENAME_EXCHANGE else self._victim(new, new_name)
+            victim = None if exchange else self._victim(new, new_name)
             guard = c.store.guard
             if guard is not None:
                 guard.moved(old_held.fd, old_name)
                 guard.moved(new_held.fd, new_name)
             try:
-                syscalls.rename(old_held.fd, old_name, new_held.fd, new_name, flags)
+                if not done:
+                    syscalls.rename(old_held.fd, old_name, new_held.fd, new_name, flags)
             except FileNotFoundError:
                 # Where a predecessor has done it, the old name is gone and the new one there.
                 if not again or victim is None:
@@ -255,7 +260,7 @@ class NameRequests:
 
         parents = {old.file, new.file}
         records = tuple(Record(RecordKind.DIRECTORY, file) for file in sorted(parents))
-        c.operation(unique, records, execute)
+        c.operation(unique, records, execute, mark=mark)
 
     # --- listing --------------------------------------------------------------------------
 

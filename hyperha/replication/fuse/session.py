@@ -311,7 +311,7 @@ class Session:
                 "Abort the connection and restart the VM (Linux 6.9 or later avoids that)",
             )
         for record in self.table.operations():
-            kept = Kept(record.slot, record.file, record.progress)
+            kept = Kept(record.slot, record.file, record.progress, mark=record.mark)
             if record.progress is Progress.DONE and isinstance(record.body, tuple):
                 kept.error, kept.payload, plain = record.body
                 kept.change = change_record.decode(plain)

@@ -31,7 +31,10 @@ _CHUNK_HEAD: Final = Struct("<QQ")
 _KEY: Final = Struct("<Q")
 _NODE: Final = Struct("<QQ16sHBx")
 _HANDLE: Final = Struct("<QQIIB3x")
-_RESULT: Final = Struct("<QQ16sBxxxI")
+_RESULT: Final = Struct("<QQ16sBBxxI")
+"""Key, sequence, id, progress, length of the mark, length of the body. The mark stands first and is
+never written over, so that a process which dies while it notes a body leaves it whole. A table of
+before there were marks reads as one whose marks are empty."""
 
 
 class _Kind(IntEnum):
@@ -48,6 +51,8 @@ _SLOT: Final = {
     _Kind.LARGE_RESULT: _LARGE_CHUNK - 64,
 }
 _HANDLE_LIMIT: Final = 192 - _NODE.size
+_MARK_LIMIT: Final = _HANDLE_LIMIT
+"""A mark may be the handle of an inode."""
 
 
 class Progress(IntEnum):
@@ -99,6 +104,8 @@ class OperationRecord:
     sequence: int
     file: FileId
     progress: Progress
+    mark: bytes
+    """What the session noted before it began; nothing once the body has moved to a larger place."""
     body: object
 
 
@@ -251,32 +258,37 @@ class SharedTable:
 
     # --- namespace operations -------------------------------------------------------------
 
-    def start_operation(self, unique: int, file: FileId) -> Slot:
-        """Note that an operation is about to be done locally; `file` is the id it will create."""
+    def start_operation(self, unique: int, file: FileId, mark: bytes = b"") -> Slot:
+        """Note that an operation is about to be done locally; `file` is the id it will create, and
+        `mark` (at most `_MARK_LIMIT` bytes) is for who has to tell whether it was done."""
+        if len(mark) > _MARK_LIMIT:
+            raise ReplicationError(f"the mark of an operation has {len(mark)} bytes")
         self.sequence += 1
         slot = self._take(_Kind.RESULT)
         memory, offset = slot.memory, slot.offset
-        _RESULT.pack_into(memory, offset, 0, self.sequence, file, Progress.STARTED, 0)
+        size = len(mark)
+        _RESULT.pack_into(memory, offset, 0, self.sequence, file, Progress.STARTED, size, 0)
+        start = offset + _RESULT.size
+        memory[start : start + size] = mark
         _KEY.pack_into(memory, offset, unique)
         return slot
 
     def finish_operation(self, slot: Slot, body: tuple[Any, ...]) -> Slot:
         """Note the result; the returned slot is the one to release when the kernel has it."""
-        unique, sequence, file, _, _ = _RESULT.unpack_from(slot.memory, slot.offset)
+        unique, sequence, file, _, mark, _ = _RESULT.unpack_from(slot.memory, slot.offset)
         data = marshal.dumps(body)
         place = slot
-        if len(data) > _SLOT[slot.kind] - _RESULT.size:
-            place = self._take(_Kind.LARGE_RESULT)
+        if len(data) > _SLOT[slot.kind] - _RESULT.size - mark:
+            place, mark = self._take(_Kind.LARGE_RESULT), 0
             if len(data) > _SLOT[place.kind] - _RESULT.size:
                 self._free[place.kind].append(place)
                 raise ReplicationError(f"the result of an operation has {len(data)} bytes")
         memory, offset = place.memory, place.offset
-        start = offset + _RESULT.size
+        start = offset + _RESULT.size + mark
         memory[start : start + len(data)] = data
-        if place is slot:
-            _RESULT.pack_into(memory, offset, unique, sequence, file, Progress.DONE, len(data))
-        else:
-            _RESULT.pack_into(memory, offset, 0, sequence, file, Progress.DONE, len(data))
+        key = unique if place is slot else 0
+        _RESULT.pack_into(memory, offset, key, sequence, file, Progress.DONE, mark, len(data))
+        if place is not slot:
             _KEY.pack_into(memory, offset, unique)
             self.release(slot)
         return place
@@ -290,8 +302,11 @@ class SharedTable:
         for kind in (_Kind.RESULT, _Kind.LARGE_RESULT):
             for slot in self._used(kind):
                 memory, offset = slot.memory, slot.offset
-                unique, sequence, file, progress, length = _RESULT.unpack_from(memory, offset)
+                head = _RESULT.unpack_from(memory, offset)
+                unique, sequence, file, progress, size, length = head
                 start = offset + _RESULT.size
+                mark = bytes(memory[start : start + size])
+                start += size
                 body: object = None
                 if progress == Progress.DONE:
                     try:
@@ -300,7 +315,7 @@ class SharedTable:
                         # The predecessor died while it noted the result: done, but untold.
                         progress = Progress.STARTED
                 record = OperationRecord(
-                    slot, unique, sequence, FileId(file), Progress(progress), body
+                    slot, unique, sequence, FileId(file), Progress(progress), mark, body
                 )
                 if unique in found:
                     self.release(found[unique].slot)
