@@ -20,7 +20,8 @@ from typing import Final
 from hyperha.errors import ReplicationError
 from hyperha.replication.buffers import Buffers
 from hyperha.replication.fuse import change_record, local, protocol
-from hyperha.replication.fuse.nodes import HandleTable, Node, NodeTable
+from hyperha.replication.fuse.nodes import Doubt, HandleTable, Node, NodeTable
+from hyperha.replication.fuse.notify import Notifier
 from hyperha.replication.fuse.orphans import Orphans
 from hyperha.replication.fuse.succession import Progress, SharedTable, Slot
 from hyperha.replication.operations import (
@@ -70,6 +71,8 @@ class Kept:
     """The peer has it in the running session; before that it answers nothing."""
     waiting: int = 0
     """`unique` of the re-sent request that waits for the acknowledgement, or 0."""
+    doubt: Doubt | None = None
+    """Of that request."""
 
 
 class Connection:
@@ -97,6 +100,7 @@ class Connection:
         self.next_payload()
         self.nodes = NodeTable(store, table)
         self.handles = HandleTable(table, self.nodes)
+        self.notifier = Notifier(device)
         self.orphans = orphans or Orphans(None)
         self.orphans.adopt(store, self.nodes)
         self.nodes.gone = self.orphans.let_go
@@ -178,6 +182,11 @@ class Connection:
         uid, gid = protocol.OWNER.unpack_from(self.buffer, protocol.OWNER_OFFSET)
         return uid, gid
 
+    def process(self) -> int:
+        """The process or thread that asks; 0 where it has no number here."""
+        (process,) = protocol.PROCESS.unpack_from(self.buffer, protocol.PROCESS_OFFSET)
+        return int(process)
+
     def without_set_id(self, status: os.stat_result) -> int:
         """The mode without the bits that a change by who asks must clear (VFS semantics).
 
@@ -185,8 +194,7 @@ class Connection:
         """
         mode = status.st_mode & ~stat.S_ISUID
         if mode & stat.S_ISGID:
-            (process,) = protocol.PROCESS.unpack_from(self.buffer, protocol.PROCESS_OFFSET)
-            member = self.owner()[1] == status.st_gid or in_group(process, status.st_gid)
+            member = self.owner()[1] == status.st_gid or in_group(self.process(), status.st_gid)
             if mode & stat.S_IXGRP or not member:
                 mode &= ~stat.S_ISGID
         return mode
@@ -344,6 +352,7 @@ class Connection:
         unique: int,
         records: tuple[Record, ...],
         execute: Callable[[FileId, bool], tuple[Change | None, bytes]],
+        doubt: Doubt,
         *,
         creates: bool = False,
         mark: bytes = b"",
@@ -354,10 +363,11 @@ class Connection:
         `execute` gets the id of what it creates, and whether a predecessor may have done it
         already; it returns the change and the kernel's payload: nothing, an entry, or an entry
         and an open handle, which are taken back when it ends with an error all the same (M7).
+        `doubt` is what the kernel then must look at again.
         """
         kept = self._take_kept(unique)
         if kept is not None and kept.progress is Progress.DONE:
-            self._answer_kept(unique, kept)
+            self._answer_kept(unique, kept, doubt)
             return
         file = self.store.new_id() if creates else NO_ID
         if kept is None:
@@ -365,7 +375,7 @@ class Connection:
         else:
             slot, file = kept.slot, kept.file
             del self.kept[unique & ~protocol.UNIQUE_RESEND]
-        pending = _Pending(self, unique, slot)
+        pending = _Pending(self, unique, slot, doubt)
 
         def run() -> Change | None:
             change, pending.payload = execute(file, kept is not None)
@@ -394,8 +404,9 @@ class Connection:
             return None
         return self.kept.get(unique & ~protocol.UNIQUE_RESEND)
 
-    def _answer_kept(self, unique: int, kept: Kept) -> None:
+    def _answer_kept(self, unique: int, kept: Kept, doubt: Doubt) -> None:
         with self.kept_lock:
+            kept.doubt = doubt
             if not kept.acknowledged:
                 kept.waiting = unique
                 return
@@ -405,6 +416,8 @@ class Connection:
         """Answer a re-sent operation from its kept result, which the peer has now."""
         if kept.error:
             self.take_back(kept.payload)
+            if kept.doubt is not None:
+                self.notifier.settle(kept.doubt)
         self.settle(unique, kept.error, kept.payload)
         self.kept.pop(unique & ~protocol.UNIQUE_RESEND, None)
         self.table.release(kept.slot)
@@ -431,18 +444,20 @@ class Connection:
 class _Pending:
     """The answer of one namespace operation, and the place of its result."""
 
-    __slots__ = ("connection", "payload", "slot", "unique")
+    __slots__ = ("connection", "doubt", "payload", "slot", "unique")
 
-    def __init__(self, connection: Connection, unique: int, slot: Slot) -> None:
+    def __init__(self, connection: Connection, unique: int, slot: Slot, doubt: Doubt) -> None:
         self.connection = connection
         self.unique = unique
         self.slot = slot
+        self.doubt = doubt
         self.payload = b""
 
     def settled(self, number: int, _: bytes) -> None:
         """The rules allow the answer; afterwards the kernel never asks for it again."""
         if number:
             self.connection.take_back(self.payload)
+            self.connection.notifier.settle(self.doubt)
         self.connection.settle(self.unique, number, self.payload)
         self.connection.table.release(self.slot)
 

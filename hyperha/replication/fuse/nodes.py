@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 from hyperha.replication.fuse.protocol import FOPEN_DIRECT_IO, ROOT_NODE
@@ -20,6 +21,39 @@ _GAP: Final = 65536
 """Numbers that a successor leaves out: a request of before may still name one of the last."""
 
 WRITE_ACCESS: Final = os.O_WRONLY | os.O_RDWR
+_DOUBTED: Final = 64
+"""Processes that are made to look a name up again before it is believed."""
+
+
+@dataclass(slots=True, eq=False)
+class Doubt:
+    """What the kernel goes on believing when an operation that was done ends with an error (M7)."""
+
+    nodes: list[Node]
+    """Their attributes are other ones now."""
+    names: tuple[tuple[Node, bytes], ...] = ()
+    """Directories and names that lead elsewhere now, or nowhere."""
+    led: list[Node] = field(default_factory=list)
+    """Where these names led before, as far as it is known."""
+    settled: bool = False
+    """The kernel has dropped the names; requests that went by one may still be on their way."""
+    _refused: set[int] = field(default_factory=set)
+
+    def refuses(self, process: int) -> bool:
+        """Whether who opens one of `led` must first look its name up: each process once.
+
+        To ESTALE the kernel looks up every name of the path and tries again: who comes a second
+        time has come by a name that leads there, or by none at all.
+        """
+        if process in self._refused:
+            return False
+        self._refused.add(process)
+        return True
+
+    @property
+    def over(self) -> bool:
+        """Nobody can be on the way any more: so many have come since."""
+        return self.settled and len(self._refused) >= _DOUBTED
 
 
 class Node:
@@ -31,6 +65,7 @@ class Node:
         "direct",
         "direct_opens",
         "directory",
+        "doubt",
         "file",
         "handle",
         "held",
@@ -62,6 +97,8 @@ class Node:
         """Known to have no set-id bits and no capabilities, so a write need not clear them."""
         self.direct = False
         """Pages of it may be older than its data: the next cached open drops them."""
+        self.doubt: Doubt | None = None
+        """The kernel may have come to it by a name that it has lost."""
         self.touched = False
         """Opened while the node was standby (M2)."""
         self.writers = 0

@@ -15,6 +15,7 @@ import threading
 from typing import Final
 
 from hyperha.replication.fuse import protocol
+from hyperha.replication.fuse.nodes import Doubt
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,20 @@ def mode_changed(device: int, node: int) -> None:
 def _invalidate(device: int, node: int, offset: int) -> None:
     """Drop the attributes of a node, and its pages from `offset` on. Raises OSError, but for what
     is gone already."""
-    body = protocol.INVAL_INODE.pack(node, offset, 0)
+    _tell(device, protocol.NOTIFY_INVAL_INODE, protocol.INVAL_INODE.pack(node, offset, 0))
+
+
+def _forget_name(device: int, parent: int, name: bytes) -> None:
+    """Have the kernel look a name up again. Waits for what is under way in that directory. Raises
+    OSError, but for what is gone already."""
+    head = protocol.INVAL_ENTRY.pack(parent, len(name), 0)
+    _tell(device, protocol.NOTIFY_INVAL_ENTRY, head + name + b"\0")
+
+
+def _tell(device: int, code: int, body: bytes) -> None:
     size = protocol.OUT_SIZE + len(body)
     try:
-        os.write(device, protocol.OUT_HEADER.pack(size, protocol.NOTIFY_INVAL_INODE, 0) + body)
+        os.write(device, protocol.OUT_HEADER.pack(size, code, 0) + body)
     except OSError as error:
         if error.errno not in _IGNORED:
             raise
@@ -60,7 +71,7 @@ class Notifier:
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._queue: queue.SimpleQueue[int | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[int | Doubt | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="fuse-notify", daemon=True)
         self._failed = False
 
@@ -77,6 +88,16 @@ class Notifier:
         """Have the kernel drop the attributes and pages of a node."""
         self._queue.put(node)
 
+    def settle(self, doubt: Doubt) -> None:
+        """Have the kernel look again at what an operation has changed that ends with an error (M7).
+
+        Call it before the answer is given: the kernel locks the directory until then, so that the
+        names wait for the answer and go with it. An opening that is quicker is refused once.
+        """
+        for node in doubt.led:
+            node.doubt = doubt
+        self._queue.put(doubt)
+
     def drain(self, timeout_ms: int) -> bool:
         """Wait until everything queued before is done; False on time-out or a failed one (N7)."""
         reached = threading.Event()
@@ -89,7 +110,20 @@ class Notifier:
                 item.set()
                 continue
             try:
-                _invalidate(self._device, item, 0)
+                if isinstance(item, Doubt):
+                    self._settle(item)
+                else:
+                    _invalidate(self._device, item, 0)
             except OSError as error:
                 self._failed = True
-                log.error("the kernel could not drop the cache of node %d: %s", item, error)
+                what = "names" if isinstance(item, Doubt) else f"the cache of node {item}"
+                log.error("the kernel could not drop %s: %s", what, error)
+
+    def _settle(self, doubt: Doubt) -> None:
+        for node in (*doubt.nodes, *doubt.led):
+            _invalidate(self._device, node.number, _ATTRIBUTES_ONLY)
+        for parent, name in doubt.names:
+            _forget_name(self._device, parent.number, name)
+        # One node that is still doubted must not keep the others, and what they hold open.
+        doubt.nodes, doubt.names, doubt.led = [], (), []
+        doubt.settled = True

@@ -136,6 +136,7 @@ OPEN_KILL_SUIDGID: Final = 1 << 0
 FSYNC_DATA_ONLY: Final = 1 << 0
 SETXATTR_ACL_KILL_SGID: Final = 1 << 0
 NOTIFY_INVAL_INODE: Final = 2
+NOTIFY_INVAL_ENTRY: Final = 3
 NOTIFY_RESEND: Final = 7
 
 # Requests, after the header.
@@ -180,6 +181,8 @@ SIZE_OUT: Final = Struct("<II")
 STATFS_OUT: Final = Struct("<QQQQQIIII24x")
 DIRENT: Final = Struct("<QQII")
 INVAL_INODE: Final = Struct("<Qqq")
+INVAL_ENTRY: Final = Struct("<QII")
+"""Directory, length of the name, flags; the name follows with a zero byte."""
 _ATTR: Final = Struct("<QQQQQQIIIIIIIIII")
 _ENTRY: Final = Struct("<QQQQII")
 _ATTR_OUT: Final = Struct("<QII")

@@ -15,7 +15,7 @@ from typing import Final
 from hyperha.replication import identity, syscalls
 from hyperha.replication.fuse import protocol
 from hyperha.replication.fuse.connection import Connection
-from hyperha.replication.fuse.nodes import Node
+from hyperha.replication.fuse.nodes import Doubt, Node
 from hyperha.replication.fuse.protocol import Feature, Op
 from hyperha.replication.fuse.requests_names import Handler
 from hyperha.replication.operations import (
@@ -115,7 +115,7 @@ class AttributeRequests:
         for records, execute in steps[:-1]:
             c.note(records, execute)
         if steps:
-            c.change(unique, *steps[-1], payload)
+            c.change(unique, *steps[-1], payload, lambda: c.notifier.settle(Doubt([node])))
         else:
             c.answer(unique, payload())
 
@@ -331,7 +331,7 @@ class AttributeRequests:
             _, payload = execute(NO_ID, False)
             self._c.answer(unique, payload)
             return
-        self._c.operation(unique, self.inode_records(node), execute)
+        self._c.operation(unique, self.inode_records(node), execute, Doubt([node]))
 
 
 def _set_times(held: Descriptor, values: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ from hyperha.replication.changes import ALLOCATE_MODES
 from hyperha.replication.fuse import local, notify, protocol
 from hyperha.replication.fuse.connection import Connection
 from hyperha.replication.fuse.local import Wish
-from hyperha.replication.fuse.nodes import WRITE_ACCESS, Handle, Node
+from hyperha.replication.fuse.nodes import WRITE_ACCESS, Doubt, Handle, Node
 from hyperha.replication.fuse.protocol import Op
 from hyperha.replication.fuse.requests_attributes import AttributeRequests
 from hyperha.replication.fuse.requests_names import Handler, NameRequests
@@ -102,7 +102,14 @@ class FileRequests:
 
     def _open(self, unique: int, number: int, length: int) -> None:
         flags, extra = protocol.OPEN_IN.unpack_from(self._buffer, protocol.IN_SIZE)
-        self._open_node(unique, self._c.node(number), flags, extra, b"")
+        node = self._c.node(number)
+        doubt = node.doubt
+        if doubt is not None:
+            if doubt.refuses(self._c.process()):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            if doubt.over:
+                node.doubt = None
+        self._open_node(unique, node, flags, extra, b"")
 
     def _open_node(self, unique: int, node: Node, flags: int, extra: int, prefix: bytes) -> None:
         c = self._c
@@ -140,6 +147,7 @@ class FileRequests:
             c.handles.remove(handle.number)
             if len(answer) > protocol.OPEN_OUT.size:
                 c.nodes.forget(node.number, 1)
+            c.notifier.settle(Doubt([node]))
 
         c.change(unique, records, execute, lambda: answer, failed)
 
@@ -163,7 +171,7 @@ class FileRequests:
 
         try:
             records = (Record(RecordKind.DIRECTORY, parent.file),)
-            c.operation(unique, records, execute, creates=True)
+            c.operation(unique, records, execute, Doubt([parent]), creates=True)
         except FileExistsError:
             # The kernel believed that the name was free; with O_EXCL that is the answer.
             if flags & os.O_EXCL:
@@ -321,7 +329,8 @@ class FileRequests:
         records: tuple[Record, ...] = (Record(RecordKind.INODE, node.file),)
         if mode & (syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_ZERO_RANGE):
             records += c.data_records(node.file, offset, offset + size)
-        c.change(unique, records, execute)
+        # Pages of a range that was taken out or moved would go on showing what was there.
+        c.change(unique, records, execute, failed=lambda: c.notifier.invalidate(number))
 
     def _lseek(self, unique: int, number: int, length: int) -> None:
         fh, offset, whence, _ = protocol.LSEEK_IN.unpack_from(self._buffer, protocol.IN_SIZE)

@@ -17,7 +17,7 @@ from hyperha.replication.changes import RENAME_NOREPLACE
 from hyperha.replication.fuse import local, protocol
 from hyperha.replication.fuse.connection import Connection, discard
 from hyperha.replication.fuse.local import Wish
-from hyperha.replication.fuse.nodes import Node
+from hyperha.replication.fuse.nodes import Doubt, Node
 from hyperha.replication.fuse.protocol import Op
 from hyperha.replication.fuse.requests_files import FileRequests
 from hyperha.replication.fuse.requests_names import Handler, NameRequests
@@ -160,7 +160,8 @@ class NamelessRequests:
             file = parent.file
             return Rename(file, first, file, name, RENAME_NOREPLACE, mtime_ns, mtime_ns), entry
 
-        c.operation(unique, (Record(RecordKind.DIRECTORY, parent.file),), operation)
+        records = (Record(RecordKind.DIRECTORY, parent.file),)
+        c.operation(unique, records, operation, Doubt([parent, source]))
 
 
 def _first_name(file: FileId) -> bytes:

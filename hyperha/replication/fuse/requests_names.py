@@ -16,7 +16,7 @@ from hyperha.replication.changes import RENAME_EXCHANGE, RENAME_NOREPLACE
 from hyperha.replication.fuse import local, protocol
 from hyperha.replication.fuse.connection import Connection
 from hyperha.replication.fuse.local import Wish
-from hyperha.replication.fuse.nodes import Handle, Node
+from hyperha.replication.fuse.nodes import Doubt, Handle, Node
 from hyperha.replication.fuse.protocol import Op
 from hyperha.replication.operations import (
     NO_ID,
@@ -127,7 +127,7 @@ class NameRequests:
             return made.change, protocol.encode_entry(node.number, made.status, c.valid_s)
 
         records = (Record(RecordKind.DIRECTORY, parent.file),)
-        c.operation(unique, records, execute, creates=True)
+        c.operation(unique, records, execute, Doubt([parent]), creates=True)
 
     def _mknod(self, unique: int, number: int, length: int) -> None:
         mode, rdev, umask, _ = protocol.MKNOD_IN.unpack_from(self._buffer, protocol.IN_SIZE)
@@ -172,7 +172,8 @@ class NameRequests:
             entry = protocol.encode_entry(node.number, os.fstat(held.fd), c.valid_s)
             return Link(target, parent.file, name, os.fstat(directory.fd).st_mtime_ns), entry
 
-        c.operation(unique, (Record(RecordKind.DIRECTORY, parent.file),), execute)
+        records = (Record(RecordKind.DIRECTORY, parent.file),)
+        c.operation(unique, records, execute, Doubt([parent, source]))
 
     # --- removing and renaming ------------------------------------------------------------
 
@@ -199,10 +200,13 @@ class NameRequests:
     def _remove(self, unique: int, number: int, name: bytes, *, directory: bool) -> None:
         c = self._c
         parent = self.parent(number, name)
+        doubt = Doubt([parent], ((parent, name),))
 
         def execute(_: FileId, again: bool) -> tuple[Change, bytes]:
             held = c.store.directory(parent.file)
             victim = self._victim(parent, name)
+            if victim is not None:
+                doubt.led.append(victim)
             try:
                 if directory:
                     os.rmdir(name, dir_fd=held.fd)
@@ -216,7 +220,8 @@ class NameRequests:
             mtime = os.fstat(held.fd).st_mtime_ns
             return Remove(parent.file, name, directory, mtime), b""
 
-        c.operation(unique, (Record(RecordKind.DIRECTORY, parent.file),), execute)
+        records = (Record(RecordKind.DIRECTORY, parent.file),)
+        c.operation(unique, records, execute, doubt)
 
     def _rename(self, unique: int, number: int, length: int) -> None:
         (new_number,) = protocol.U64.unpack_from(self._buffer, protocol.IN_SIZE)
@@ -233,14 +238,19 @@ class NameRequests:
         c = self._c
         old_name, new_name = names.split(b"\0", 1)
         old, new = self.parent(number, old_name), self.parent(new_number, new_name)
-        # What was exchanged looks as before: only the inode at the old name tells whether it was.
         exchange = bool(flags & RENAME_EXCHANGE)
-        mark = c.noted(unique, c.look(old, old_name)[0]) if exchange else b""
+        source = self._inode(old, old_name)
+        # What was exchanged looks as before: only the inode at the old name tells whether it was.
+        mark = c.noted(unique, source) if exchange else b""
+        doubt = Doubt([old, new], ((old, old_name), (new, new_name)))
 
         def execute(_: FileId, again: bool) -> tuple[Change, bytes]:
-            done = again and mark != b"" and c.look(old, old_name)[0] != mark
+            done = again and mark != b"" and source != mark
             old_held, new_held = c.store.directory(old.file), c.store.directory(new.file)
+            other = c.nodes.known(self._inode(new, new_name)) if exchange else None
             victim = None if exchange else self._victim(new, new_name)
+            led = (c.nodes.known(source), other, victim)
+            doubt.led += [node for node in led if node is not None]
             guard = c.store.guard
             if guard is not None:
                 guard.moved(old_held.fd, old_name)
@@ -260,7 +270,14 @@ class NameRequests:
 
         parents = {old.file, new.file}
         records = tuple(Record(RecordKind.DIRECTORY, file) for file in sorted(parents))
-        c.operation(unique, records, execute, mark=mark)
+        c.operation(unique, records, execute, doubt, mark=mark)
+
+    def _inode(self, parent: Node, name: bytes) -> bytes:
+        """The handle of what a name leads to; nothing where there is none."""
+        try:
+            return self._c.look(parent, name)[0]
+        except FileNotFoundError:
+            return b""
 
     # --- listing --------------------------------------------------------------------------
 

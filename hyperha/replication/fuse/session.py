@@ -99,7 +99,7 @@ class Session:
         self._attributes = AttributeRequests(self._connection)
         self._files = FileRequests(self._connection, self._names, self._attributes)
         nameless = NamelessRequests(self._connection, self._names, self._files)
-        self._notifier = notify.Notifier(device)
+        self._notifier = self._connection.notifier
         self._handlers: list[Handler | None] = [None] * protocol.OP_LIMIT
         for part in (self._names, self._attributes, self._files, nameless):
             for code, handler in part.handlers().items():
