@@ -140,6 +140,16 @@ def path_text(store: Store, file: FileId) -> str:
     path = store.path_of(file)
     if not path:
         return f"(removed) {file.hex()}"
+    return _readable(path)
+
+
+def entry_text(store: Store, directory: FileId, name: bytes) -> str:
+    """`path_text` for an entry, also of an inode that carries no id."""
+    path = store.path_of(directory)
+    return _readable(path + b"/" + name if path else name)
+
+
+def _readable(path: bytes) -> str:
     text = clean(path.decode("utf-8", "surrogateescape"))
     return text if len(text) <= _PATH_LIMIT else f"...{text[-_PATH_LIMIT:]}"
 

@@ -21,6 +21,10 @@ PRIVILEGED_ID: Final = b"trusted.hyperha.id"
 UNPRIVILEGED_ID: Final = b"user.hyperha.id"
 """The attribute without rights: regular files and directories only."""
 
+REFUSED: Final = (errno.EPERM, errno.EACCES, *syscalls.FULL_ERRORS)
+"""Errors by which an inode without an id gets none: it is immutable or append-only, not ours, or
+there is no room for the attribute."""
+
 _ABSENT = (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 
 

@@ -21,10 +21,10 @@ import xxhash
 
 from hyperha.core.actions import Acknowledge
 from hyperha.errors import ReplicationError
-from hyperha.replication import wire
+from hyperha.replication import identity, syscalls, wire
 from hyperha.replication.buffers import Buffers
 from hyperha.replication.clock import now_ms
-from hyperha.replication.comparison import inode_of, is_gone, ordered
+from hyperha.replication.comparison import entry_text, inode_of, is_gone, ordered
 from hyperha.replication.fuse.protocol import PAYLOAD_SIZE
 from hyperha.replication.operations import NO_ID, FileId, Target
 from hyperha.replication.primary import Primary
@@ -312,9 +312,7 @@ class Inquiry:
         store, file = self._store, entry.file
         try:
             if file == NO_ID and store.can_carry_id(entry.attributes.mode):
-                # Not beside the data path doing the same (Z3).
-                with nullcontext() if quiet else self._primary.operation:
-                    file = store.identify(directory, entry.name)
+                file = self._identified(directory, entry.name, quiet)
             target = Target(file) if file != NO_ID else Target(NO_ID, directory, entry.name)
             link = self._link_text(target) if stat.S_ISLNK(entry.attributes.mode) else b""
             if link is None:
@@ -326,6 +324,24 @@ class Inquiry:
                 return None
             raise
         return ListedEntry(entry.name, file, entry.attributes, xattrs, entry.nlink, link)
+
+    def _identified(self, directory: FileId, name: bytes, quiet: bool) -> FileId:
+        """The id of an entry, which is given one. Raises OSError where it is gone, and
+        ReplicationError where it cannot carry one: nothing else names its content to the peer."""
+        try:
+            # Not beside the data path doing the same (Z3).
+            with nullcontext() if quiet else self._primary.operation:
+                return self._store.identify(directory, name)
+        except OSError as error:
+            if error.errno not in identity.REFUSED:
+                raise
+            advice = "stop the module and take its immutable flag away (chattr -i)"
+            if error.errno in syscalls.FULL_ERRORS:
+                advice = "make room on the disk, or in its extended attributes"
+            raise ReplicationError(
+                f"{entry_text(self._store, directory, name)} cannot be copied, since it takes no "
+                f"attribute of hyperha ({error.strerror}): {advice}"
+            ) from error
 
     def _link_text(self, target: Target) -> bytes | None:
         """Of a symbolic link; None when something else has taken its place, which voids the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -12,6 +13,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -619,6 +621,78 @@ def test_files_of_before_get_their_ids_in_whatever_way_they_are_reached(
         session.do("times")
         assert session.do("log").count("SetXattr") == 5
         assert compare(folder, mirror) == ""
+
+
+@contextmanager
+def immutable(folder: Path, *names: str) -> Iterator[Callable[[], None]]:
+    """Files that cannot be changed, until what is given is called."""
+    opened = os.open(folder, os.O_RDONLY)
+
+    def flag(change: str) -> None:
+        # The folder's path may be covered by a mount by now.
+        for name in names:
+            place = f"/proc/{os.getpid()}/fd/{opened}/{name}"
+            subprocess.run(["chattr", change, place], check=True)
+
+    flag("+i")
+    try:
+        yield lambda: flag("-i")
+    finally:
+        flag("-i")
+        os.close(opened)
+
+
+def test_a_file_of_before_that_takes_no_id_can_be_read(folder: Path, run: Path) -> None:
+    """A plain folder shows it; only who wants to change it needs its id."""
+    (folder / "d").mkdir()
+    fixed, inner = folder / "fixed", folder / "d" / "inner"
+    fixed.write_text("as it is")
+    inner.write_text("below")
+    with immutable(folder, "fixed", "d") as free, Served(folder, run) as session:
+        assert fixed.stat().st_size == 8
+        assert fixed.read_text() == "as it is"
+        assert inner.read_text() == "below"
+        assert sorted(os.listdir(folder)) == ["d", "fixed"]
+        assert os.listdir(folder / "d") == ["inner"]
+        for change in (
+            lambda: fixed.write_text("other"),
+            lambda: fixed.chmod(0o600),
+            lambda: fixed.rename(folder / "moved"),
+            lambda: fixed.unlink(),
+            lambda: os.truncate(fixed, 1),
+            lambda: os.link(fixed, folder / "again"),
+            lambda: os.setxattr(fixed, "user.a", b"b"),
+            lambda: (folder / "d" / "new").touch(),
+            lambda: inner.unlink(),
+        ):
+            assert failure(change) == errno.EPERM
+        assert fixed.read_text() == "as it is"
+        assert session.do("log") == []
+        free()
+        fixed.write_text("free")
+        inner.write_text("again")
+        assert session.do("log").count("SetXattr") == 3
+        assert (fixed.read_text(), inner.read_text()) == ("free", "again")
+
+
+def test_a_file_without_room_for_its_id_can_be_read(folder: Path, run: Path) -> None:
+    """Where a file system gives a file little room for its attributes (ext4)."""
+    path = folder / "full"
+    path.write_text("text")
+    for size in (60_000, 3000, 500, 50, 10, 1):
+        with contextlib.suppress(OSError):
+            for number in range(100):
+                os.setxattr(path, f"user.{size}.{number}", bytes(size))
+    with Served(folder, run) as session:
+        assert path.read_text() == "text"
+        identified = session.do("log") == ["SetXattr"]
+        if identified:
+            path.write_text("other")
+        else:
+            assert failure(lambda: path.write_text("other")) == errno.ENOSPC
+        path.rename(folder / "moved")
+        (folder / "moved").unlink()
+        assert os.listdir(folder) == []
 
 
 def test_a_pipeline_that_stops_taking_writes(served: Served, folder: Path) -> None:

@@ -615,6 +615,28 @@ def test_a_link_that_a_file_replaces_while_it_is_listed_ends_no_resync(
     pair.check_equal()
 
 
+def test_a_file_that_takes_no_id_is_named_where_it_ends_a_resync(pair: Pair) -> None:
+    """Nothing else would lead whoever reads it to the one file among many."""
+    folder = pair.a.folder
+    (folder / "d").mkdir()
+    fixed = folder / "d" / "fixed"
+    fixed.write_text("x")
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    subprocess.run(["chattr", "+i", fixed], check=True)
+    try:
+        pair.connect(SessionStart.FULL)
+        text = pair.a.wait(SessionLost).text
+    finally:
+        subprocess.run(["chattr", "-i", fixed], check=True)
+    assert text == (
+        "the resync failed: d/fixed cannot be copied, since it takes no attribute of hyperha "
+        "(Operation not permitted): stop the module and take its immutable flag away (chattr -i)"
+    )
+    pair.b.wait(SessionLost)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+
+
 def test_room_behind_the_end_is_kept_where_the_target_was_longer(pair: Pair) -> None:
     """Cutting a file takes all room behind its new end, far from any candidate."""
     pair.in_sync()

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from hyperha.replication import syscalls
+from hyperha.replication import identity, syscalls
 from hyperha.replication.changes import RENAME_EXCHANGE, RENAME_NOREPLACE
 from hyperha.replication.fuse import local, protocol
 from hyperha.replication.fuse.connection import Connection
@@ -81,11 +81,21 @@ class NameRequests:
         c = self._c
         handle, file, status = c.look(parent, name)
         if file == NO_ID and self._may_identify(parent, status.st_mode):
-            file = c.identify(parent, name, handle)
+            file = self._identified(parent, name, handle)
         node = c.nodes.looked_up(handle, file, stat.S_ISDIR(status.st_mode))
         if file == NO_ID:
             node.place = (parent, name)
         return node, status
+
+    def _identified(self, parent: Node, name: bytes, handle: bytes) -> FileId:
+        """The id that an inode is given, or NO_ID where it cannot carry one: it is looked at and
+        read all the same, and what would change it meets the error (`ensure_id`)."""
+        try:
+            return self._c.identify(parent, name, handle)
+        except OSError as error:
+            if error.errno not in identity.REFUSED:
+                raise
+            return NO_ID
 
     def _may_identify(self, parent: Node, mode: int) -> bool:
         c = self._c
