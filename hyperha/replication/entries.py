@@ -92,11 +92,11 @@ def attributes_of(status: os.stat_result) -> Attributes:
 
 def type_of(entry: os.DirEntry[str]) -> int:
     """The type bits of a listed entry as far as listing told: 0 for anything unusual."""
-    if entry.is_symlink():
-        return stat.S_IFLNK
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
     if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR
-    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
+    return stat.S_IFLNK if entry.is_symlink() else 0
 
 
 def remove_tree(

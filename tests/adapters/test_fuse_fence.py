@@ -21,10 +21,11 @@ import pytest
 from hyperha.errors import RefusedError
 from hyperha.replication import mounts, syscalls
 from hyperha.replication.fuse import fence as fencing
-from hyperha.replication.fuse import local
+from hyperha.replication.fuse import listing, local
 from hyperha.replication.fuse import mount as mounting
 from hyperha.replication.fuse.fence import FORCED_UNMOUNT, Fence
 from hyperha.replication.fuse.layers import MountStack
+from hyperha.replication.fuse.listing import Listing
 from hyperha.replication.fuse.protocol import Feature
 from hyperha.replication.operations import ROOT_ID, InDoubt
 from hyperha.replication.store import Store
@@ -332,6 +333,104 @@ def test_a_successor_exchanges_what_its_predecessor_did_not(
         assert [(folder / name).read_text() for name in ("one", "two")] == ["2", "1"]
         for number in kept:
             os.close(number)
+
+
+LISTING = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+libc.readdir.argtypes = libc.telldir.argtypes = libc.rewinddir.argtypes = [ctypes.c_void_p]
+libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+libc.telldir.restype = ctypes.c_long
+place = sys.argv[1]
+directory = libc.opendir(place.encode())
+def read(limit):
+    found = []
+    while len(found) < limit and (entry := libc.readdir(directory)):
+        found.append(ctypes.string_at(entry + 19).decode())
+    return found
+seen = read(1000)
+at = libc.telldir(directory)
+seen += read(200)
+for name in seen:
+    if name not in (".", "..") and int(name[4:]) % 2:
+        os.unlink(place + "/" + name)
+for number in range(500):
+    os.close(os.open(f"{place}/late{number}", os.O_CREAT))
+print("changed", flush=True)
+sys.stdin.readline()
+rest = read(10000)
+libc.seekdir(directory, at)
+again = read(10000)
+libc.rewinddir(directory)
+anew = read(10000)
+stayed = {f"file{n}" for n in range(3000)} & set(os.listdir(place))
+print(
+    len(stayed - {*seen, *rest}),
+    len(seen) + len(rest) - len({*seen, *rest}),
+    len(stayed - {*seen[:1000], *again}),
+    sorted(anew) == sorted([".", "..", *os.listdir(place)]),
+    at < 1 << 31,
+    flush=True,
+)
+"""
+
+
+@pytest.mark.parametrize("feature", [0, Feature.DO_READDIRPLUS])
+@pytest.mark.parametrize("succeeded", [False, True])
+def test_a_listing_goes_on_behind_what_was_read(
+    folder: Path, run: Path, succeeded: bool, feature: int
+) -> None:
+    """M4: what was there all the time is read once, whichever process reads the directory on."""
+    for number in range(3000):
+        (folder / f"file{number}").touch()
+    session = Served(folder, run, disabled=int(feature))
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(session.kill)
+        reader = subprocess.Popen(
+            [sys.executable, "-c", LISTING, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        cleanup.enter_context(reader)
+        cleanup.callback(reader.kill)
+        assert line(reader) == "changed"
+        if succeeded:
+            kept = session.descriptors()
+            session.process.kill()
+            session.process.wait()
+            session = cleanup.enter_context(Served(folder, run, inherited=kept))
+            for number in kept:
+                os.close(number)
+        assert reader.stdin is not None
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+        assert line(reader) == "0 0 0 True True"
+        reader.wait(10)
+
+
+def test_two_processes_list_alike() -> None:
+    found = [(b"%d" % number, number, stat.S_IFREG) for number in range(1000)]
+    first = list(Listing(7, found).behind(0))
+    assert first == list(Listing(7, found[::-1]).behind(0))
+    assert first[:2] == [(1, (b".", 7, stat.S_IFDIR)), (2, (b"..", 7, stat.S_IFDIR))]
+    assert sorted(entry for _, entry in first[2:]) == sorted(found)
+    cookie, gone = first[400]
+    assert list(Listing(7, found).behind(cookie)) == first[401:]
+    found.remove(gone)
+    assert list(Listing(7, found).behind(cookie)) == first[401:]
+    assert not list(Listing(7, found).behind(1 << 63))
+
+
+def test_names_of_one_hash_have_cookies_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(b"%d" % number, number, stat.S_IFREG) for number in range(1000)]
+    monkeypatch.setattr(listing, "_HASHES", 900)
+    entries = list(Listing(7, found).behind(0))
+    cookies = [cookie for cookie, _ in entries]
+    assert cookies == sorted(set(cookies))
+    assert sorted(entry for _, entry in entries[2:]) == sorted(found)
+    assert entries == list(Listing(7, found[::-1]).behind(0))
 
 
 MAPPED = """

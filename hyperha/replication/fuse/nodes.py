@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from hyperha.replication.fuse.listing import Listing
 from hyperha.replication.fuse.protocol import FOPEN_DIRECT_IO, ROOT_NODE
 from hyperha.replication.fuse.succession import SharedTable, Slot
 from hyperha.replication.operations import ROOT_ID, FileId
@@ -123,8 +124,8 @@ class Handle:
         self.flags = flags
         self.answer_flags = answer_flags
         self.descriptor: Descriptor | None = None
-        self.listing: list[tuple[bytes, int, int]] = []
-        """Of a directory: name, inode number and type, as they were at the last rewind."""
+        self.listing: Listing | None = None
+        """Of a directory: what it held at the last rewind."""
         self.slot: Slot | None = None
 
 

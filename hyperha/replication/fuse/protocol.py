@@ -6,7 +6,6 @@ Field names follow <linux/fuse.h>. It must not touch descriptors or know what a 
 from __future__ import annotations
 
 import os
-import stat
 from enum import IntEnum
 from struct import Struct
 from typing import Final
@@ -180,6 +179,7 @@ INIT_OUT: Final = Struct("<IIIIHHIIHHII24x")
 SIZE_OUT: Final = Struct("<II")
 STATFS_OUT: Final = Struct("<QQQQQIIII24x")
 DIRENT: Final = Struct("<QQII")
+_PADDING: Final = tuple(bytes(-size % 8) for size in range(8))
 INVAL_INODE: Final = Struct("<Qqq")
 INVAL_ENTRY: Final = Struct("<QII")
 """Directory, length of the name, flags; the name follows with a zero byte."""
@@ -243,10 +243,11 @@ NO_ENTRY: Final = bytes(ENTRY_SIZE)
 """In a READDIRPLUS answer: a name without its inode; the kernel looks it up when it needs it."""
 
 
-def encode_dirent(inode: int, offset: int, mode: int, name: bytes) -> bytes:
-    """`struct fuse_dirent`, padded; `offset` is where the listing goes on after this name."""
-    kind = stat.S_IFMT(mode) >> 12
-    return DIRENT.pack(inode, offset, len(name), kind) + name + bytes(-len(name) % 8)
+def encode_dirent(inode: int, offset: int, kind: int, name: bytes) -> bytes:
+    """`struct fuse_dirent`, padded; `offset` is where the listing goes on after this name, `kind`
+    the S_IFMT bits of its mode."""
+    size = len(name)
+    return DIRENT.pack(inode, offset, size, kind >> 12) + name + _PADDING[size & 7]
 
 
 def init_flags(offered: int, disabled: int) -> int:

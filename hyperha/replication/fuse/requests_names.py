@@ -15,8 +15,9 @@ from hyperha.replication import identity, syscalls
 from hyperha.replication.changes import RENAME_EXCHANGE, RENAME_NOREPLACE
 from hyperha.replication.fuse import local, protocol
 from hyperha.replication.fuse.connection import Connection
+from hyperha.replication.fuse.listing import Listing
 from hyperha.replication.fuse.local import Wish
-from hyperha.replication.fuse.nodes import Doubt, Handle, Node
+from hyperha.replication.fuse.nodes import Doubt, Node
 from hyperha.replication.fuse.protocol import Op
 from hyperha.replication.operations import (
     NO_ID,
@@ -304,17 +305,17 @@ class NameRequests:
         self._c.handles.remove(fh)
         self._c.answer(unique, b"")
 
-    def _listing(self, fh: int, offset: int) -> Handle:
+    def _listing(self, fh: int, offset: int) -> tuple[Node, Listing]:
         c = self._c
         handle = c.handles.by_number.get(fh)
         if handle is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        if offset == 0 or not handle.listing:
+        listing = handle.listing
+        if offset == 0 or listing is None:
             inode = c.status(handle.node).st_ino
             found = [] if handle.node.orphan else self._scan(handle.node)
-            dots = [(b".", inode, stat.S_IFDIR), (b"..", inode, stat.S_IFDIR)]
-            handle.listing = dots + found
-        return handle
+            listing = handle.listing = Listing(inode, found)
+        return handle.node, listing
 
     def _scan(self, node: Node) -> list[tuple[bytes, int, int]]:
         return self._c.store.scan(self._c.directory_descriptor(node))
@@ -322,9 +323,9 @@ class NameRequests:
     def _readdir(self, unique: int, number: int, length: int) -> None:
         fh, offset, size, *_ = protocol.READ_IN.unpack_from(self._buffer, protocol.IN_SIZE)
         parts: list[bytes] = []
-        for name, inode, mode in self._listing(fh, offset).listing[offset:]:
-            offset += 1
-            part = protocol.encode_dirent(inode, offset, mode, name)
+        _, listing = self._listing(fh, offset)
+        for cookie, (name, inode, kind) in listing.behind(offset):
+            part = protocol.encode_dirent(inode, cookie, kind, name)
             size -= len(part)
             if size < 0:
                 break
@@ -333,15 +334,14 @@ class NameRequests:
 
     def _readdirplus(self, unique: int, number: int, length: int) -> None:
         fh, offset, size, *_ = protocol.READ_IN.unpack_from(self._buffer, protocol.IN_SIZE)
-        handle = self._listing(fh, offset)
+        node, listing = self._listing(fh, offset)
         parts: list[bytes] = []
-        for name, inode, mode in handle.listing[offset:]:
-            offset += 1
-            dirent = protocol.encode_dirent(inode, offset, mode, name)
+        for cookie, (name, inode, kind) in listing.behind(offset):
+            dirent = protocol.encode_dirent(inode, cookie, kind, name)
             size -= len(dirent) + protocol.ENTRY_SIZE
             if size < 0:
                 break
-            parts.append(self._entry(handle.node, name))
+            parts.append(self._entry(node, name))
             parts.append(dirent)
         self._c.answer(unique, b"".join(parts))
 
