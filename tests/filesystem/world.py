@@ -322,6 +322,8 @@ class World:
 
     def _acl(self, name: str, attribute: str, value: bytes, flags: int) -> None:
         os.setxattr(name, attribute, value, flags)
+        # By the mode that a list gives links are judged once the kernel has heard it.
+        os.stat(name)
 
     def _get_xattr(self, name: str, attribute: str) -> object:
         return os.getxattr(name, attribute, follow_symlinks=False)
