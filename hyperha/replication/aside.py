@@ -41,16 +41,16 @@ class Aside:
         it is neither copied anew nor in the way twice. Raises OSError."""
         if self._learned:
             return
-        self._learned = True
         private = self._store.private_directory()
         try:
-            try:
-                lost = os.open(LOST, os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=private)
-            except FileNotFoundError:
-                return
+            lost = os.open(LOST, os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=private)
+            self._store.learn_below(Descriptor(lost, directory=True))
+        except FileNotFoundError:
+            # No resync has broken off here.
+            pass
         finally:
             os.close(private)
-        self._store.learn_below(Descriptor(lost, directory=True))
+        self._learned = True
 
     def move(self, directory: FileId, name: bytes) -> None:
         """Take a name out of a directory of the copy. Raises OSError."""

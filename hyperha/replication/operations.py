@@ -169,6 +169,15 @@ Answer = Callable[[int, bytes], None]
 """Answers the kernel for one request: (errno or 0, payload). Callable from any thread, once."""
 
 
+def discard(number: int, payload: bytes) -> None:
+    """The answer to a change that no request waits for."""
+
+
+def done_already(change: Change) -> Change:
+    """Performs a change that is so here already: only the peer is to do it."""
+    return change
+
+
 class InDoubt(OSError):
     """A change failed when it may have been done in part: the copies may differ now (Z4)."""
 

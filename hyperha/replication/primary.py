@@ -38,6 +38,8 @@ from hyperha.replication.operations import (
     SetTimes,
     Target,
     Truncate,
+    discard,
+    done_already,
 )
 from hyperha.replication.parking import Ledger
 from hyperha.replication.room import RoomWatch
@@ -309,7 +311,7 @@ class Primary(Ledger):
                 self.completed = number
             for change in privileges.given_again(self.store, file):
                 inode = (Record(RecordKind.INODE, file),)
-                self._change(inode, partial(_done, change), _unanswered)
+                self._change(inode, partial(done_already, change), discard)
         self._written.add(file)
         return True
 
@@ -573,12 +575,3 @@ class Primary(Ledger):
 
 def _no_resync(session: PrimarySession, welcome: Welcome, theirs: list[Record]) -> None:
     raise ReplicationError("this process cannot resync")
-
-
-def _done(change: Change) -> Change:
-    """It is so here already: only the peer is to do it."""
-    return change
-
-
-def _unanswered(number: int, payload: bytes) -> None:
-    """Nobody waits for it."""

@@ -17,17 +17,23 @@ from tests.support.safety import file_system
 pytestmark = pytest.mark.root
 
 
+def opened(folder: Path) -> tuple[Store, IntentLog]:
+    """The store of a folder, and a fresh log."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    store = Store(descriptor)
+    os.close(descriptor)
+    private = store.private_directory()
+    intent = IntentLog(private, "rid", store.handle, fresh=True)
+    os.close(private)
+    return store, intent
+
+
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_what_came_since_a_directory_was_opened_is_found(tmp_path: Path, kind: str) -> None:
     with file_system(kind, tmp_path) as place:
         folder = place / "folder"
         (folder / "below").mkdir(parents=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        store = Store(descriptor)
-        os.close(descriptor)
-        private = store.private_directory()
-        intent = IntentLog(private, "rid", store.handle, fresh=True)
-        os.close(private)
+        store, intent = opened(folder)
         try:
             below = store.identify(ROOT_ID, b"below")
             for directory in (ROOT_ID, below):
@@ -64,12 +70,7 @@ def test_a_record_of_one_zone_does_not_speak_for_the_file(
     ourselves in the moments before a crash is told by the log alone."""
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(4 << 20))
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    store = Store(descriptor)
-    os.close(descriptor)
-    private = store.private_directory()
-    intent = IntentLog(private, "rid", store.handle, fresh=True)
-    os.close(private)
+    store, intent = opened(tmp_path)
     try:
         file = store.identify(ROOT_ID, b"disk.img")
         intent.activate([Record(RecordKind.ZONE, file, 0)], 5)
@@ -83,7 +84,7 @@ def test_a_record_of_one_zone_does_not_speak_for_the_file(
         told = record_touched(store, intent, stamp)
         whole = Record(RecordKind.WHOLE_FILE, file) in set(intent.candidates() or ())
         assert whole is found
-        assert (told.example == "disk.img") is found or late_s
+        assert told.count >= found
     finally:
         intent.close()
         store.close()

@@ -34,6 +34,7 @@ from hyperha.replication.operations import (
     RecordKind,
     SetXattr,
     Target,
+    discard,
 )
 from hyperha.replication.stopwatch import Stopwatch
 from hyperha.replication.store import Descriptor, Store, check_name
@@ -49,10 +50,6 @@ ZONE_RECORD_LIMIT: Final = 64
 
 _SLOW_THREADS: Final = 4
 _GONE: Final = (errno.ENODEV, errno.ENOENT, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF)
-
-
-def discard(number: int, payload: bytes) -> None:
-    """The answer to a change that no request waits for."""
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from typing import Final
 from hyperha.replication import allocation, syscalls
 from hyperha.replication.changes import RENAME_NOREPLACE
 from hyperha.replication.fuse import local, protocol
-from hyperha.replication.fuse.connection import Connection, discard
+from hyperha.replication.fuse.connection import Connection
 from hyperha.replication.fuse.local import Wish
 from hyperha.replication.fuse.nodes import Doubt, Node
 from hyperha.replication.fuse.protocol import Op
@@ -32,6 +32,8 @@ from hyperha.replication.operations import (
     SetAttributes,
     SetXattr,
     Target,
+    discard,
+    done_already,
 )
 from hyperha.replication.privileges import CAPABILITY, capability
 from hyperha.replication.store import attributes_of
@@ -124,7 +126,7 @@ class NamelessRequests:
             room = Allocate(
                 file, FALLOC_KEEP_SIZE, start, length, status.st_size, status.st_mtime_ns
             )
-            c.note(inode, partial(_is_so, room))
+            c.note(inode, partial(done_already, room))
 
         def settle() -> Change:
             # Writing the same data again has changed its time, and its set-id bits without rights.
@@ -176,11 +178,6 @@ def _reserved(descriptor: int) -> list[tuple[int, int]]:
         ranges, position = allocation.reserved(descriptor, position, _BEHIND_ALL)
         found += ranges
     return found
-
-
-def _is_so(change: Change) -> Change:
-    """Here it is done already."""
-    return change
 
 
 def _exists(connection: Connection, parent: Node, name: bytes) -> bool:
