@@ -59,6 +59,7 @@ class Kept:
     names: tuple[str, ...]
     descriptors: tuple[int, ...]
     fence: str = ""
+    ours: bool = True
 
     def close(self) -> None:
         """Give them back."""
@@ -263,7 +264,8 @@ class EngineHost:
                 client.give_orphans(orphans, held)
         names = kept.names if kept else ()
         descriptors = kept.descriptors if kept else ()
-        client.start(Start(self._config, kept is not None, names), descriptors)
+        accepted = kept is None or kept.ours
+        client.start(Start(self._config, kept is not None, names, accepted), descriptors)
 
     def _on_output(self, line: object) -> None:
         text = getattr(line, "text", "")
@@ -298,8 +300,8 @@ class EngineHost:
 
     def _on_message(self, message: ProcessMessage, descriptors: tuple[int, ...]) -> None:
         match message:
-            case Descriptors(names, fence):
-                kept = Kept(names, descriptors, fence)
+            case Descriptors(names, fence, ours):
+                kept = Kept(names, descriptors, fence, ours)
                 former, self._kept = self._kept, kept
                 self._callbacks.descriptors(kept)
                 if former is not None:
@@ -361,9 +363,11 @@ class EngineHost:
                 return False
             await self._begin(kept)
             client = self._client
-            taken = client is not None and await client.taken_over()
+            taken = None if client is None else await client.taken_over()
             if self._client is not None and client is self._client:
-                return taken
+                if taken is None or not taken.ok:
+                    raise ReplicationError(taken.text if taken else "it said nothing")
+                return True
             await self._bury()
         return False
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from hyperha.core.events import MarkerState
 from hyperha.domain import Marker
-from hyperha.errors import RefusedError
+from hyperha.errors import RefusedError, ReplicationError
 from hyperha.replication import marker as markers
 from hyperha.replication.marker import DamagedMarker, FolderFacts
 from hyperha.replication.occupancy import Holder, holders, links_from_outside, slipped_in
@@ -65,6 +65,17 @@ def judge(found: FolderFacts, accept: tuple[Marker, ...]) -> tuple[MarkerState, 
             return MarkerState.MATCHES, marker.file
         return MarkerState.DAMAGED, marker.attribute or marker.file
     return (MarkerState.MATCHES if marker in accept else MarkerState.DIFFERS), marker
+
+
+def resource_of(folder: int) -> str:
+    """Whose folder it is, for the successor of a process that had it accepted and may have died
+    while it wrote the marker (M4, R12). Raises ReplicationError when the marker does not tell."""
+    found = markers.read_marker(folder)
+    marker = found.half_written if isinstance(found, DamagedMarker) else found
+    if marker is None:
+        reason = found.reason if isinstance(found, DamagedMarker) else "it has none"
+        raise ReplicationError(f"the folder's marker cannot be used: {reason} (R12)")
+    return marker.resource
 
 
 class ReadOnly:

@@ -80,11 +80,12 @@ class EngineConfig:
 @dataclass(frozen=True, slots=True)
 class Start(ProcessMessage):
     """First message to the process. A successor (M4) gets with it the kept descriptors, in the
-    order of `descriptors`, and answers with `TakenOver`."""
+    order of `descriptors`, and answers with `TakenOver`. `ours`: as in `Descriptors`."""
 
     config: EngineConfig
     successor: bool = False
     descriptors: tuple[str, ...] = ()
+    ours: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,13 @@ class Descriptors(ProcessMessage):
     `folder` (the plain folder below the mount), `device` (/dev/fuse) and `table` are kept for a
     successor (M4); `fence` arms the guardian (L5'), and the field of that name says of which kind
     it is. Without rights there may be no fence. A new set replaces the former one, whose
-    descriptors are to be closed.
+    descriptors are to be closed. Not `ours`: a folder whose marker was not accepted is covered; its
+    log stays untouched, by a successor too (R12).
     """
 
     names: tuple[str, ...]
     fence: str = ""
+    ours: bool = True
 
 
 @dataclass(frozen=True, slots=True)

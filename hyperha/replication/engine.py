@@ -19,12 +19,11 @@ from typing import Final
 from hyperha.core import actions
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import AttachFacts, EngineDone, Event, MarkerState, MountLost, Shortage
-from hyperha.domain import Marker
 from hyperha.errors import HyperhaError, RefusedError, ReplicationError
 from hyperha.replication import marker as markers
 from hyperha.replication import preamble as preambles
 from hyperha.replication.acceptor import Acceptor
-from hyperha.replication.admission import ReadOnly, admit, admit_covered, judge
+from hyperha.replication.admission import ReadOnly, admit, admit_covered, judge, resource_of
 from hyperha.replication.clock import now_ms
 from hyperha.replication.control import (
     Descriptors,
@@ -273,7 +272,8 @@ class Engine:
             for descriptor in stack.top.fence.descriptors:
                 names.append("fence")
                 descriptors.append(descriptor)
-        self._send(Descriptors(tuple(names), kind), tuple(descriptors))
+        ours = self._primary is not None
+        self._send(Descriptors(tuple(names), kind, ours), tuple(descriptors))
 
     def _let_go(self, *, clean_end: bool = False) -> None:
         """Undo covering, as far as it went."""
@@ -479,7 +479,9 @@ class Engine:
 
     # --- succession -----------------------------------------------------------------------
 
-    def take_over(self, kept: dict[str, list[int]], orphans: Sequence[Given]) -> None:
+    def take_over(
+        self, kept: dict[str, list[int]], orphans: Sequence[Given], *, ours: bool = True
+    ) -> None:
         """Continue what a predecessor served on the same connection (M4, N1).
 
         Nothing is answered before the core orders it. Raises HyperhaError when it cannot be.
@@ -488,12 +490,9 @@ class Engine:
             folder, device, table = (kept[name][0] for name in ("folder", "device", "table"))
         except (KeyError, IndexError):
             raise ReplicationError("the kept descriptors are not complete") from None
-        found = markers.read_marker(folder)
-        if not isinstance(found, Marker):
-            raise ReplicationError("the folder's marker cannot be read (R12)")
-        self._open(folder, found.resource, fresh=False, usable=True)
+        resource = resource_of(folder) if ours else ""
+        self._open(folder, resource, fresh=False, usable=ours)
         assert self._store is not None
-        assert self._primary is not None
         # Requests name inodes that this process has never looked up; later a walk would race
         # with the guest's renames.
         self._store.learn_all()
@@ -503,16 +502,17 @@ class Engine:
         stack.adopt(device, inherited(kept.get("fence", [])))
         self._folder = folder
         session = Session(
-            self._store, self._primary, device, disabled=self._disabled, inherited=table,
-            stopwatch=self._primary.stopwatch, orphans=Orphans(self._holder, orphans),
+            self._store, self._primary or ReadOnly(), device, disabled=self._disabled,
+            inherited=table, stopwatch=None if self._primary is None else self._primary.stopwatch,
+            orphans=Orphans(self._holder, orphans),
         )  # fmt: skip
         self._session = session
-        if session.primary:
+        if session.primary and self._primary is not None:
             self._primary.promote(Acknowledge.NONE)
         session.start()
         stack.watch(self._mount_lost)
-        assert self._stamping is not None
-        self._stamping.start()
+        if self._stamping is not None:
+            self._stamping.start()
         self._announce_descriptors()
         self._tell("W", "M4", "a new replication process serves the mount of the one that died")
 

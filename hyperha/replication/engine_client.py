@@ -54,7 +54,7 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._closed = False
-        self._taken_over: asyncio.Future[bool] = self._loop.create_future()
+        self._taken_over: asyncio.Future[TakenOver] = self._loop.create_future()
         channel.setblocking(False)
         self._loop.add_reader(channel.fileno(), self._readable)
 
@@ -78,7 +78,7 @@ class EngineClient:
         """Hand over an accepted connection; the caller keeps and closes its own descriptor."""
         self._send(control.encode(take), (descriptor,))
 
-    async def taken_over(self) -> bool:
+    async def taken_over(self) -> TakenOver:
         """Whether the successor has the mount; waits until it says so, or is gone (M4)."""
         return await asyncio.shield(self._taken_over)
 
@@ -94,7 +94,7 @@ class EngineClient:
         self._queue.clear()
         self._channel.close()
         if not self._taken_over.done():
-            self._taken_over.set_result(False)
+            self._taken_over.set_result(TakenOver(False, "it is gone"))
 
     # --- sending --------------------------------------------------------------------------
 
@@ -162,9 +162,7 @@ class EngineClient:
         if isinstance(message, TakenOver):
             _close_all(descriptors)
             if not self._taken_over.done():
-                self._taken_over.set_result(message.ok)
-            if not message.ok:
-                log.warning("no take-over by the successor: %s", message.text)
+                self._taken_over.set_result(message)
         elif isinstance(message, ProcessMessage):
             self._on_message(message, descriptors)
         elif isinstance(message, Event):

@@ -38,6 +38,16 @@ class DamagedMarker:
     attribute: Marker | None
     file: Marker | None
 
+    @property
+    def half_written(self) -> Marker | None:
+        """What was being written, if this looks like the death between the two writes; the next
+        write makes both places whole again."""
+        before, after = self.attribute, self.file
+        if before is None or after is None or after.counter <= before.counter:
+            return None
+        same = (before.resource, before.node) == (after.resource, after.node)
+        return after if same else None
+
 
 @dataclass(frozen=True, slots=True)
 class FolderFacts:

@@ -164,7 +164,7 @@ class Process:
             for name, descriptor in zip(start.descriptors, descriptors, strict=True):
                 kept.setdefault(name, []).append(descriptor)
             try:
-                engine.take_over(kept, self._orphans)
+                engine.take_over(kept, self._orphans, ours=start.ours)
             except (HyperhaError, OSError, ValueError) as problem:
                 self._channel.send(TakenOver(False, str(problem)))
             else:

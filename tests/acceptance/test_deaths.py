@@ -186,6 +186,7 @@ async def test_replication_of_primary_killed_on_an_old_kernel(
     pair.signal("node1", ENGINE, signal.SIGKILL)
     await pair.more_orders()
     assert application not in pair.processes("node1", APPLICATION)
+    assert any("no successor" in line and "6.9" in line for line in pair.lines("node1"))
     primary = await pair.primary()
     await pair.roles(40, **{primary: "PRIM", OTHER[primary]: "SECOND"})
     assert await pair.restarts_used("node1") == 0

@@ -80,7 +80,8 @@ class NodeProcess:
 
     # --- the process ----------------------------------------------------------------------
 
-    def start(self, *, successor: bool = False) -> None:
+    def start(self, *, successor: bool = False, program: str = "") -> None:
+        self._program = program or self._program
         if self.channel is not None:
             self.channel.close()
             self._reading.join()
@@ -95,13 +96,14 @@ class NodeProcess:
         self._reading.start()
         names: tuple[str, ...] = ()
         descriptors: list[int] = []
+        accepted = True
         if successor:
             for message, held in self.orphans.messages():
                 socket.send_fds(ours, [control.encode(message)], held)
             assert self.kept is not None
-            names = self.kept[0].names
+            names, accepted = self.kept[0].names, self.kept[0].ours
             descriptors = self.kept[1]
-        raw = control.encode(Start(self.config, successor, names))
+        raw = control.encode(Start(self.config, successor, names, accepted))
         socket.send_fds(ours, [raw], descriptors)
 
     def kill(self) -> None:
