@@ -203,7 +203,7 @@ class EngineHost:
             try:
                 await self._order(action)
             except (HyperhaError, OSError) as problem:
-                self._answer(action, False, str(problem))
+                self._answer(action.operation, str(problem))
 
     async def _order(self, action: a.EngineAction) -> None:
         operation = action.operation
@@ -217,13 +217,11 @@ class EngineHost:
             await self._end()
             await self._begin_covering()
         elif isinstance(action, a.Detach) and self._client is None:
-            self._drop_kept()
-            problem = await asyncio.to_thread(peel, self._config.folder)
-            self._answer(action, not problem, problem)
+            self._answer(operation, await self._uncover())
             return
         client = self._client
         if client is None:
-            self._answer(action, False, "the replication process is not running")
+            self._answer(operation, "the replication process is not running")
             return
         self._pending.add(operation)
         if isinstance(action, a.Detach):
@@ -231,8 +229,8 @@ class EngineHost:
             self._heard_ms = None
         client.perform(action)
 
-    def _answer(self, action: a.EngineAction, ok: bool, text: str) -> None:
-        self._callbacks.post(EngineDone(action.operation, ok, text))
+    def _answer(self, operation: int, problem: str) -> None:
+        self._callbacks.post(EngineDone(operation, not problem, problem))
 
     async def _begin(self, kept: Kept | None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -339,21 +337,26 @@ class EngineHost:
 
     async def _after_death(self, text: str) -> None:
         how = f"{text}: {await self._bury()}"
-        recovered = False
-        try:
-            async with asyncio.timeout(_SUCCESSOR_LIMIT_S):
-                recovered = await self._succeed()
-        except (HyperhaError, OSError, TimeoutError) as problem:
-            how = f"{how}; no successor: {problem or 'it took too long'}"
-        if not recovered:
-            # What is kept stays: the fence needs it, and so does the mount's removal.
-            await self._bury()
+        recovered, left = False, ""
+        if self._detaching in self._pending:
+            # A successor would cover again what is to be uncovered: that alone is left to do (M3).
+            left = await self._uncover()
+        else:
+            try:
+                async with asyncio.timeout(_SUCCESSOR_LIMIT_S):
+                    recovered = await self._succeed()
+            except (HyperhaError, OSError, TimeoutError) as problem:
+                how = f"{how}; no successor: {problem or 'it took too long'}"
+            if not recovered:
+                # What is kept stays: the fence needs it, and so does the mount's removal.
+                await self._bury()
         self._death = None
         pending, self._pending = self._pending, set()
-        # The death first: what it means for these orders is the core's business (M4).
+        # The death first: what it means for these orders is the core's business (M4, R12).
         self._callbacks.post(EngineLost(how, recovered))
         for operation in sorted(pending):
-            self._callbacks.post(EngineDone(operation, False, "the replication process died"))
+            text = left if operation == self._detaching else "the replication process died"
+            self._answer(operation, text)
 
     async def _succeed(self) -> bool:
         """A successor that has the mount; another one when it dies on the way."""
@@ -382,6 +385,11 @@ class EngineHost:
             return "it is gone"
         await run.kill()
         return str(await run.wait())
+
+    async def _uncover(self) -> str:
+        """Take the mount of a process that is gone from the folder; what hinders it, or nothing."""
+        self._drop_kept()
+        return await asyncio.to_thread(peel, self._config.folder)
 
     def _drop_kept(self) -> None:
         self._orphans.close()
