@@ -269,7 +269,8 @@ def outdate_answered(turn: Turn, message: OutdateAnswer) -> None:
     if message.outdated:
         _found_proof(turn, ProofKind.PEER_SAID_SO)
         return
-    turn.tell(Level.WARNING, "D9", f"{state.config.peer} does not step back: {message.reason}")
+    # Asked again many times a second, it says the same.
+    turn.tell_once(Level.WARNING, "D9", f"{state.config.peer} does not step back: {message.reason}")
     if message.ran or (message.epoch > state.lineage.held and turn.peer_runs):
         # Also while it runs no more: what it has acknowledged since is nowhere else.
         superseded(turn)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 import struct
@@ -20,6 +21,7 @@ from pathlib import Path
 from hyperha.config import Configuration
 from hyperha.core.events import ProbeDone
 
+_log = logging.getLogger(__name__)
 _COMMON_PORTS = (53, 80, 443, 22)
 
 LOOK_LIMIT_S = 0.7
@@ -84,13 +86,21 @@ class Prober:
         task.add_done_callback(self._tasks.discard)
 
     async def _probe(self, operation: int) -> None:
+        try:
+            self._post(await self._found(operation))
+        except Exception as problem:
+            # Who waits for the answer waits for ever; without one nobody takes over (W8).
+            _log.exception("the look for the peer failed")
+            text = f"the look for the peer failed: {problem}"
+            self._post(ProbeDone(operation, None, True, text))
+
+    async def _found(self, operation: int) -> ProbeDone:
         hosts = [self._look(address) for address in self._targets.peer_addresses]
         (isolated, text), *found = await asyncio.gather(self._isolated(), *hosts)
         told = next((why for answers, why in found if answers), "")
         if told:
-            self._post(ProbeDone(operation, None, True, told))
-            return
-        self._post(ProbeDone(operation, isolated, False, f"the peer answers nowhere; {text}"))
+            return ProbeDone(operation, None, True, told)
+        return ProbeDone(operation, isolated, False, f"the peer answers nowhere; {text}")
 
     async def _look(self, address: str) -> tuple[bool, str]:
         """Whether the peer may live behind one address, and how that is known (W8)."""
@@ -112,7 +122,6 @@ class Prober:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         way = socket.socket(family, socket.SOCK_STREAM)
         way.setblocking(False)
-        writer = None
         try:
             async with asyncio.timeout(self._targets.timeout_s / 2):
                 await loop.sock_connect(way, (address, port))
@@ -126,20 +135,20 @@ class Prober:
         if not speak:
             way.close()
             return Answer.MUTE
+        _, writer = await asyncio.open_connection(sock=way)
+        # The transport alone may close the socket: the loop watches the number of what is closed
+        # behind its back, which the next socket gets.
+        transport = writer.transport
         try:
             async with asyncio.timeout(self._targets.timeout_s / 2):
-                _, writer = await asyncio.open_connection(
-                    sock=way, ssl=self._context, server_hostname=""
-                )
+                await writer.start_tls(self._context)
             return Answer.SPOKE
         except ssl.SSLError:
             return Answer.SPOKE  # Somebody spoke TLS, whoever it is: the host and a daemon live.
         except (OSError, TimeoutError):
             return Answer.MUTE
         finally:
-            if writer is not None:
-                writer.transport.abort()
-            way.close()
+            transport.abort()
 
     async def _isolated(self) -> tuple[bool | None, str]:
         """W6': whether nobody but ourselves answers; None when there is nobody to ask."""

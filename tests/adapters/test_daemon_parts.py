@@ -204,6 +204,37 @@ async def test_a_frozen_peer_accepts_and_does_not_answer():
 
 
 @pytest.mark.anyio
+async def test_a_frozen_peer_is_looked_at_again_and_again():
+    """A look is over with all that belongs to it: the next one gets the same descriptors, and the
+    loop took one of them for the last one's. Who waits for the answer waited for ever."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as frozen,
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.socket() as waiting,
+    ):
+        waiting.connect(full.getsockname())
+        for way in (frozen, full, full):
+            prober, done = _prober((way.getsockname()[1],) * 2, others=("127.0.0.1",))
+            prober.probe(7)
+            await asyncio.wait_for(done, 5)
+
+
+@pytest.mark.anyio
+async def test_a_look_that_fails_is_answered_all_the_same(monkeypatch):
+    """W8: and nobody takes over because of it."""
+
+    async def broken(*_: object) -> bool:
+        raise RuntimeError("no more descriptors")
+
+    monkeypatch.setattr("hyperha.daemon.probe.ping", broken)
+    prober, done = _prober((1,), others=("127.0.0.1",))
+    prober.probe(7)
+    found = await asyncio.wait_for(done, 5)
+    assert (found.operation, found.peer_answers, found.isolated) == (7, True, None)
+    assert "no more descriptors" in found.text
+
+
+@pytest.mark.anyio
 async def test_a_peer_that_speaks_is_alive():
     async def speak(reader, writer):
         writer.write(b"HTTP/1.1 400 no\r\n\r\n")
