@@ -8,6 +8,9 @@ import itertools
 import os
 import socket
 import ssl
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -41,7 +44,9 @@ from hyperha.logbook.outputs import OutputArchive
 from hyperha.replication import preamble
 from hyperha.replication.control import Statistics
 from hyperha.replication.fuse.mount import MNT_DETACH, raw_mount, raw_unmount
+from hyperha.security.authority import Authority
 from hyperha.vm.port import VmSpec
+from tests.support.certificates import certificates
 from tests.support.machine import lacking
 
 ID = "0123456789abcdef0123456789abcdef"
@@ -204,19 +209,36 @@ async def test_a_frozen_peer_accepts_and_does_not_answer():
 
 
 @pytest.mark.anyio
-async def test_a_frozen_peer_is_looked_at_again_and_again():
-    """A look is over with all that belongs to it: the next one gets the same descriptors, and the
-    loop took one of them for the last one's. Who waits for the answer waited for ever."""
+async def test_an_answer_that_comes_with_the_end_of_a_look_leaves_nothing(tmp_path: Path):
+    """A peer thawed at that moment; the next look gets the descriptors of the last one, which the
+    loop took for the last one's. Who waited for the answer waited for ever."""
+    files = certificates(tmp_path, "node1", Authority.create("paris", "id"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+
+    def thaw(listening: socket.socket) -> None:
+        way, _ = listening.accept()
+        time.sleep(0.1)
+        with contextlib.suppress(OSError), context.wrap_socket(way, server_side=True) as spoken:
+            spoken.recv(1)
+
     with (
         socket.create_server(("127.0.0.1", 0)) as frozen,
         socket.create_server(("127.0.0.1", 0), backlog=0) as full,
         socket.socket() as waiting,
     ):
         waiting.connect(full.getsockname())
-        for way in (frozen, full, full):
-            prober, done = _prober((way.getsockname()[1],) * 2, others=("127.0.0.1",))
-            prober.probe(7)
-            await asyncio.wait_for(done, 5)
+        peer = threading.Thread(target=thaw, args=(frozen,), daemon=True)
+        peer.start()
+        prober, done = _prober((frozen.getsockname()[1],), others=("127.0.0.1",))
+        prober.probe(7)
+        await asyncio.sleep(0.05)
+        time.sleep(0.4)  # noqa: ASYNC251 - time-out and answer are due at once
+        await done
+        prober, done = _prober((full.getsockname()[1],) * 3, others=("127.0.0.1",))
+        prober.probe(8)
+        assert (await asyncio.wait_for(done, 5)).operation == 8
+        peer.join(5)
 
 
 @pytest.mark.anyio
