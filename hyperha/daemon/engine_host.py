@@ -54,7 +54,7 @@ _PLAIN_LIMIT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Duplicates of a process's descriptors, by name."""
+    """Duplicates of a process's descriptors, by name; the rest as in `control.Descriptors`."""
 
     names: tuple[str, ...]
     descriptors: tuple[int, ...]
@@ -204,6 +204,12 @@ class EngineHost:
                 await self._order(action)
             except (HyperhaError, OSError) as problem:
                 self._answer(action.operation, str(problem))
+            except Exception as problem:
+                # The core waits for every operation's end, and the next order for this task.
+                name = type(action).__name__
+                _log.exception("%s: %s failed in an unforeseen way", self._config.module, name)
+                self._pending.discard(action.operation)
+                self._answer(action.operation, f"{name} failed: {problem!r}")
 
     async def _order(self, action: a.EngineAction) -> None:
         operation = action.operation
@@ -347,6 +353,9 @@ class EngineHost:
                     recovered = await self._succeed()
             except (HyperhaError, OSError, TimeoutError) as problem:
                 how = f"{how}; no successor: {problem or 'it took too long'}"
+            except Exception as problem:
+                _log.exception("%s: no successor", self._config.module)
+                how = f"{how}; no successor: {problem!r}"
             if not recovered:
                 # What is kept stays: the fence needs it, and so does the mount's removal.
                 await self._bury()
@@ -367,9 +376,9 @@ class EngineHost:
             await self._begin(kept)
             client = self._client
             taken = None if client is None else await client.taken_over()
-            if self._client is not None and client is self._client:
-                if taken is None or not taken.ok:
-                    raise ReplicationError(taken.text if taken else "it said nothing")
+            if taken is not None and client is self._client:
+                if not taken.ok:
+                    raise ReplicationError(taken.text)
                 return True
             await self._bury()
         return False
@@ -389,7 +398,10 @@ class EngineHost:
     async def _uncover(self) -> str:
         """Take the mount of a process that is gone from the folder; what hinders it, or nothing."""
         self._drop_kept()
-        return await asyncio.to_thread(peel, self._config.folder)
+        try:
+            return await asyncio.to_thread(peel, self._config.folder)
+        except OSError as problem:
+            return str(problem)
 
     def _drop_kept(self) -> None:
         self._orphans.close()

@@ -96,6 +96,11 @@ class VmHost:
             raise
         except (HyperhaError, OSError) as problem:
             self._post(VmDone(operation, False, str(problem)))
+        except Exception as problem:
+            # The core waits for every operation's end.
+            name = type(action).__name__
+            _log.exception("%s: %s failed in an unforeseen way", self._spec.module, name)
+            self._post(VmDone(operation, False, f"{name} failed: {problem!r}"))
         else:
             self._post(VmDone(operation, True, text))
 

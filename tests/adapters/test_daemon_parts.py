@@ -232,8 +232,8 @@ async def test_an_answer_that_comes_with_the_end_of_a_look_leaves_nothing(tmp_pa
         peer.start()
         prober, done = _prober((frozen.getsockname()[1],), others=("127.0.0.1",))
         prober.probe(7)
-        await asyncio.sleep(0.05)
-        time.sleep(0.4)  # noqa: ASYNC251 - time-out and answer are due at once
+        # The loop stands still once the peer was asked: time-out and answer are due at once then.
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 0.4)
         await done
         prober, done = _prober((full.getsockname()[1],) * 3, others=("127.0.0.1",))
         prober.probe(8)

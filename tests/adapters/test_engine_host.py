@@ -19,6 +19,8 @@ from tests.support.engine_process import PROGRAM
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.fuse]
 
+MARKER = Marker("rid", "node1", "ab" * 16, 1)
+
 
 def nothing(_: object) -> None:
     """Whoever else is told."""
@@ -65,14 +67,13 @@ async def keeper(tmp_path: Path):
 
 async def test_a_death_while_uncovering_leaves_the_folder_plain(keeper: Keeper) -> None:
     """No successor covers it again, and the core is not told that the marker was written (R12)."""
-    marker = Marker("rid", "node1", "ab" * 16, 1)
-    keeper.host.perform(actions.Attach(1, (), marker, False))
+    keeper.host.perform(actions.Attach(1, (), MARKER, False))
     (attached,) = await keeper.heard(EngineDone)
     assert attached.ok, attached.text
     (keeper.folder / "file").exists()
     (process,) = keeper.processes()
     process.suspend()
-    keeper.host.perform(actions.Detach(2, marker))
+    keeper.host.perform(actions.Detach(2, MARKER))
     await asyncio.sleep(0.1)
     process.kill()
     (lost,) = await keeper.heard(EngineLost)
@@ -82,3 +83,40 @@ async def test_a_death_while_uncovering_leaves_the_folder_plain(keeper: Keeper) 
     assert uncovered == EngineDone(2, True, "")
     assert not layers(str(keeper.folder))
     assert not keeper.processes()
+
+
+async def test_an_order_that_fails_unforeseen_is_answered_and_the_next_one_done(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The core waits for the end of every operation, and for the orders behind it."""
+
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such thing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hyperha.daemon.engine_host.start", broken)
+        keeper.host.perform(actions.Attach(1, (), MARKER, False))
+        (failed,) = await keeper.heard(EngineDone)
+    assert not failed.ok
+    assert "no such thing" in failed.text
+    keeper.host.perform(actions.Attach(2, (), MARKER, False))
+    *_, attached = await keeper.heard(EngineDone, 2)
+    assert attached.ok, attached.text
+
+
+async def test_a_succession_that_fails_unforeseen_is_a_death_like_any_other(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M4: the core hears of it, with the reason."""
+
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such thing")
+
+    keeper.host.perform(actions.Attach(1, (), MARKER, False))
+    await keeper.heard(EngineDone)
+    monkeypatch.setattr("hyperha.daemon.engine_host.start", broken)
+    (process,) = keeper.processes()
+    process.kill()
+    (lost,) = await keeper.heard(EngineLost)
+    assert not lost.recovered
+    assert "no such thing" in lost.text

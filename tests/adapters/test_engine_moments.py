@@ -10,13 +10,11 @@ import pytest
 
 from hyperha.core import actions
 from hyperha.core.actions import Acknowledge
-from hyperha.core.events import EngineDone, MarkerState
+from hyperha.core.events import MarkerState
 from hyperha.domain import Epoch
-from hyperha.replication.control import TakenOver
 from tests.support import dying_process
 from tests.support.engine_pair import free_ports
 from tests.support.engine_process import PROGRAM, NodeProcess
-from tests.support.machine import lacking
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
@@ -48,29 +46,12 @@ def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def succeed(node: NodeProcess) -> None:
     node.process.wait(10)
     node.kill()
-    node.start(successor=True, program=PROGRAM)
-    taken = node.wait(TakenOver)
-    if not taken.ok and "6.9" in taken.text:
-        lacking(taken.text)
-    assert taken.ok, taken.text
+    node.succeed(program=PROGRAM)
 
 
 def run_alone(node: NodeProcess) -> None:
     node.do(actions.Promote, Epoch(1, "node1"), Acknowledge.LOCAL)
     (node.folder / "disk").write_bytes(b"x" * 3_000_000)
-
-
-def came(node: NodeProcess, operation: int) -> bool:
-    """Whether the order was carried out; else the process has died in it."""
-    done = threading.Event()
-    for _ in range(1000):
-        found = [one for one in node.messages if isinstance(one, EngineDone)]
-        if any(one.operation == operation for one in found):
-            return True
-        if node.process.poll() is not None:
-            return False
-        done.wait(0.01)
-    raise AssertionError(f"{operation} neither done nor died of")
 
 
 def arguments(node: NodeProcess, order: type[actions.EngineAction]) -> tuple[object, ...]:
@@ -87,7 +68,7 @@ def test_a_successor_follows_whatever_the_moment_of_death(dying, order) -> None:
     for step in range(1, LIMIT):
         node = dying(order.__name__, step)
         run_alone(node)
-        ends = came(node, node.order(order, *arguments(node, order)))
+        ends = node.outcome(node.order(order, *arguments(node, order))) is not None
         if not ends:
             deaths += 1
             succeed(node)
@@ -160,11 +141,7 @@ def test_a_successor_leaves_the_log_of_a_foreign_folder_alone(tmp_path: Path) ->
         assert facts is not None
         assert facts.marker is MarkerState.DIFFERS
         node.kill()
-        node.start(successor=True)
-        taken = node.wait(TakenOver)
-        if not taken.ok and "6.9" in taken.text:
-            lacking(taken.text)
-        assert taken.ok, taken.text
+        node.succeed()
         with pytest.raises(OSError, match="Read-only"):
             (node.folder / "x").touch()
         refused = node.done(node.order(actions.Promote, Epoch(1, "node1"), Acknowledge.LOCAL))

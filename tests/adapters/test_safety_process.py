@@ -145,8 +145,7 @@ def test_a_kept_copy_outlives_what_a_guest_does(pair: ProcessPair, tmp_path: Pat
     assert "inside the folder" in inside.text
     # A successor of the process guards it, too.
     node.kill()
-    node.start(successor=True)
-    node.wait(control.TakenOver)
+    node.succeed()
     node.do(actions.Release)
     (node.folder / "d2" / "f10").write_bytes(b"after")
     again = tmp_path / "again"

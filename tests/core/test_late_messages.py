@@ -54,6 +54,19 @@ def test_a_late_request_to_join_does_not_freeze_a_pair_in_sync() -> None:
     assert not world.a.state.frozen
 
 
+def test_a_refusal_that_comes_with_each_request_is_told_once() -> None:
+    """D9: asked again many times a second, a node says the same."""
+    world = pair()
+    world.cut_network()
+    while not world.a.state.frozen:
+        world.run(1)
+    state = world.a.state
+    for _ in range(5):
+        refusal = m.OutdateAnswer(state.nonce, False, state.lineage.epoch, "it is taking over")
+        world.a.event(e.MessageReceived(refusal))
+    assert sum("does not step back" in line for line in world.a.log) == 1
+
+
 def test_a_target_whose_clock_was_set_back_is_served_all_the_same() -> None:
     world = pair()
     world.crash(world.b)

@@ -15,11 +15,9 @@ from pathlib import Path
 from hyperha.core import actions
 from hyperha.core.actions import SessionStart
 from hyperha.core.events import SessionLost
-from hyperha.replication.control import TakenOver
 from tests.filesystem.copies import difference, snapshot
 from tests.support.engine_pair import free_ports
 from tests.support.engine_process import NodeProcess, ProcessPair
-from tests.support.machine import lacking
 
 
 def backing(node: NodeProcess) -> int:
@@ -119,11 +117,7 @@ class Trio:
 
     def _succeeded(self) -> None:
         a, b = self.pair.a, self.pair.b
-        a.start(successor=True)
-        taken = a.wait(TakenOver)
-        if not taken.ok and "6.9" in taken.text:
-            lacking(taken.text)
-        assert taken.ok, taken.text
+        a.succeed()
         b.wait(SessionLost)
         b.do(actions.CloseSession)
         self.pair.resync(SessionStart.CANDIDATES)

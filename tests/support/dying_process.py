@@ -49,16 +49,19 @@ def arm(order: str, calls: int, *, lasting: bool) -> None:
 
         return wrapped
 
-    def ended(engine: Engine, operation: int, *rest: Any) -> None:
+    def ended(engine: Engine, *arguments: Any, **named: Any) -> None:
         if not lasting:
             begun.clear()
-        done(engine, operation, *rest)
+        done(engine, *arguments, **named)
 
-    Engine._done = ended  # type: ignore[method-assign]
-    Engine.perform = performing  # type: ignore[method-assign]
+    wrappers: list[tuple[Any, str, Callable[..., Any]]] = [
+        (Engine, "perform", performing),
+        (Engine, "_done", ended),
+    ]
     for module, names in ((os, _OS), (syscalls, _SYSCALLS)):
-        for name in names:
-            setattr(module, name, dying(getattr(module, name)))
+        wrappers += [(module, name, dying(getattr(module, name))) for name in names]
+    for owner, name, wrapper in wrappers:
+        setattr(owner, name, wrapper)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from hyperha.replication.control import (
     TlsFiles,
 )
 from hyperha.replication.fuse import fence as fencing
+from tests.support.machine import lacking
 
 LIMIT_S = 20.0
 GENERATION = "ab" * 16
@@ -92,6 +93,7 @@ class NodeProcess:
             pass_fds=(theirs.fileno(),),
         )
         theirs.close()
+        self._mute = False
         self._reading = threading.Thread(target=self._read, args=(ours,), daemon=True)
         self._reading.start()
         names: tuple[str, ...] = ()
@@ -105,6 +107,25 @@ class NodeProcess:
             descriptors = self.kept[1]
         raw = control.encode(Start(self.config, successor, names, accepted))
         socket.send_fds(ours, [raw], descriptors)
+
+    def succeed(self, *, program: str = "") -> None:
+        """A successor of the process that was killed takes the mount over (M4)."""
+        self.start(successor=True, program=program)
+        taken = self.wait(TakenOver)
+        if not taken.ok and "6.9" in taken.text:
+            lacking(taken.text)
+        assert taken.ok, taken.text
+
+    def outcome(self, operation: int) -> EngineDone | None:
+        """The result of an order; None when the process has died of it."""
+
+        def found() -> EngineDone | None:
+            told = (one for one in self.messages if isinstance(one, EngineDone))
+            return next((one for one in told if one.operation == operation), None)
+
+        with self._heard:
+            assert self._heard.wait_for(lambda: found() or self._mute, LIMIT_S)
+            return found()
 
     def kill(self) -> None:
         """As a crash of the process; the daemon (this object) keeps its descriptors."""
@@ -143,6 +164,9 @@ class NodeProcess:
             except OSError:
                 return
             if not raw:
+                with self._heard:
+                    self._mute = True
+                    self._heard.notify_all()
                 return
             message = control.decode(raw)
             if isinstance(message, HoldOrphan):
