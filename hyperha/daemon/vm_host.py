@@ -231,7 +231,7 @@ class VmHost:
                 step.say(f"driver: starting run {run}")
                 await self.driver.prepare()
                 await self.driver.start(run)
-        except (HyperhaError, OSError, asyncio.CancelledError) as problem:
+        except (Exception, asyncio.CancelledError) as problem:
             text = str(problem) or "ended early"
             await asyncio.shield(self._steps.end(step, False, text))
             self._step = None
@@ -266,7 +266,7 @@ class VmHost:
             if not await self._released():
                 step.say("handles on the folder are still open: waiting for them is given up")
             await self._script_soft(Step.POSTSTOP, environment, step)
-        except (HyperhaError, OSError) as problem:
+        except Exception as problem:
             await self._steps.end(step, False, str(problem))
             raise
         finally:
