@@ -33,6 +33,9 @@ LAUNCH_LIMIT_S = 10.0
 _DRAIN_S = 0.5
 _KILL_PAUSE_S = 0.01
 
+_LET_GO: list[subprocess.Popen[bytes]] = []
+"""Children that nobody follows and that had not ended when last looked at."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
@@ -180,7 +183,10 @@ class Run:
         return True
 
     async def let_go(self) -> None:
-        """Stop following a child that outlives this process; it is not touched."""
+        """Stop following a child that outlives this process; it is not touched.
+
+        Ends it first nevertheless, it is reaped when this process starts its next child.
+        """
         loop = asyncio.get_running_loop()
         if self._watched is not None:
             loop.remove_reader(self._watched)
@@ -196,9 +202,7 @@ class Run:
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 pipe.close()
-        if self._process.poll() is None:
-            # Popen warns about a child that still runs; this one is meant to.
-            self._process.returncode = 0
+        _LET_GO.append(self._process)
 
     def _out_of_time(self) -> None:
         self._timed_out = True
@@ -362,6 +366,7 @@ def _fork(
     capture: bool,
 ) -> subprocess.Popen[bytes]:
     """vfork and exec of the launcher: about a millisecond of the event loop's time."""
+    _LET_GO[:] = [child for child in _LET_GO if child.poll() is None]
     pipe = subprocess.PIPE if capture else subprocess.DEVNULL
     return subprocess.Popen(
         [sys.executable, "-I", "-S", _LAUNCHER, json.dumps(order)],

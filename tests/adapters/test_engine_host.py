@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import psutil
@@ -41,8 +42,12 @@ class Keeper:
         self.host = EngineHost(config, None, told)
 
     def processes(self) -> list[psutil.Process]:
-        ours = psutil.Process().children(recursive=True)
-        return [one for one in ours if PROGRAM in one.cmdline()]
+        found = []
+        for one in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # It ended meanwhile.
+                if PROGRAM in one.cmdline():
+                    found.append(one)
+        return found
 
     async def heard(self, kind: type[Event], count: int = 1) -> list[Event]:
         found: list[Event] = []

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -228,6 +229,16 @@ async def test_terminate_asks_the_main_process(place: RunPlace | None) -> None:
     done = await run.wait()
     assert done.status == 7
     assert [line.text for line in run.lines] == ["up", "bye"]
+
+
+async def test_a_child_that_was_let_go_leaves_no_zombie() -> None:
+    """A daemon runs for months; every guardian that died before it would stay in its table."""
+    left = await start(["sleep", "60"], name="left", outlive=True)
+    await left.let_go()
+    os.kill(left.pid, signal.SIGKILL)
+    await asyncio.to_thread(os.waitid, os.P_PID, left.pid, os.WEXITED | os.WNOWAIT)
+    await run_to_end(["true"], name="next", time_limit_s=10)
+    assert not psutil.pid_exists(left.pid)
 
 
 async def test_children_are_forked_by_the_main_thread_only() -> None:
