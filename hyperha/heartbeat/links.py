@@ -131,6 +131,7 @@ class HeartbeatLinks:
         self._inbox = Inbox()
         self._counter = 0
         self._beaten_ms = 0
+        self._ran_ms = 0
         self._lock = threading.Lock()
         self._status: tuple[ModuleStatus, ...] = ()
         self._version = settings.config_version
@@ -227,19 +228,13 @@ class HeartbeatLinks:
                 time.sleep(0.05)
 
     def _turn_for_ever(self) -> None:
-        beat_ms = self._settings.heartbeat_ms
-        last_ms = next_ms = boottime_ms()
+        next_ms = self._ran_ms = boottime_ms()
         while not self._stopping:
-            now_ms = boottime_ms()
-            if now_ms - last_ms > 2 * beat_ms:
-                self._tracker.observe_gap(now_ms)
-                self._tell(self._events.stalled, now_ms - last_ms)
-                _log.warning("L7: this node did not run for %d ms", now_ms - last_ms)
-            last_ms = now_ms
+            now_ms = self._time_to_judge()
             self._open_sockets(now_ms)
             if now_ms >= next_ms:
                 self._beat(now_ms)
-                next_ms = now_ms + beat_ms
+                next_ms = now_ms + self._settings.heartbeat_ms
             self._send_messages(now_ms)
             while self._session_heard:
                 self._report(self._tracker.session_alive(self._session_heard.popleft(), now_ms))
@@ -248,6 +243,17 @@ class HeartbeatLinks:
             until = next_ms if due is None else min(next_ms, due)
             if self._wait(max(0, until - boottime_ms())):
                 next_ms = boottime_ms()
+
+    def _time_to_judge(self) -> int:
+        """The time, for whoever is about to judge; a gap that it shows is told first (L7)."""
+        now_ms = boottime_ms()
+        gap_ms = now_ms - self._ran_ms
+        self._ran_ms = now_ms
+        if gap_ms > 2 * self._settings.heartbeat_ms:
+            self._tracker.observe_gap(now_ms)
+            self._tell(self._events.stalled, gap_ms)
+            _log.warning("L7: this node did not run for %d ms", gap_ms)
+        return now_ms
 
     def _wait(self, timeout_ms: int) -> bool:
         """Receive for at most that long; True when a heartbeat is due at once."""
@@ -380,7 +386,7 @@ class HeartbeatLinks:
         if verdict is Verdict.NEW_INSTANCE:
             self._echo.clear()
             self._inbox.restart()
-        now_ms = boottime_ms()
+        now_ms = self._time_to_judge()
         if isinstance(body, Heartbeat):
             self._echo[lan] = max(self._echo.get(lan, 0), header.counter)
             mine = body.echo_instance == self._instance and body.echo_counter > 0

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperha.domain import DataState, Epoch, Readiness, Role
+from hyperha.heartbeat import links
 from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings, PeerView, boottime_ms
 from hyperha.heartbeat.message import (
     DATAGRAM_LIMIT,
@@ -501,6 +502,21 @@ async def test_a_node_that_was_stopped_says_so_before_it_judges_its_peer() -> No
         second.stop()
         child.kill()
         await child.communicate()
+
+
+@pytest.mark.anyio
+async def test_a_node_that_got_no_time_says_so_before_it_judges_its_peer(
+    pair: tuple[HeartbeatLinks, Recorder, HeartbeatLinks, Recorder, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """L7: what came in meanwhile echoes counters too old to show that a LAN is up."""
+    _, one, _, two, _ = pair
+    await one.until(lambda: one.of("heard"))
+    await two.until(lambda: two.of("heard"))
+    monkeypatch.setattr(links, "boottime_ms", lambda: boottime_ms() + 2000)
+    for recorder in (one, two):
+        await recorder.until(lambda recorder=recorder: recorder.of("stalled"))
+        assert not recorder.of("silent")
 
 
 @pytest.mark.anyio
