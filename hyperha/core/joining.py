@@ -65,6 +65,13 @@ def offered(turn: Turn, message: JoinOffer) -> None:
         if state.link is Link.OFFERED and not state.awaits(Step.EXPECT):
             turn.send(JoinAccept(message.session))
         return
+    if state.session is not None:
+        if message.session.number > state.session.number:
+            # What was accepted was given up over there, and this record is another one since (F8).
+            turn.order(CloseSession, Step.CLOSE)
+            turn.forget(Step.EXPECT)
+            join(turn)
+        return
     verdict = decide(turn.summary(), message.summary, running=state.config.peer)
     follows = verdict.direction in (Direction.TARGET, Direction.EQUAL)
     if not follows or verdict.mirrored().rule not in (message.rule, _mirror(message.rule)):

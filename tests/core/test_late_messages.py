@@ -9,6 +9,7 @@ import pytest
 
 from hyperha.core import events as e
 from hyperha.core import messages as m
+from hyperha.core.actions import Timer
 from hyperha.core.state import Link, Phase
 from hyperha.domain import Role
 from tests.support.world import pair
@@ -65,6 +66,58 @@ def test_a_refusal_that_comes_with_each_request_is_told_once() -> None:
         refusal = m.OutdateAnswer(state.nonce, False, state.lineage.epoch, "it is taking over")
         world.a.event(e.MessageReceived(refusal))
     assert sum("does not step back" in line for line in world.a.log) == 1
+
+
+def test_a_target_that_answers_an_offer_too_late_asks_anew() -> None:
+    """Its record says half made by then, and the next offer is of what it was before (F8, R0)."""
+    world = pair()
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.boot_node(world.b)
+    world.command(world.b, "start")
+    asked: list[m.JoinRequest] = []
+    perform = world.b.do_SendPeer
+
+    def watch(action: object) -> None:
+        message = getattr(action, "message", None)
+        if isinstance(message, m.JoinRequest):
+            asked.append(message)
+        perform(action)
+
+    world.b.do_SendPeer = watch
+    while world.b.state.link is not Link.OFFERED:
+        world.run(1)
+    assert world.a.state.link is Link.OFFERED
+    world.a.event(e.TimerFired(Timer.OFFER))
+    world.a.event(e.MessageReceived(asked[-1]))
+    world.until(R.PRIM, R.SECOND, timeout_ms=8000)
+    assert not any(" R0 " in line for line in world.b.log)
+
+
+def test_an_offer_that_comes_late_is_not_taken_for_a_newer_one() -> None:
+    world = pair()
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.boot_node(world.b)
+    world.command(world.b, "start")
+    offers: list[m.JoinOffer] = []
+    perform = world.a.do_SendPeer
+
+    def watch(action: object) -> None:
+        message = getattr(action, "message", None)
+        if isinstance(message, m.JoinOffer):
+            offers.append(message)
+        perform(action)
+
+    world.a.do_SendPeer = watch
+    while world.b.state.link is not Link.OFFERED:
+        world.run(1)
+    session = offers[-1].session
+    older = replace(offers[-1], session=replace(session, number=session.number - 1))
+    attempt = world.b.state.attempt
+    world.b.event(e.MessageReceived(older))
+    assert (world.b.state.session, world.b.state.attempt) == (session, attempt)
+    assert world.b.state.phase is Phase.JOINING
 
 
 def test_a_target_whose_clock_was_set_back_is_served_all_the_same() -> None:
