@@ -32,6 +32,14 @@ def parting(cluster: Cluster) -> State:
     return state
 
 
+def copying(cluster: Cluster) -> State:
+    """node1 has written alone, and node2 is being made equal."""
+    state = _fault(cluster, redundant(cluster), ("reset",))
+    state = _until(cluster, state, lambda one, _: one.core.role is Role.ALONE)
+    state = _taken(cluster, cluster.allowing(state, Bounds(writes=1)), ("write", "node1"))
+    return _until(cluster, state, lambda _, two: two.core.phase is Phase.RESYNCING)
+
+
 def _rest(cluster: Cluster, state: State) -> State:
     for _ in range(_STEPS):
         following = _by_itself(cluster, state)

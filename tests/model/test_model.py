@@ -1,35 +1,63 @@
 """Every state that one fault or one command can bring two real cores into.
 
-How much was tried is printed. HYPERHA_MODEL=all adds the kinds of faults that take a minute.
+How much was tried is printed. HYPERHA_MODEL=all adds what takes minutes.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
 
 from hyperha.core.state import Isolation
-from tests.model.cluster import Bounds, Cluster
+from tests.model.cluster import Bounds, Cluster, State
 from tests.model.explore import explore
 from tests.model.faults import FAULT_KINDS
 from tests.model.nexts import COMMANDS
-from tests.model.starts import redundant
+from tests.model.starts import copying, redundant
 
 LIMIT = 4_000_000
-QUICK = ("crash", "reset", "store", "slow", "lose", "copy", "exits")
+ALL = os.environ.get("HYPERHA_MODEL") == "all"
 
 
-def everything(bounds: Bounds) -> None:
-    """All that is within the bounds, from a redundant pair on, to its end."""
-    cluster = Cluster(Isolation.PRIMARY)
-    found = explore(cluster, cluster.allowing(redundant(cluster), bounds), limit=LIMIT)
-    print(f"\n{bounds.faults} faults, {bounds.commands} commands: {found}")
+@dataclass(frozen=True)
+class Case:
+    """From where, under which policy, and what may happen."""
+
+    start: Callable[[Cluster], State]
+    isolation: Isolation
+    bounds: Bounds
+
+    def __str__(self) -> str:
+        what = "command" if self.bounds.commands else f"{len(self.bounds.kinds)} kinds of faults"
+        return f"{self.start.__name__}, {self.isolation}, {what}"
+
+
+PRIMARY, RUN = Isolation.PRIMARY, Isolation.RUN
+FEW = ("crash", "reset", "store", "slow", "lose", "copy", "exits")
+COMMAND = Bounds(commands=1, writes=1, verbs=COMMANDS)
+FAULT = Bounds(faults=1, writes=1, kinds=FAULT_KINDS)
+QUICK = (
+    Case(redundant, PRIMARY, Bounds(faults=1, writes=1, kinds=FEW)),
+    Case(redundant, PRIMARY, COMMAND),
+)
+LONG = (
+    *(Case(redundant, isolation, FAULT) for isolation in Isolation),
+    *(
+        Case(copying, isolation, Bounds(faults=1, kinds=FAULT_KINDS))
+        for isolation in (PRIMARY, RUN)
+    ),
+    Case(copying, PRIMARY, Bounds(commands=1, verbs=COMMANDS)),
+)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", QUICK + LONG if ALL else QUICK, ids=str)
+def test_everything_within_bounds(case: Case) -> None:
+    cluster = Cluster(case.isolation)
+    start = cluster.allowing(case.start(cluster), case.bounds)
+    found = explore(cluster, start, limit=LIMIT)
+    print(f"\n{case}: {found}")
     assert found.complete
-
-
-def test_every_fault() -> None:
-    kinds = FAULT_KINDS if os.environ.get("HYPERHA_MODEL") == "all" else QUICK
-    everything(Bounds(faults=1, writes=1, kinds=kinds))
-
-
-def test_every_command() -> None:
-    everything(Bounds(commands=1, writes=1, verbs=COMMANDS))
