@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import stat
@@ -46,12 +47,20 @@ _PROBES = {"root": _missing_root, "fuse": _missing_fuse, "netns": _missing_netns
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine cannot run; with HYPERHA_REQUIRE=all that is a failure."""
+    _work_in_peace(item)
     for name, probe in _PROBES.items():
         if item.get_closest_marker(name) is None:
             continue
         missing = "needs Linux" if sys.platform == "win32" else probe()
         if missing:
             lacking(missing)
+
+
+def _work_in_peace(item: pytest.Item) -> None:
+    """Python's own dump of all stacks, made for a test that hangs, may crash one that works."""
+    limit = item.get_closest_marker("timeout")
+    if limit is not None and limit.args[0] > float(item.config.getini("timeout")):
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture
