@@ -54,6 +54,7 @@ def step(state: ModuleState, stimulus: Stimulus) -> tuple[ModuleState, tuple[Act
     if turn.state.role is Role.WAIT and turn.state.phase is Phase.WAITING:
         waiting.settle(turn)
     room.settle(turn)
+    _keep_split_told(turn)
     check(turn.state)
     return turn.state, tuple(turn.actions)
 
@@ -93,6 +94,15 @@ def _both_run(turn: Turn, status: e.PeerStatus) -> None:
     if state.why.text != text:
         turn.tell(Level.ERROR, "R16", text)
     turn.explain(Why("R16", text))
+
+
+def _keep_split_told(turn: Turn) -> None:
+    """R16: whatever else was explained since, two nodes that run come first. The peer's word may
+    also have come before this node ran itself."""
+    state = turn.state
+    alone = state.role is Role.ALONE and state.phase is Phase.RUNNING and not state.frozen
+    if alone and turn.peer_runs and state.peer is not None and state.why.rule != "R16":
+        _both_run(turn, state.peer)
 
 
 def _peer_silent(turn: Turn, event: e.PeerSilent) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from hyperha.core import events as e
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Isolation, Step
+from hyperha.core.state import Isolation, Phase, Step
 from hyperha.domain import Role
 from tests.support.world import World, pair
 
@@ -210,6 +210,33 @@ def test_split_under_run_is_shown_and_nothing_is_discarded():
     world.command(world.b, "second", confirmed=True)
     world.until(R.PRIM, R.SECOND)
     assert world.a.folder.data == world.b.folder.data
+
+
+def test_a_split_stays_told_whatever_happens_beside_it():
+    """R16: also on the node that heard of the other one before it ran itself."""
+    world = pair()
+    world.cut_network()
+    world.until(R.ALONE, R.ALONE)
+    world.heal_network()
+    world.run(5000)
+    world.a.vm_run = 0
+    world.a.event(e.VmExited(world.a.state.run, "exit status 1"))
+    world.run(5000)
+    assert world.roles() == (R.ALONE, R.ALONE)
+    assert [node.state.why.rule for node in (world.a, world.b)] == ["R16", "R16"]
+
+
+def test_a_split_is_told_by_the_node_that_heard_of_it_too_early():
+    world = pair()
+    world.cut_network()
+    world.until(R.ALONE, R.SECOND)
+    while world.b.state.phase is not Phase.ENTERING:
+        world.run(1)
+    assert world.a.sent is not None
+    world.b.event(e.PeerHeard(world.a.sent))
+    world.run(3000)
+    assert world.b.state.role is R.ALONE
+    assert world.b.state.why.rule == "R16"
 
 
 def test_cut_under_primary_policy():
