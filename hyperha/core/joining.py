@@ -144,10 +144,7 @@ def wait_for_room(turn: Turn, why: Why, delay_ms: int = 0) -> None:
     if turn.state.no_room is None:
         turn.tell(Level.ERROR, why.rule, why.text)
     turn.set(no_room=why)
-    rejoin_later(turn)
-    delay_ms = max(delay_ms, turn.state.config.timing.takeover_wait_ms)
-    turn.set(hold_until_ms=turn.now_ms + delay_ms)
-    turn.arm(Timer.REJOIN, delay_ms)
+    _rejoin_after(turn, max(delay_ms, turn.state.config.timing.takeover_wait_ms))
 
 
 def _mirror(rule: str) -> str:
@@ -209,7 +206,10 @@ def expected(turn: Turn, event: EngineDone) -> None:
 
 def rejoin_later(turn: Turn) -> None:
     """Not again at once: a failing session must not become a busy loop."""
-    delay_ms = turn.state.config.timing.suspect_ms // 2
+    _rejoin_after(turn, turn.state.config.timing.suspect_ms // 2)
+
+
+def _rejoin_after(turn: Turn, delay_ms: int) -> None:
     turn.set(hold_until_ms=turn.now_ms + delay_ms, link=Link.NONE, session=None, resync=None)
     turn.cancel(Timer.RETRY, Timer.PATIENCE)
     turn.arm(Timer.REJOIN, delay_ms)
@@ -261,8 +261,7 @@ def refused(turn: Turn, message: JoinRefusal) -> None:
     turn.tell_once(Level.WARNING, "R0", text)
     turn.explain(Why("R0", text))
     turn.finish(False, text)
-    rejoin_later(turn)
-    turn.set(hold_until_ms=turn.now_ms + turn.state.config.timing.takeover_wait_ms)
+    _rejoin_after(turn, turn.state.config.timing.takeover_wait_ms)
 
 
 def resync_done(turn: Turn, message: ResyncDone) -> None:

@@ -68,6 +68,23 @@ def test_a_refusal_that_comes_with_each_request_is_told_once() -> None:
     assert sum("does not step back" in line for line in world.a.log) == 1
 
 
+def test_a_target_that_was_refused_asks_again_by_itself() -> None:
+    world = pair()
+    world.crash(world.b)
+    world.until(R.ALONE, None)
+    world.boot_node(world.b)
+    world.command(world.b, "start")
+    while world.b.state.phase is not Phase.JOINING:
+        world.run(1)
+    attempt = world.b.state.attempt
+    world.b.event(e.MessageReceived(m.JoinRefusal(attempt, "not now")))
+    assert world.b.state.phase is Phase.WAITING
+    asked: list[m.JoinRequest] = []
+    world.b.do_SendPeer = lambda action: asked.append(action.message)
+    world.run(8000)
+    assert any(one.attempt > attempt for one in asked)
+
+
 def test_a_target_that_answers_an_offer_too_late_asks_anew() -> None:
     """Its record says half made by then, and the next offer is of what it was before (F8, R0)."""
     world = pair()
