@@ -127,6 +127,8 @@ def accepted(turn: Turn, message: JoinAccept) -> None:
     state = turn.state
     if state.link is not Link.OFFERED or message.session != state.session:
         return
+    if state.phase is Phase.DETACHING:
+        return  # Who follows now would follow a node that runs nothing.
     turn.set(link=Link.OPENING)
     turn.order(OpenSession, Step.OPEN, session=message.session, start=state.session_start)
 

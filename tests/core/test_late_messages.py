@@ -68,6 +68,23 @@ def test_a_refusal_that_comes_with_each_request_is_told_once() -> None:
     assert sum("does not step back" in line for line in world.a.log) == 1
 
 
+def test_a_node_that_is_being_stopped_opens_no_session() -> None:
+    """The accepting node would follow one that runs nothing."""
+    world = pair()
+    world.command(world.a, "swap")
+    while world.b.state.link is not Link.OFFERED:
+        world.run(1)
+    assert world.b.state.phase is Phase.OPENING
+    session = world.b.state.session
+    assert session is not None
+    opened: list[object] = []
+    world.b.do_OpenSession = opened.append
+    world.command(world.b, "stop")
+    assert world.b.state.phase is Phase.DETACHING
+    world.b.event(e.MessageReceived(m.JoinAccept(session)))
+    assert not opened
+
+
 def test_a_target_that_was_refused_asks_again_by_itself() -> None:
     world = pair()
     world.crash(world.b)

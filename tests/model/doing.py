@@ -238,6 +238,8 @@ class Doing:
     def do_OpenSession(self, action: a.OpenSession) -> None:
         self.session, self.source, self.session_up = action.session, True, False
         self.session_start = action.start
+        if not self.attached:
+            raise Broken("M3: a session is opened for a folder that is not covered")
         self.done(action.operation)
 
     def do_CloseSession(self, action: a.CloseSession) -> None:
