@@ -4,49 +4,58 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 
 from hyperha.core import events as e
 from hyperha.core import messages as m
-from hyperha.core.actions import Timer
+from hyperha.core.actions import SendPeer, Timer
 from hyperha.core.state import Link, Phase
 from hyperha.domain import Role
-from tests.support.world import pair
+from tests.support.world import Node, World, pair
 
 R = Role
+Message = TypeVar("Message", bound=m.PeerMessage)
 
 
-@pytest.mark.parametrize("link", [Link.OFFERED, Link.OPENING, Link.COPYING, Link.ENDING])
-def test_a_late_request_to_join_does_not_disturb_the_session_that_begins(link: Link) -> None:
+def returning() -> World:
+    """node1 runs alone, node2 has just come back and wants to follow."""
     world = pair()
     world.crash(world.b)
     world.until(R.ALONE, None)
     world.boot_node(world.b)
     world.command(world.b, "start")
-    summaries: list[m.Summary] = []
-    perform = world.b.do_SendPeer
+    return world
 
-    def watch(action: object) -> None:
-        message = getattr(action, "message", None)
-        if isinstance(message, m.JoinRequest):
-            summaries.append(message.summary)
+
+def heard_from(node: Node, kind: type[Message]) -> list[Message]:
+    """Every message of that kind that the node's core sends from here on, as it is sent."""
+    said: list[Message] = []
+    perform = node.do_SendPeer
+
+    def send(action: SendPeer) -> None:
+        if isinstance(action.message, kind):
+            said.append(action.message)
         perform(action)
 
-    world.b.do_SendPeer = watch
+    node.do_SendPeer = send
+    return said
+
+
+@pytest.mark.parametrize("link", [Link.OFFERED, Link.OPENING, Link.COPYING, Link.ENDING])
+def test_a_late_request_to_join_does_not_disturb_the_session_that_begins(link: Link) -> None:
+    world = returning()
+    asked = heard_from(world.b, m.JoinRequest)
     while world.a.state.link is not link:
         world.run(1)
-    late = m.JoinRequest(summaries[0], world.a.state.attempt - 1, 0)
+    late = m.JoinRequest(asked[0].summary, world.a.state.attempt - 1, 0)
     world.a.event(e.MessageReceived(late))
     world.until(R.PRIM, R.SECOND, timeout_ms=8000)
 
 
 def test_a_late_request_to_join_does_not_freeze_a_pair_in_sync() -> None:
-    world = pair()
-    world.crash(world.b)
-    world.until(R.ALONE, None)
-    world.boot_node(world.b)
-    world.command(world.b, "start")
+    world = returning()
     world.until(R.PRIM, R.SECOND)
     summary = m.Summary.of(world.b.lineage, 0, False)
     late = m.JoinRequest(summary, world.a.state.attempt - 1, 0)
@@ -86,39 +95,21 @@ def test_a_node_that_is_being_stopped_opens_no_session() -> None:
 
 
 def test_a_target_that_was_refused_asks_again_by_itself() -> None:
-    world = pair()
-    world.crash(world.b)
-    world.until(R.ALONE, None)
-    world.boot_node(world.b)
-    world.command(world.b, "start")
+    world = returning()
     while world.b.state.phase is not Phase.JOINING:
         world.run(1)
     attempt = world.b.state.attempt
     world.b.event(e.MessageReceived(m.JoinRefusal(attempt, "not now")))
     assert world.b.state.phase is Phase.WAITING
-    asked: list[m.JoinRequest] = []
-    world.b.do_SendPeer = lambda action: asked.append(action.message)
+    asked = heard_from(world.b, m.JoinRequest)
     world.run(8000)
     assert any(one.attempt > attempt for one in asked)
 
 
 def test_a_target_that_answers_an_offer_too_late_asks_anew() -> None:
     """Its record says half made by then, and the next offer is of what it was before (F8, R0)."""
-    world = pair()
-    world.crash(world.b)
-    world.until(R.ALONE, None)
-    world.boot_node(world.b)
-    world.command(world.b, "start")
-    asked: list[m.JoinRequest] = []
-    perform = world.b.do_SendPeer
-
-    def watch(action: object) -> None:
-        message = getattr(action, "message", None)
-        if isinstance(message, m.JoinRequest):
-            asked.append(message)
-        perform(action)
-
-    world.b.do_SendPeer = watch
+    world = returning()
+    asked = heard_from(world.b, m.JoinRequest)
     while world.b.state.link is not Link.OFFERED:
         world.run(1)
     assert world.a.state.link is Link.OFFERED
@@ -129,21 +120,8 @@ def test_a_target_that_answers_an_offer_too_late_asks_anew() -> None:
 
 
 def test_an_offer_that_comes_late_is_not_taken_for_a_newer_one() -> None:
-    world = pair()
-    world.crash(world.b)
-    world.until(R.ALONE, None)
-    world.boot_node(world.b)
-    world.command(world.b, "start")
-    offers: list[m.JoinOffer] = []
-    perform = world.a.do_SendPeer
-
-    def watch(action: object) -> None:
-        message = getattr(action, "message", None)
-        if isinstance(message, m.JoinOffer):
-            offers.append(message)
-        perform(action)
-
-    world.a.do_SendPeer = watch
+    world = returning()
+    offers = heard_from(world.a, m.JoinOffer)
     while world.b.state.link is not Link.OFFERED:
         world.run(1)
     session = offers[-1].session
@@ -155,11 +133,7 @@ def test_an_offer_that_comes_late_is_not_taken_for_a_newer_one() -> None:
 
 
 def test_a_target_whose_clock_was_set_back_is_served_all_the_same() -> None:
-    world = pair()
-    world.crash(world.b)
-    world.until(R.ALONE, None)
-    world.boot_node(world.b)
-    world.command(world.b, "start")
+    world = returning()
     while world.a.state.link is not Link.OFFERED:
         world.run(1)
     world.crash(world.b)

@@ -213,7 +213,7 @@ def test_split_under_run_is_shown_and_nothing_is_discarded():
 
 
 def test_a_split_stays_told_whatever_happens_beside_it():
-    """R16: also on the node that heard of the other one before it ran itself."""
+    """R16: a restart of the VM is not the last word."""
     world = pair()
     world.cut_network()
     world.until(R.ALONE, R.ALONE)

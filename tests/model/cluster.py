@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from hyperha.core import events as e
 from hyperha.core import messages as m
@@ -135,24 +135,18 @@ class Cluster:
         if outcome.flushed:
             state = self.act(state, other, "flushed", deeds.flushed)
         if outcome.dropped:
-            state = self.drop(state, other, outcome.dropped)
+            state = self.drop(state, other)
         if outcome.started:
             nodes, between = self.pair(state), self.between.values[state[2]]
             may_start(nodes[index], nodes[other], between.acknowledged, self.isolation)
         return state
 
-    def drop(self, state: State, other: int, text: str) -> State:
+    def drop(self, state: State, other: int) -> State:
         """The other end of a session hears that it ended, if anybody is there."""
         node = self.nodes.values[state[other]]
         if node.session is None or not node.session_up or not node.up:
             return state
-        session = node.session
-
-        def lose(doing: Doing) -> None:
-            doing.session, doing.session_up = None, False
-            doing.answers.append(e.SessionLost(session, text))
-
-        return self.act(state, other, ("lose", session), lose)
+        return self.act(state, other, "ended", deeds.ended)
 
     def fly(self, state: State, index: int, messages: tuple[m.PeerMessage, ...]) -> State:
         """What is on its way to a node from here on."""
@@ -160,9 +154,9 @@ class Cluster:
         flying[index] = messages
         return self.set(state, flying=(flying[0], flying[1]))
 
-    def set(self, state: State, **changes: object) -> State:
+    def set(self, state: State, **changes: Any) -> State:
         """The same with changes between the nodes."""
-        between = replace(self.between.values[state[2]], **changes)  # type: ignore[arg-type]
+        between = replace(self.between.values[state[2]], **changes)
         return state[0], state[1], self.between.number(between)
 
     def receive(self, state: State, index: int, message: m.PeerMessage) -> State:

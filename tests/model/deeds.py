@@ -47,12 +47,12 @@ def stalled(doing: Doing, over: bool) -> None:
     doing.event(e.SessionStalled(doing.session, NOW_MS - doing.stalled_ms, over))
 
 
-def ended(doing: Doing, refused: bool) -> None:
+def ended(doing: Doing, *, refused: bool = False) -> None:
+    """The engine tells that its session has ended, or could not begin."""
     session = doing.session
     doing.session, doing.session_up = None, False
     if session is not None:
-        text = "candidates" if refused else "cannot connect"
-        doing.answers.append(e.SessionLost(session, text, refused=refused))
+        doing.answers.append(e.SessionLost(session, "it ended", refused=refused))
 
 
 def session_up(doing: Doing, candidates: int) -> None:

@@ -6,6 +6,7 @@ What `core.actions` says of an action is what the method named after it does.
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 from hyperha.core import actions as a
 from hyperha.core import events as e
@@ -33,7 +34,7 @@ class Doing:
         self.peer_answers = peer_answers
         self.sent: list[m.PeerMessage] = []
         self.acknowledged: frozenset[int] = frozenset()
-        self.dropped = ""
+        self.dropped = False
         self.flushed = False
         self.started = False
 
@@ -140,22 +141,21 @@ class Doing:
     def perform(self, action: a.Action) -> None:
         getattr(self, "do_" + type(action).__name__)(action)
 
-    def done(self, operation: int, ok: bool = True, text: str = "", **more: object) -> None:
+    def done(self, operation: int, ok: bool = True, text: str = "", **more: Any) -> None:
         candidates = int(self.folder.log) + int(self.folder.dirty)
-        answer = e.EngineDone(operation, ok, text, candidates=candidates, **more)  # type: ignore[arg-type]
+        answer = e.EngineDone(operation, ok, text, candidates=candidates, **more)
         self.answers.append(answer)
 
     def vm_done(self, operation: int, ok: bool = True, text: str = "") -> None:
         self.vm_answers.append(e.VmDone(operation, ok, text))
 
-    def change(self, **changes: object) -> None:
+    def change(self, **changes: Any) -> None:
         """Of the folder."""
-        self.folder = replace(self.folder, **changes)  # type: ignore[arg-type]
+        self.folder = replace(self.folder, **changes)
 
-    def drop_session(self, text: str) -> None:
+    def drop_session(self) -> None:
         """Its end of the session is gone."""
-        if self.session is not None and self.session_up:
-            self.dropped = text
+        self.dropped = self.dropped or (self.session is not None and self.session_up)
         self.session, self.session_up = None, False
 
     # --- what the core orders ------------------------------------------------------------------
@@ -191,7 +191,7 @@ class Doing:
         self.done(action.operation, attach=facts)
 
     def do_Detach(self, action: a.Detach) -> None:
-        self.drop_session("detached")
+        self.drop_session()
         if action.write is not None and self.attached:
             self.change(marker=action.write)
         self.attached = self.writable = False
@@ -230,7 +230,7 @@ class Doing:
         self.done(action.operation)
 
     def do_ExpectSession(self, action: a.ExpectSession) -> None:
-        self.drop_session("replaced")
+        self.drop_session()
         self.session, self.source, self.session_up = action.session, False, False
         self.session_start = action.start
         self.done(action.operation)
@@ -243,7 +243,7 @@ class Doing:
         self.done(action.operation)
 
     def do_CloseSession(self, action: a.CloseSession) -> None:
-        self.drop_session("closed")
+        self.drop_session()
         self.unapplied = frozenset()
         self.done(action.operation)
 
@@ -312,7 +312,7 @@ class Doing:
         self.writable = False
         self.parked = frozenset()
         self.acknowledge = Acknowledge.NONE
-        self.drop_session("fenced")
+        self.drop_session()
         self.vm_done(action.operation)
 
     def do_KillVm(self, action: a.KillVm) -> None:
@@ -336,7 +336,7 @@ class Doing:
         if certified and self.vm_run and self.certify:
             proof = e.CertificateReceived(self.core.run, self.lineage.held)
             self.settings = replace(self.settings, certified_epoch=self.lineage.held)
-        self.drop_session("connection reset")
+        self.drop_session()
         self.up = self.frozen = False
         self.core = ModuleState(self.core.config, self.lineage, self.settings)
         self._forget()
@@ -368,7 +368,7 @@ class Doing:
         if self.session is not None and not self.source:
             self.change(data=self.folder.data - self.unapplied)
         self.unapplied = frozenset()
-        self.drop_session("the stream ended")
+        self.drop_session()
         recovered = recovered and self.attached
         self.acknowledge = Acknowledge.NONE
         if not recovered:

@@ -78,7 +78,7 @@ def reset(cluster: Cluster, state: State, between: Between) -> Nexts:
     """The session is reset; both ends hear it."""
     if any(node.session_up for node in cluster.pair(state)):
         for index in (0, 1):
-            state = cluster.drop(state, index, "reset")
+            state = cluster.drop(state, index)
         yield ("reset",), state
 
 

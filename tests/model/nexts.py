@@ -119,12 +119,14 @@ def _connect(cluster: Cluster, state: State, index: int, node: Node) -> State:
     assert session is not None
     fits = cluster.connected(state) and other.session == session and not other.source
     if not fits:
-        return cluster.act(state, index, "no-session", lambda doing: deeds.ended(doing, False))
+        return cluster.act(state, index, "ended", deeds.ended)
     left = any((one.folder.log or one.folder.dirty) for one in (node, other))
     start = node.session_start
     if start is SessionStart.IN_SYNC and left:
         for one in (0, 1):
-            state = cluster.act(state, one, "refused", lambda doing: deeds.ended(doing, True))
+            state = cluster.act(
+                state, one, "refused", lambda doing: deeds.ended(doing, refused=True)
+            )
         return state
     if start is SessionStart.IN_SYNC and node.folder.data != other.folder.data:
         raise Broken("R5: a session begins as equal and the copies differ")

@@ -94,8 +94,8 @@ class Outcome:
 
     sent: tuple[m.PeerMessage, ...] = ()
     acknowledged: frozenset[int] = frozenset()
-    dropped: str = ""
-    """Its end of a session that was up is gone; why."""
+    dropped: bool = False
+    """Its end of a session that was up is gone."""
     flushed: bool = False
     """A barrier on both nodes."""
     started: bool = False

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from hyperha.core import running, source, takeover, waiting
-from hyperha.core.events import EngineDone
+from hyperha.core.events import EngineDone, VmDone
 from hyperha.core.records import Lineage, ProofKind
 from hyperha.core.state import Isolation, Step
 from hyperha.core.turn import Turn
@@ -55,7 +55,7 @@ def _starts_without_asking(patch: pytest.MonkeyPatch) -> None:
 def _certifies_what_the_peer_lacks(patch: pytest.MonkeyPatch) -> None:
     def release(turn: Turn) -> None:
         if turn.state.writable:
-            running.certificate_forbidden(turn, EngineDone(0, True))  # type: ignore[arg-type]
+            running.certificate_forbidden(turn, VmDone(0, True))
         else:
             original(turn)
 
