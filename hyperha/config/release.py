@@ -19,12 +19,12 @@ def _missing(key: Key, value: object, fix: str) -> Problem:
 
 
 def cluster_gaps(cluster: Cluster) -> Iterator[Problem]:
-    """Witnesses and commands that switch a node off."""
-    if cluster.witness is not None:
+    """Witnesses by ping, and commands that switch a node off."""
+    if cluster.witness is not None and cluster.witness.kind == "ping":
         yield _missing(
             ("witness", "kind"),
             cluster.witness.kind,
-            "Remove the [witness] table; arbitration.isolation decides when the peer is silent.",
+            'Use kind = "lease", or remove the table: arbitration.isolation decides then.',
         )
     for node, command in cluster.fence.items():
         yield _missing(

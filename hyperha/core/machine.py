@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from hyperha.core import (
+    arbitration,
     commands,
     covering,
     failover,
@@ -219,7 +220,7 @@ def _released(turn: Turn, event: e.EngineDone) -> None:
         failover.after_freeze(turn)
 
 
-def _done(turn: Turn, event: e.EngineDone | e.VmDone | e.ProbeDone) -> None:
+def _done(turn: Turn, event: e.EngineDone | e.VmDone | e.ProbeDone | e.WitnessDone) -> None:
     if isinstance(event, e.EngineDone) and event.candidates is not None and turn.state.facts:
         turn.set(facts=replace(turn.state.facts, candidates=event.candidates))
     purpose = turn.take(event.operation)
@@ -251,6 +252,7 @@ _RESULTS: dict[Step, type[e.Event]] = {
     Step.PREFLIGHT: e.VmDone,
     Step.PROBE: e.ProbeDone,
     Step.LOOK: e.ProbeDone,
+    Step.WITNESS: e.WitnessDone,
 }
 """Who answers; every other step is the engine's."""
 
@@ -288,6 +290,7 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.PREFLIGHT: takeover.preflight_done,
     Step.PROBE: takeover.probed,
     Step.LOOK: looking.looked,
+    Step.WITNESS: arbitration.done,
 }
 
 
@@ -337,6 +340,8 @@ _EVENTS: dict[type[e.Event], Callable[[Turn, Any], None]] = {
     e.EngineDone: _done,
     e.VmDone: _done,
     e.ProbeDone: _done,
+    e.WitnessDone: _done,
+    e.LeaseExpired: arbitration.expired,
     e.SessionUp: _session_up,
     e.SessionLost: _session_lost,
     e.SessionStalled: _session_stalled,

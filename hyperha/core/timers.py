@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hyperha.core import (
+    arbitration,
     failover,
     farewell,
     joining,
@@ -46,7 +47,7 @@ def _retry(turn: Turn) -> None:
     elif state.phase is Phase.KILLING:
         killing.kill_again(turn)
     elif state.link is Link.ENDING and not (
-        state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
+        state.growing or state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
     ):
         source.send_resync_done(turn)
 
@@ -101,5 +102,6 @@ HANDLERS: dict[Timer, Callable[[Turn], None]] = {
     Timer.PATIENCE: _patience,
     Timer.LOOK: looking.look,
     Timer.GRACE: failover.grace_over,
+    Timer.WITNESS: arbitration.due,
     Timer.REJOIN: _rejoin,
 }
