@@ -7,7 +7,6 @@ from typing import Protocol
 
 from hyperha.core.actions import EngineAction, Level, VmAction
 from hyperha.core.events import Event
-from hyperha.core.lease import Request
 from hyperha.core.messages import PeerMessage
 from hyperha.core.records import Lineage, Settings
 
@@ -48,13 +47,6 @@ class Prober(Protocol):
 
     def probe(self, operation: int) -> None:
         """Begin; the result is posted as `ProbeDone`."""
-
-
-class Arbiter(Protocol):
-    """The way to the lease witness."""
-
-    def ask(self, operation: int, request: Request) -> None:
-        """Begin; the result is posted as `WitnessDone`, in the time that a question may take."""
 
 
 class Teller(Protocol):

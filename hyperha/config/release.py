@@ -19,12 +19,12 @@ def _missing(key: Key, value: object, fix: str) -> Problem:
 
 
 def cluster_gaps(cluster: Cluster) -> Iterator[Problem]:
-    """Witnesses by ping, and commands that switch a node off."""
-    if cluster.witness is not None and cluster.witness.kind == "ping":
+    """Witnesses and commands that switch a node off."""
+    if cluster.witness is not None:
         yield _missing(
             ("witness", "kind"),
             cluster.witness.kind,
-            'Use kind = "lease", or remove the table: arbitration.isolation decides then.',
+            "Remove the [witness] table; arbitration.isolation decides when the peer is silent.",
         )
     for node, command in cluster.fence.items():
         yield _missing(

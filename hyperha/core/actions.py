@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hyperha.core.lease import Request
 from hyperha.core.messages import PeerMessage
 from hyperha.core.records import Generation, Lineage, Settings
 from hyperha.domain import Epoch, Marker, SessionKey
@@ -278,15 +277,6 @@ class Probe(Action):
     operation: int
 
 
-@dataclass(frozen=True, slots=True)
-class AskWitness(Action):
-    """Put a request to the lease witness. Answered by `events.WitnessDone`, within the time that a
-    question may take (L3')."""
-
-    operation: int
-    request: Request
-
-
 class Timer(StrEnum):
     """The named deadlines of a module."""
 
@@ -314,8 +304,6 @@ class Timer(StrEnum):
     """How long a VM found down at the end of a suspension has to come back by itself."""
     LOOK = "look"
     """When a secondary whose peer is silent looks around again (W8)."""
-    WITNESS = "witness"
-    """When the witness is asked again."""
     REJOIN = "rejoin"
     """When a secondary asks again to follow."""
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hyperha.core.actions import Timer
-from hyperha.core.lease import Answer
 from hyperha.core.messages import PeerMessage
 from hyperha.core.records import Lineage, Settings
 from hyperha.domain import DataState, Epoch, Marker, Readiness, Role, SessionKey
@@ -344,23 +343,6 @@ class CheckerFailed(Event):
     checker: str
     run: int
     action: CheckerAction
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class WitnessDone(Event):
-    """The lease witness has answered, or has not within its time (`answer` is None)."""
-
-    operation: int
-    answer: Answer | None
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseExpired(Event):
-    """The guardian found the deadline passed: the VM is fenced and killed, or is about to be
-    (L6)."""
-
     text: str
 
 

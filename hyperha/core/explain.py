@@ -75,9 +75,10 @@ def explain(state: ModuleState) -> Explanation:
             refused.append((verb.value, reason))
             continue
         allowed.append(verb.value)
-        loss = stated_loss(state, verb)
-        if loss:
-            losses.append((verb.value, loss))
+        if verb in (Verb.PRIM, Verb.PRIMFORCE):
+            loss = stated_loss(state, verb)
+            if loss:
+                losses.append((verb.value, loss))
     return Explanation(
         role=state.role,
         readiness=readiness(state),
@@ -96,20 +97,6 @@ def _full(state: ModuleState) -> bool:
 
 
 def _reasons(state: ModuleState) -> tuple[Reason, ...]:
-    if state.unwitnessed and state.role.runs_vm and state.phase is Phase.RUNNING:
-        return (*_disk_reasons(state), Reason("witness-silent", _NO_SAFETY_NET, _WITNESS_FIX))
-    return _disk_reasons(state)
-
-
-_NO_SAFETY_NET = (
-    "no safety net: the witness does not answer, and only it may let a node go on alone"
-)
-_WITNESS_FIX = (
-    "Start `hyperha witness run` on its machine, or mend the network to it; moves wait for it, too."
-)
-
-
-def _disk_reasons(state: ModuleState) -> tuple[Reason, ...]:
     fix = "Delete what is not needed on the folder's file system, or enlarge it."
     if state.full is not None:
         return (Reason("disk-full", room.sentence(state, state.full), fix),)

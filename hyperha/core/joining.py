@@ -159,9 +159,6 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict, *, way_back: bool)
         intent_primary=False,
         # Whatever proved that the other node was out, it is in now (P6).
         peer_out=None,
-        sole=False,
-        pending="",
-        shrink_owed=False,
     )
     turn.set(before=turn.state.lineage)
     if verdict.direction is not Direction.EQUAL:

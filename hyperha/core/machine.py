@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from hyperha.core import (
-    arbitration,
     commands,
     covering,
     failover,
@@ -220,7 +219,7 @@ def _released(turn: Turn, event: e.EngineDone) -> None:
         failover.after_freeze(turn)
 
 
-def _done(turn: Turn, event: e.EngineDone | e.VmDone | e.ProbeDone | e.WitnessDone) -> None:
+def _done(turn: Turn, event: e.EngineDone | e.VmDone | e.ProbeDone) -> None:
     if isinstance(event, e.EngineDone) and event.candidates is not None and turn.state.facts:
         turn.set(facts=replace(turn.state.facts, candidates=event.candidates))
     purpose = turn.take(event.operation)
@@ -252,7 +251,6 @@ _RESULTS: dict[Step, type[e.Event]] = {
     Step.PREFLIGHT: e.VmDone,
     Step.PROBE: e.ProbeDone,
     Step.LOOK: e.ProbeDone,
-    Step.WITNESS: e.WitnessDone,
 }
 """Who answers; every other step is the engine's."""
 
@@ -290,7 +288,6 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.PREFLIGHT: takeover.preflight_done,
     Step.PROBE: takeover.probed,
     Step.LOOK: looking.looked,
-    Step.WITNESS: arbitration.done,
 }
 
 
@@ -340,8 +337,6 @@ _EVENTS: dict[type[e.Event], Callable[[Turn, Any], None]] = {
     e.EngineDone: _done,
     e.VmDone: _done,
     e.ProbeDone: _done,
-    e.WitnessDone: _done,
-    e.LeaseExpired: arbitration.expired,
     e.SessionUp: _session_up,
     e.SessionLost: _session_lost,
     e.SessionStalled: _session_stalled,

@@ -103,15 +103,6 @@ class Lineage:
     was_primary: bool = False
     """Whether this node was the last of the two to run the module, as far as it knows."""
     alone_since_wall_ms: int = 0
-    pending: str = ""
-    """The generation that the witness was asked to shrink to: the next one (W9)."""
-    shrink_owed: bool = False
-    """This node went on alone by another proof, which the witness has not been told yet (W9)."""
-    sole: bool = False
-    """Nobody else can be granted to run: the witness counts no other copy, or the other node has
-    written that its own is out (L6)."""
-    witness_version: int = 0
-    """The highest version of the witness's record that this node has seen (W10)."""
 
     @property
     def data(self) -> DataState:

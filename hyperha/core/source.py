@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import arbitration, killing, running
+from hyperha.core import killing, running
 from hyperha.core.actions import (
     Acknowledge,
     AllowCertificate,
@@ -149,7 +149,6 @@ def session_up(turn: Turn, event: SessionUp) -> None:
                 held=state.lineage.epoch,
                 label=DataLabel.UPTODATE,
                 peer_out=None,
-                sole=False,
                 base="",
                 released_to=None,
             )
@@ -206,12 +205,10 @@ def freeze(turn: Turn, text: str) -> None:
     turn.order(Freeze, Step.FREEZE)
     turn.order(CloseSession, Step.CLOSE)
     turn.forget(Step.END_RESYNC, Step.RESYNC_BARRIER)
-    arbitration.drop(turn)
     turn.set(
         link=Link.LOST,
         session=None,
         resync=None,
-        growing=False,
         acknowledge=Acknowledge.NONE,
         frozen_since_ms=turn.now_ms,
         # Its goodbye may come behind the end of the session, and even behind the proof.
@@ -223,7 +220,6 @@ def freeze(turn: Turn, text: str) -> None:
     turn.arm(Timer.RELEASE, state.config.timing.stall_limit_ms)
     if state.phase is Phase.FLUSHING:
         turn.arm(Timer.PATIENCE, 2 * state.config.timing.stall_limit_ms)
-    arbitration.ask_early(turn)
     request_outdate(turn)
 
 
@@ -300,10 +296,6 @@ def release_due(turn: Turn) -> None:
     state = turn.state
     if not seeks_proof(turn):
         return
-    if state.config.leased:
-        if state.need is None:
-            arbitration.shrink(turn)
-        return
     if state.peer_heard:
         # It lives but does not answer for this module: keep asking, until it is silent.
         turn.arm(Timer.RELEASE, state.config.timing.retry_ms)
@@ -337,12 +329,7 @@ def pause_due(turn: Turn) -> None:
 def superseded(turn: Turn) -> None:
     """The other node runs, or has run, under a higher epoch: fence, kill, follow it (L5', C02)."""
     runs = "runs" if turn.peer_runs else "has run"
-    give_way(turn, f"{turn.state.config.peer} {runs} under a higher epoch")
-
-
-def give_way(turn: Turn, text: str) -> None:
-    """Fence, kill, and follow whoever may run (L5')."""
-    text = f"{text}: this node gives way"
+    text = f"{turn.state.config.peer} {runs} under a higher epoch: this node gives way"
     turn.tell(Level.ERROR, "L1", text)
     killing.begin(turn, Why("L1", text))
 
@@ -397,24 +384,11 @@ def send_resync_done(turn: Turn) -> None:
 
 
 def confirmed(turn: Turn, message: ResyncConfirmed) -> None:
-    """The target is UPTODATE on its disk; the witness is told before the map is forgotten (R11)."""
+    """The target is UPTODATE on its disk: forget the map (F10), PRIM."""
     state = turn.state
     if state.link is not Link.ENDING or message.session != state.session:
         return
     turn.cancel(Timer.RETRY)
-    if not state.config.leased:
-        complete(turn)
-    elif not state.growing:
-        turn.set(growing=True)
-        arbitration.grow(turn)
-
-
-def complete(turn: Turn) -> None:
-    """The other copy counts, for the witness too: forget the map (F10), PRIM."""
-    state = turn.state
-    if state.link is not Link.ENDING:
-        return
-    turn.set(growing=False)
     turn.persist(lineage=replace(state.lineage, base="", full_compare_owed=False))
     turn.order(ClearMap, Step.CLEAR)
     turn.order(AllowCertificate, Step.ALLOW_CERTIFICATE, allowed=True)

@@ -10,7 +10,6 @@ from enum import StrEnum
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import AttachFacts, CheckerAction, PeerStatus, ProbeDone, Verb
-from hyperha.core.lease import Answer, Request
 from hyperha.core.messages import HandoverKind, JoinOffer
 from hyperha.core.records import Lineage, Proof, Settings
 from hyperha.domain import Epoch, Role, SessionKey
@@ -69,13 +68,6 @@ class Config:
     safety: SafetyMode = SafetyMode.BEST_EFFORT
     first_node: str = ""
     """Settles claims when nothing else does (P7)."""
-    lease_ttl_ms: int = 0
-    """How long a lease lasts; 0: there is no lease witness."""
-
-    @property
-    def leased(self) -> bool:
-        """Whether a lease witness says who may run (W1)."""
-        return self.lease_ttl_ms > 0
 
 
 class Phase(StrEnum):
@@ -85,8 +77,6 @@ class Phase(StrEnum):
     ATTACHING = "attaching"
     WAITING = "waiting"
     CLAIMING = "claiming"
-    ARBITRATING = "arbitrating"
-    """The witness is asked who may run."""
     PROVING = "proving"
     OPENING = "opening"
     JOINING = "joining"
@@ -168,27 +158,6 @@ class Step(StrEnum):
     PROBE = "probe"
     LOOK = "look"
     """Like PROBE, ahead of the takeover that may need it."""
-    WITNESS = "witness"
-
-
-class Need(StrEnum):
-    """What the witness is asked to change."""
-
-    TAKEOVER = "takeover"
-    SHRINK = "shrink"
-    GROW = "grow"
-    HAND_OVER = "hand-over"
-    REGISTER = "register"
-
-
-class Agreed(StrEnum):
-    """What the peer has granted before the witness is asked (P7)."""
-
-    NOTHING = ""
-    ALONE = "alone"
-    """Its copy is out, durably."""
-    IN_SYNC = "in-sync"
-    """It will follow with an equal copy."""
 
 
 class Goal(StrEnum):
@@ -331,16 +300,6 @@ class ModuleState:
     proof: Proof | None = None
     """The proof that this node is about to continue with; in the record only with the generation
     that rests on it, so that it can never outlive what it proved (D2, P6)."""
-    need: Need | None = None
-    """What the witness is being asked for; None: only whether it is there."""
-    request: Request | None = None
-    """The last request to it, asked again under the same id until it is answered (W7)."""
-    witnessed: Answer | None = None
-    """What it said last, if that counts: not that it has lost what it knew (W4)."""
-    witness_answers: bool = False
-    agreed: Agreed = Agreed.NOTHING
-    growing: bool = False
-    """The peer's copy is up to date on its disk, and the witness does not know that yet (R11)."""
     claim: Epoch | None = None
     granted: Epoch | None = None
     """The peer's claim that was granted last: asked again, it is answered again."""
@@ -374,16 +333,6 @@ class ModuleState:
         """Whether the VM may be held up by what is no fault of its own: no checker judges it while
         its writes are held (K3), or while there is no room for them (D11)."""
         return self.frozen or self.full is not None
-
-    @property
-    def on_lease(self) -> bool:
-        """Whether the VM may run only as long as nobody else can be granted to run it (L6)."""
-        return self.config.leased and self.role.runs_vm and not self.lineage.sole
-
-    @property
-    def unwitnessed(self) -> bool:
-        """Whether there is a lease witness that does not answer: nothing can be moved (H3)."""
-        return self.config.leased and not self.witness_answers
 
     def awaits(self, step: Step) -> bool:
         """Whether an operation of that step is outstanding."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import arbitration, farewell, looking, room, running, waiting
+from hyperha.core import farewell, looking, room, running, waiting
 from hyperha.core.actions import CloseSession, Level, Preflight, Probe, Timer
 from hyperha.core.events import (
     CertificateReceived,
@@ -30,17 +30,7 @@ from hyperha.core.messages import (
     Taken,
 )
 from hyperha.core.records import DataLabel, Proof, ProofKind
-from hyperha.core.state import (
-    Agreed,
-    Goal,
-    Handover,
-    Isolation,
-    Link,
-    ModuleState,
-    Phase,
-    Step,
-    Why,
-)
+from hyperha.core.state import Goal, Handover, Isolation, Link, ModuleState, Phase, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
 
@@ -131,7 +121,7 @@ def takeover_due(turn: Turn) -> None:
     if state.listening:
         turn.arm(Timer.TAKEOVER, state.config.timing.retry_ms)
         return
-    if not state.config.leased and state.config.isolation is not Isolation.RUN:
+    if state.config.isolation is not Isolation.RUN:
         leave_following(
             turn,
             "W6",
@@ -160,7 +150,7 @@ def begin(turn: Turn, kind: ProofKind | None) -> None:
     if state.settings.start_failed:
         leave_following(turn, "B09", f"start_prim failed here: {state.settings.start_failed}")
         return
-    turn.set(proof=Proof(kind, _followed(turn)) if kind is not None else None)
+    turn.set(proof=Proof(kind, state.lineage.epoch) if kind is not None else None)
     turn.cancel(Timer.TAKEOVER, Timer.RETRY, Timer.PATIENCE)
     text = f"taking over from {state.config.peer}"
     turn.enter(Role.WAIT, Phase.DRAINING, Why("P8", text))
@@ -179,9 +169,7 @@ def drained(turn: Turn, event: EngineDone) -> None:
     epoch = state.lineage.epoch.next_for(state.config.node)
     turn.persist(lineage=replace(state.lineage, epoch=epoch))
     found = looking.fresh(turn)
-    if state.config.leased:
-        arbitration.take_over(turn, Agreed.NOTHING)
-    elif state.proof is not None:
+    if state.proof is not None:
         running.enter_alone(turn, state.proof.kind)
     elif found is not None:
         probed(turn, found)
@@ -229,21 +217,12 @@ def _in_session(state: ModuleState) -> bool:
     return state.phase in (Phase.FOLLOWING, Phase.RESYNCING)
 
 
-_TAKING_OVER = (
-    Phase.DRAINING,
-    Phase.ARBITRATING,
-    Phase.ENTERING,
-    Phase.OPENING,
-    Phase.PROVING,
-)
-
-
 def _cannot_step_back(turn: Turn, message: OutdateRequest) -> str:
     state = turn.state
     node = state.config.node
     if state.role.runs_vm:
         return f"{node} runs the VM"
-    if state.phase in _TAKING_OVER:
+    if state.phase in (Phase.DRAINING, Phase.ENTERING, Phase.OPENING, Phase.PROVING):
         return f"{node} is taking over"
     if message.epoch < state.lineage.held:
         return f"{node} has run under epoch {state.lineage.held} since"

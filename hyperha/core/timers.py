@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hyperha.core import (
-    arbitration,
     failover,
     farewell,
     joining,
@@ -47,7 +46,7 @@ def _retry(turn: Turn) -> None:
     elif state.phase is Phase.KILLING:
         killing.kill_again(turn)
     elif state.link is Link.ENDING and not (
-        state.growing or state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
+        state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
     ):
         source.send_resync_done(turn)
 
@@ -102,6 +101,5 @@ HANDLERS: dict[Timer, Callable[[Turn], None]] = {
     Timer.PATIENCE: _patience,
     Timer.LOOK: looking.look,
     Timer.GRACE: failover.grace_over,
-    Timer.WITNESS: arbitration.due,
     Timer.REJOIN: _rejoin,
 }

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import arbitration, covering, joining, running, safety
+from hyperha.core import covering, joining, running, safety
 from hyperha.core.actions import Level, Timer
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Claim, Grant, Refusal, Summary
 from hyperha.core.records import DataLabel, ProofKind
-from hyperha.core.state import Agreed, Goal, Isolation, Phase, Why
+from hyperha.core.state import Goal, Isolation, Phase, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
 
@@ -59,9 +59,6 @@ def settle(turn: Turn) -> None:
     elif state.peer_heard:
         if turn.now_ms >= state.hold_until_ms:
             claim(turn)
-    elif state.config.leased:
-        if turn.now_ms >= state.hold_until_ms:
-            arbitration.take_over(turn, Agreed.NOTHING)
     else:
         _settle_alone(turn)
 
@@ -207,7 +204,7 @@ def _refusal(turn: Turn, message: Claim) -> str:
     node = state.config.node
     if state.role.runs_vm or state.phase in (Phase.DRAINING, Phase.ENTERING, Phase.OPENING):
         return f"{node} runs the VM or is about to"
-    if state.phase in _BUSY or state.phase is Phase.ARBITRATING:
+    if state.phase in _BUSY:
         return f"{node} is busy: {state.phase}"
     if message.epoch == state.granted and state.phase in (Phase.IDLE, Phase.WAITING, Phase.JOINING):
         return ""
@@ -248,16 +245,14 @@ def granted(turn: Turn, message: Grant) -> None:
     turn.set(claim=None, settings=replace(state.settings, certified_epoch=None))
     turn.cancel(Timer.RETRY)
     verdict = decide(turn.summary(), message.summary)
-    behind = verdict.direction is Direction.TARGET and verdict.rule != "R4"
-    if behind and not message.outdated:
-        turn.enter(Role.WAIT, Phase.WAITING)
-        hold(turn, "P7", f"{state.config.peer} has the better copy: {verdict.text}")
-    elif state.config.leased:
-        arbitration.take_over(turn, Agreed.ALONE if message.outdated else Agreed.IN_SYNC)
-    elif message.outdated:
+    if message.outdated:
         running.enter_alone(turn, ProofKind.PEER_SAID_SO)
-    else:
-        open_in_sync(turn)
+        return
+    if verdict.direction is Direction.TARGET and verdict.rule != "R4":
+        turn.enter(Role.WAIT, Phase.WAITING)
+        _hold(turn, "P7", f"{state.config.peer} has the better copy: {verdict.text}")
+        return
+    open_in_sync(turn)
 
 
 def open_in_sync(turn: Turn) -> None:
@@ -288,11 +283,10 @@ def refused(turn: Turn, message: Refusal) -> None:
         # The command would give up what the other copy has: not without a confirmation.
         turn.set(goal=Goal.RUN)
         turn.finish(False, f"{message.reason}; to give that up, confirm the command")
-    hold(turn, "P7", message.reason)
+    _hold(turn, "P7", message.reason)
 
 
-def hold(turn: Turn, rule: str, text: str) -> None:
-    """Wait with that reason, and look again in a while."""
+def _hold(turn: Turn, rule: str, text: str) -> None:
     _pause(turn)
     _wait(turn, rule, text)
 

@@ -22,7 +22,6 @@ from hyperha.core.events import CheckerAction, EngineDone, Event
 from hyperha.core.explain import data_state, readiness
 from hyperha.core.records import DataLabel, Lineage, Settings
 from hyperha.core.state import Config, Isolation, ModuleState, Phase, SafetyMode, Timing
-from hyperha.daemon.arbitrating import Arbiters, ModuleArbiter, NoArbiter
 from hyperha.daemon.checks import ModuleChecks
 from hyperha.daemon.engine_host import Callbacks, EngineHost, Kept
 from hyperha.daemon.guardian_client import GuardianClient
@@ -67,8 +66,6 @@ class Surroundings:
     logbook: Logbook
     probe_targets: ProbeTargets
     client_context: Any
-    arbiters: Arbiters | None
-    """None: the cluster has no lease witness."""
     finished: Callable[[str, bool, str], None]
     progressed: Callable[[str, int, int], None]
     """An operation has done so many of so many bytes."""
@@ -137,20 +134,12 @@ class ModuleHost:
         prober = Prober(around.probe_targets, around.client_context, self.post)
         timeout_ms = 2 * cluster.timing.heartbeat_ms
         channel = PeerChannel(around.links, self.number, timeout_ms)
-        arbiter = self._make_arbiter()
-        self.vm.before_start = arbiter.before_start
-        self.task.connect(Ports(self._records, self, self.vm, channel, prober, arbiter, self))
+        self.task.connect(Ports(self._records, self, self.vm, channel, prober, self))
         if self.damage:
             self.log("E", "daemon", "C12", self.damage)
         core = asyncio.get_running_loop().create_task(self.task.run(), name=f"core {self.name}")
         core.add_done_callback(self._core_ended)
         self._tasks.append(core)
-
-    def _make_arbiter(self) -> ModuleArbiter | NoArbiter:
-        arbiters = self.around.arbiters
-        if arbiters is None:
-            return NoArbiter(self.post)
-        return arbiters.add(self.name, lambda: self.task.durable_state, self.post)
 
     def go(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside the core, until it is done or the module is closed."""
@@ -204,7 +193,6 @@ class ModuleHost:
             grace_ms=round(1000 * vm_checker.grace_s) if vm_checker else 0,
             safety=SafetyMode(config.safety_copy.mode),
             first_node=cluster.nodes[0],
-            lease_ttl_ms=cluster.ttl_ms or 0,
         )
 
     def _make_vm(self) -> VmHost:
@@ -395,7 +383,7 @@ class ModuleHost:
 
     async def _fire(self) -> None:
         with contextlib.suppress(HyperhaError):
-            await self.around.guardian.set_deadlines({self.name: boottime_ms()})
+            await self.around.guardian.set_deadline(self.name, boottime_ms())
 
     async def _forget(self) -> None:
         """The peer has answered: the guardian need not remember the certificate (L8)."""

@@ -22,7 +22,7 @@ from hyperha.core.records import Lineage, Settings
 from hyperha.core.state import Config, ModuleState, Why
 from hyperha.encoding import EncodingError, to_plain
 from hyperha.errors import HyperhaError
-from hyperha.ports import Arbiter, PeerChannel, Prober, RecordStore, Replicator, Teller, VmHost
+from hyperha.ports import PeerChannel, Prober, RecordStore, Replicator, Teller, VmHost
 
 _log = logging.getLogger(__name__)
 MAILBOX_LIMIT = 10_000
@@ -37,7 +37,6 @@ class Ports:
     vm: VmHost
     peer: PeerChannel
     prober: Prober
-    arbiter: Arbiter
     teller: Teller
 
 
@@ -217,8 +216,6 @@ class ModuleTask:
                 ports.peer.send(message)
             case a.Probe(operation):
                 ports.prober.probe(operation)
-            case a.AskWitness(operation, request):
-                ports.arbiter.ask(operation, request)
             case a.ArmTimer(timer, at_ms):
                 self._arm(timer, at_ms)
             case a.CancelTimer(timer):

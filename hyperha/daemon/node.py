@@ -23,9 +23,8 @@ from hyperha.api.server import ApiServer, local_socket, make_server, serve, tcp_
 from hyperha.api.service import Caller
 from hyperha.api.wire import CheckerChange, NodeReport
 from hyperha.config import Home, load_all
-from hyperha.core.events import CommandGiven, LeaseExpired, Verb
+from hyperha.core.events import CommandGiven, Verb
 from hyperha.core.state import Phase
-from hyperha.daemon.arbitrating import Arbiters
 from hyperha.daemon.guardian_client import GuardianClient, GuardianSettings, Notice
 from hyperha.daemon.listener import ReplicationListener
 from hyperha.daemon.module_host import ModuleHost, Surroundings
@@ -43,7 +42,6 @@ from hyperha.security.cluster_key import load_cluster_key
 from hyperha.security.identity import local_identity
 from hyperha.security.tls import api_server_context, node_client_context
 from hyperha.spawn.tree import RunPlace
-from hyperha.witness.client import LeaseClient, token_of
 
 _log = logging.getLogger(__name__)
 POLL_S = 2.0
@@ -141,26 +139,10 @@ class NodeDaemon:
         )
         self.peer_link.links = self.links
         self.peer_link.lans = {lan.name: False for lan in cluster.lan}
-        self.arbiters = self._make_arbiters()
         self.service = Service(self)
         self.listener = ReplicationListener(
             cluster.ports.peer, cluster.id, peer, self._take, self.peer_link.refused
         )
-
-    def _make_arbiters(self) -> Arbiters | None:
-        """The way to the lease witness, in a cluster that has one."""
-        cluster, witness = self.configuration.cluster, self.configuration.cluster.witness
-        if witness is None or witness.kind != "lease":
-            return None
-        timing = cluster.timing
-        token = token_of(load_cluster_key(self.home.cluster_key))
-        client = LeaseClient(
-            witness.url, witness.fingerprint, cluster.id, token, timing.ask_timeout_ms / 1000
-        )
-        return Arbiters(
-            client, self.configuration.node, witness.ttl_for(timing), timing.heartbeat_ms,
-            self.guardian, self.links,
-        )  # fmt: skip
 
     async def _end_leftovers(self) -> None:
         """Runs of a daemon that is dead, where no guardian ended them."""
@@ -180,7 +162,6 @@ class NodeDaemon:
             logbook=self.logbook,
             probe_targets=ProbeTargets.of(self.configuration),
             client_context=self._client_context,
-            arbiters=self.arbiters,
             finished=self._finished,
             progressed=lambda *told: self.service.operations.progress(*told),
             changed=self._changed,
@@ -204,8 +185,6 @@ class NodeDaemon:
         await self._serve_api()
         self._go(self._poll_peer())
         self._go(self._look_ahead())
-        if self.arbiters is not None:
-            self._go(self.arbiters.run())
         for host in self.modules.values():
             self._go(self._boot(host))
 
@@ -292,8 +271,6 @@ class NodeDaemon:
             try:
                 if not self.guardian.connected:
                     await self.guardian.connect()
-                if self.arbiters is not None:
-                    self.arbiters.guardian_is_new()
                 for host in self.modules.values():
                     await host.vm.arm()
             except (HyperhaError, OSError) as problem:
@@ -316,8 +293,6 @@ class NodeDaemon:
     def _guardian_notice(self, notice: Notice) -> None:
         self.logbook.log(notice.module, "W", f"guardian {notice.what}: {notice.reason}", rule="L5'")
         host = self.modules.get(notice.module)
-        if host is not None and notice.what == "fired":
-            host.post(LeaseExpired(notice.reason))
         if host is not None and notice.what in ("certified", "ended"):
             # The certificate goes first: a follower that hears of STOP waits instead (P7, L8).
             loop = asyncio.get_running_loop()
@@ -398,8 +373,6 @@ class NodeDaemon:
         if self._started:
             self.links.stop()
         await self.peer_api.close()
-        if self.arbiters is not None:
-            await self.arbiters.close()
         with contextlib.suppress(HyperhaError):
             await self.guardian.release()
         self.place.close()

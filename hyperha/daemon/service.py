@@ -27,7 +27,6 @@ from hyperha.api.wire import (
     ScriptOutput,
     ScriptRun,
     StreamLine,
-    WitnessView,
 )
 from hyperha.api.wire_copies import CopyView, DiffView, PlanView, SafetyCopies, VerifyReport
 from hyperha.core.commands import problem
@@ -40,7 +39,7 @@ from hyperha.daemon.planning import diff, own_copy, plan, summary_of
 from hyperha.daemon.stream import Subscribers, log_line
 from hyperha.daemon.upkeep import UPKEEP, Upkeep
 from hyperha.daemon.views import merged, resource_state, rfc3339
-from hyperha.domain import Readiness, ResourceState
+from hyperha.domain import Readiness
 from hyperha.errors import (
     BusyError,
     HyperhaError,
@@ -97,16 +96,8 @@ class Service:
             version=hyperha.__version__,
             config_version=self._daemon.configuration.cluster.version,
             lans={lan: resource_state(up) for lan, up in link.lans.items()},
-            witness=self._witness_view(),
             limits=[*self._daemon.limits, *link.refusals, *([distrust] if distrust else [])],
         )
-
-    def _witness_view(self) -> WitnessView | None:
-        arbiters = self._daemon.arbiters
-        if arbiters is None:
-            return None
-        state = ResourceState.INIT if arbiters.answers is None else resource_state(arbiters.answers)
-        return WitnessView(kind="lease", state=state)
 
     def _peer_view(self) -> NodeView:
         link, report = self._daemon.peer_link, self._daemon.peer_report

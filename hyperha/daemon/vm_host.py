@@ -38,10 +38,6 @@ class Stops:
     timeout_s: float
 
 
-async def _nothing() -> None:
-    """The guardian need not be told more."""
-
-
 class VmHost:
     """Belongs to the event loop; each action runs in its own task, one VM action at a time."""
 
@@ -75,8 +71,6 @@ class VmHost:
         self._armed: tuple[int, Epoch] | None = None
         self._certify = False
         self.running_changed: Callable[[int | None], None] = lambda run: None
-        self.before_start: Callable[[], Awaitable[None]] = _nothing
-        """What the guardian must be told when it is armed, before a VM runs."""
 
     def use(self, driver: Driver) -> None:
         """Give the host its driver; once."""
@@ -227,7 +221,6 @@ class VmHost:
             raise FailedError("the guardian does not run: no VM is started without it (P1)")
         self._armed = (run, epoch)
         await self.arm()
-        await self.before_start()
         step = self._step = self._steps.begin(Step.START_PRIM)
         environment = self._spec.environment("PRIM", run)
         try:
