@@ -26,8 +26,6 @@ from hyperha.replication.store import Store
 NAME: Final = "alive"
 INTERVAL_S: Final = 5.0
 _MARGIN_NS: Final = 2_000_000_000
-_LATE_S: Final = 15.0
-"""How long a stamp may wait for its disk: as busy as the guest makes it, and others beside it."""
 _STAMP: Final = struct.Struct("<8sQB")
 _MAGIC: Final = b"alive\n\0\1"
 _SIZE: Final = 512
@@ -92,7 +90,7 @@ def record_touched(store: Store, intent: IntentLog, stamp: Stamp | None) -> Touc
     if not stamp.clean:
         limit_ns -= _MARGIN_NS
         # A later stamp would be there: what comes after it is none of what we did.
-        ours_ns += int((INTERVAL_S + _LATE_S) * 1e9)
+        ours_ns += int(INTERVAL_S * 1e9) + _MARGIN_NS
     # What only the attributes are known of may have got other data.
     known = {one.file for one in intent.candidates() or () if one.kind is not RecordKind.INODE}
     records: list[Record] = []
