@@ -32,6 +32,8 @@ NODES = ("node1", "node2")
 ADDRESSES = {"node1": "127.0.0.1", "node2": "127.0.0.2"}
 MODULE = "orders"
 PAUSE_MS = 2
+START_LIMIT_S = 60.0
+"""A daemon imports for seconds where the machine is busy; one that ends is told of at once."""
 
 
 class DemoCluster:
@@ -179,7 +181,7 @@ class DemoCluster:
                 return False
             return True
 
-        await until(answers, 15.0, f"{node} to answer")
+        await until(answers, START_LIMIT_S, f"{node} to answer")
 
     def daemon_pid(self, node: str) -> int:
         """The process id of a node's daemon."""

@@ -32,12 +32,14 @@ class Speaker:
             if self._busy or self._left:
                 self._pending.append(raw)
                 return
-            if self._connection.encrypted:
+            for_the_owner = self._connection.encrypted
+            if for_the_owner:
                 self._pending.append(raw)
                 self._left = True
             else:
                 self._busy = True
-        if self._left:
+        # Not `_left`: the owner may have sent it by now, and this thread would send it once more.
+        if for_the_owner:
             self._wake()
             return
         rest = self._connection.send_some([raw], len(raw))

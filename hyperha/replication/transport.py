@@ -132,6 +132,8 @@ class Connection:
 
         An error leaves everything: the next call that may wait meets it again.
         """
+        if self._cipher is not None:
+            raise RuntimeError(f"{total} bytes would be sent past TLS")
         try:
             sent = self._socket.sendmsg(buffers, (), socket.MSG_DONTWAIT)
         except OSError:

@@ -32,6 +32,8 @@ ENGINE = "hyperha.replication.process"
 GUARDIAN = "hyperha.daemon.guardian"
 APPLICATION = "orders.py"
 OTHER = {"node1": "node2", "node2": "node1"}
+_BROKEN_RECORDS = ("WRONG_VERSION_NUMBER", "BAD_RECORD", "DECRYPTION_FAILED", "UNEXPECTED_RECORD")
+"""What OpenSSL calls a TLS stream into which something else was mixed."""
 _SETTLE_LOOKS = 25
 """At two copies, 0.4 s apart, until they are equal."""
 FAST_TIMING = {
@@ -259,6 +261,10 @@ class Pair(DemoCluster):
     def no_faults(self) -> None:
         """The observer has seen neither two applications nor a number given out twice."""
         assert not self.observer.faults, self.observer.faults[:3]
+        # A stream that breaks goes on over a new connection (T4), so nobody would notice (T5).
+        lines = [line for node in NODES for line in self.lines(node)]
+        broken = [line for line in lines if any(word in line for word in _BROKEN_RECORDS)]
+        assert not broken, broken[:3]
 
     async def restarts_used(self, node: str) -> int:
         """Of the restart budget."""

@@ -29,7 +29,7 @@ OWN_MIB = 64
 WRITE_S = 600.0
 _TOLD = re.compile(r"copied everything: (\d+) bytes compared, (\d+) sent")
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(3600)]
 Record = Callable[[str, object], None]
 
 

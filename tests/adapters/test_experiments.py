@@ -26,7 +26,7 @@ import pytest
 from hyperha.core import actions
 from hyperha.core.actions import SessionStart
 from hyperha.core.events import ResyncCopied, SessionUp
-from hyperha.replication.control import Statistics
+from hyperha.replication.control import LogLine, Statistics
 from hyperha.replication.fuse.protocol import Feature, Op
 from hyperha.security.authority import Authority
 from tests.support.certificates import certificates
@@ -259,5 +259,8 @@ def test_e15_both_directions_of_tls_are_busy_at_once(tmp_path: Path) -> None:
         both.a.do(actions.Barrier)
         both.b.do(actions.Barrier)
         assert tree(both.a.folder) == tree(both.b.folder)
+        # A broken stream would have gone on over a new connection.
+        events = [*both.a.events, *both.b.events]
+        assert not [one for one in events if isinstance(one, LogLine) and one.rule == "T4"]
     finally:
         both.close()

@@ -5,6 +5,9 @@ import random
 import socket
 import threading
 from pathlib import Path
+from typing import cast
+
+import pytest
 
 from hyperha.replication.speaker import Speaker
 from hyperha.replication.tls import Cipher
@@ -97,3 +100,64 @@ def test_any_pieces_survive_encryption(tmp_path: Path) -> None:
                     found += room[:count]
     assert found == expected
     assert not far.pending
+
+
+class _Heard:
+    """A connection with TLS on that notes what is said, and whether it was encrypted."""
+
+    encrypted = True
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+
+    def send(self, buffers: list[bytes]) -> None:
+        self.said += buffers
+
+    def send_some(self, buffers: list[bytes], total: int) -> list[bytes]:
+        raise AssertionError(f"{total} bytes would go past TLS: {buffers}")
+
+
+class _OwnerComesBetween:
+    """A lock behind whose first release the owner at once sends what it finds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.owner: Speaker | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.send_rest()
+
+
+def test_nothing_is_said_past_tls_when_the_owner_is_quicker_than_the_speaker() -> None:
+    """T5: the peer reads what is not encrypted as a broken record, and it is nobody's to read."""
+    connection, woken = _Heard(), threading.Semaphore(0)
+    speaker = Speaker(cast("Connection", connection), woken.release)
+    lock = _OwnerComesBetween()
+    lock.owner = speaker
+    speaker._lock = cast("threading.Lock", lock)
+    speaker.say(b"word")
+    assert connection.said == [b"word"]
+
+
+def test_a_connection_with_tls_sends_nothing_past_it(tmp_path: Path) -> None:
+    authority = Authority.create("paris", "id")
+    near, far = map(Connection, tcp_pair())
+    files = {name: certificates(tmp_path, name, authority) for name in ("a", "b")}
+    server = threading.Thread(
+        target=far.secure, args=(files["b"], "a"), kwargs={"server": True, "timeout_s": 5}
+    )
+    server.start()
+    try:
+        near.secure(files["a"], "b", server=False, timeout_s=5)
+        server.join(5)
+        with pytest.raises(RuntimeError, match="past TLS"):
+            near.send_some([b"word"], 4)
+    finally:
+        near.close()
+        far.close()
