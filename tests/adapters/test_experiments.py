@@ -260,7 +260,7 @@ def test_e15_both_directions_of_tls_are_busy_at_once(tmp_path: Path) -> None:
         both.b.do(actions.Barrier)
         assert tree(both.a.folder) == tree(both.b.folder)
         # A broken stream would have gone on over a new connection.
-        events = [*both.a.events, *both.b.events]
-        assert not [one for one in events if isinstance(one, LogLine) and one.rule == "T4"]
+        told = [*both.a.messages, *both.b.messages]
+        assert not [one for one in told if isinstance(one, LogLine) and one.rule == "T4"]
     finally:
         both.close()
