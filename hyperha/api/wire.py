@@ -268,8 +268,6 @@ VerbWord = Literal[
     "boot-on",
     "boot-off",
     "boot-auto",
-    "drain-on",
-    "drain-off",
     "verify",
     "verify-stop",
     "safety-restore",

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hyperha.core import (
-    arbitration,
     failover,
     farewell,
-    fencing,
     joining,
     killing,
     leaving,
     looking,
-    losing,
     quarantine,
-    rules,
     settings,
     source,
     takeover,
@@ -49,10 +45,8 @@ def _retry(turn: Turn) -> None:
         farewell.send_request(turn)
     elif state.phase is Phase.KILLING:
         killing.kill_again(turn)
-    elif state.phase is Phase.FENCING:
-        fencing.begin(turn)
     elif state.link is Link.ENDING and not (
-        state.growing or state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
+        state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
     ):
         source.send_resync_done(turn)
 
@@ -81,7 +75,7 @@ def _patience(turn: Turn) -> None:
     elif state.phase is Phase.LEAVING:
         farewell.close_and_go(turn)
     elif state.phase is Phase.OPENING:
-        losing.request_outdate(turn)
+        source.request_outdate(turn)
     elif state.phase is Phase.FLUSHING:
         leaving.flush_overdue(turn)
     elif state.phase is Phase.JOINING:
@@ -96,18 +90,16 @@ def _rejoin(turn: Turn) -> None:
 
 HANDLERS: dict[Timer, Callable[[Turn], None]] = {
     Timer.RETRY: _retry,
-    Timer.PROOF: losing.proof_due,
-    Timer.RELEASE: losing.release_due,
+    Timer.PROOF: source.proof_due,
+    Timer.RELEASE: source.release_due,
     Timer.TAKEOVER: takeover.takeover_due,
     Timer.LISTEN: _listen,
-    Timer.PAUSE: losing.pause_due,
+    Timer.PAUSE: source.pause_due,
     Timer.SUSPENSION: settings.suspension_ended,
     Timer.OFFER: source.offer_overdue,
     Timer.QUARANTINE: quarantine.ended,
     Timer.PATIENCE: _patience,
     Timer.LOOK: looking.look,
     Timer.GRACE: failover.grace_over,
-    Timer.WITNESS: arbitration.due,
-    Timer.RULES: rules.due,
     Timer.REJOIN: _rejoin,
 }
