@@ -470,6 +470,7 @@ def test_a_swap_that_cannot_be_finished_leaves_the_vm_running(isolation, how, ph
         assert world.a.state.role.runs_vm
         assert world.a.vm_run
         assert world.a.finished[operation][0] is False
+    assert operation in world.a.finished, "whoever commanded it waits for ever"
     if world.b.alive:
         world.heal_network()
     else:
@@ -575,3 +576,20 @@ def test_a_thawed_primary_that_gives_way_is_no_split_brain():
     assert world.a.state.why.rule != "R16"
     world.a.event(e.PeerHeard(replace(thawed, role=R.ALONE)))
     assert world.a.state.why.rule == "R16"
+
+
+@pytest.mark.parametrize("isolation", list(Isolation))
+def test_a_swap_whose_target_is_lost_behind_the_commit_has_an_end(isolation):
+    """H2: the node that released waits, or runs again; whoever commanded it must hear so."""
+    world = pair(isolation=isolation)
+    operation = world.command(world.a, "swap")
+    while world.a.state.phase is not Phase.HANDING_OVER:
+        world.run(5)
+    world.crash(world.b)
+    world.run(20_000)
+    done, text = world.a.finished[operation]
+    assert not done
+    assert "node2 has not confirmed the hand-over" in text
+    world.boot_node(world.b)
+    world.run(20_000)
+    assert set(world.roles()) == {R.PRIM, R.SECOND}
