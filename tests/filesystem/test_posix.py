@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.filesystem.sequences import Runner, breaking
-from tests.filesystem.steps import Dice
+from tests.filesystem.steps import Dice, Step
 
 COUNT = int(os.environ.get("HYPERHA_POSIX_COUNT", "0"))
 pytestmark = [
@@ -51,6 +51,15 @@ def test_sequences(runner: Runner, record_property: Callable[[str, object], None
         runner.check(seed, top, sequence)
         steps += len(sequence)
     record_property("steps", steps)
+
+
+@pytest.mark.parametrize("mode", [0o10644, 0o12644, 0o12654, 0o16755, 0o104644, 0o106755])
+def test_a_new_group_takes_set_id_bits_from_everything_but_directories(
+    runner: Runner, mode: int
+) -> None:
+    """By an owner who is not in the former group; found once in many thousand sequences."""
+    steps = [Step(2, "node", ("a", mode, 3)), Step(2, "chown", ("a", -1, 2004))]
+    runner.check(0, (0o2777, 1001, 0), steps)
 
 
 def test_sequences_without_the_peer(runner: Runner) -> None:

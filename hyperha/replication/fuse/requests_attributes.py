@@ -205,7 +205,8 @@ class AttributeRequests:
 
         if capable:
             steps.append((records, drop_capability))
-        if mode != status.st_mode and stat.S_ISREG(mode):
+        # Of whatever has an owner: a pipe, a socket or a device keeps them as little as a file.
+        if mode != status.st_mode and not stat.S_ISDIR(mode):
             steps.append((records, drop_set_id))
         # With steps to take it is clean only after them, and each of them may fail.
         node.clean = not steps and not mode & SET_ID
