@@ -305,7 +305,8 @@ def handover_overdue(turn: Turn) -> None:
         after_handover(turn)
         return
     # Nobody will say more to whoever commanded it: it is settled by the rules from here on.
-    turn.finish(turn.peer_runs, f"{text}; `hyperha state` shows who runs the VM")
+    runs = turn.peer_runs
+    turn.finish(runs, f"{state.config.peer} runs the VM" if runs else text)
     if state.peer_heard:
         # It runs the VM, or was stopped instead: a join or a claim settles who may run (P7).
         turn.set(handover=None, goal=Goal.RUN)

@@ -593,3 +593,17 @@ def test_a_swap_whose_target_is_lost_behind_the_commit_has_an_end(isolation):
     world.boot_node(world.b)
     world.run(20_000)
     assert set(world.roles()) == {R.PRIM, R.SECOND}
+
+
+def test_a_swap_that_was_never_confirmed_is_done_where_the_other_node_runs(monkeypatch):
+    """H2: only its word was lost, again and again."""
+    world = pair(isolation=Isolation.PRIMARY)
+    send = world.b.do_SendPeer
+    monkeypatch.setattr(
+        world.b, "do_SendPeer", lambda one: isinstance(one.message, m.Taken) or send(one)
+    )
+    operation = world.command(world.a, "swap")
+    world.run(20_000)
+    assert any("has not confirmed" in line for line in world.a.log)
+    assert world.a.finished[operation] == (True, "node2 runs the VM")
+    world.until(R.SECOND, R.PRIM)

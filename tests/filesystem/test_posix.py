@@ -53,7 +53,9 @@ def test_sequences(runner: Runner, record_property: Callable[[str, object], None
     record_property("steps", steps)
 
 
-@pytest.mark.parametrize("mode", [0o10644, 0o12644, 0o12654, 0o16755, 0o104644, 0o106755])
+@pytest.mark.parametrize(
+    "mode", [0o10644, 0o12644, 0o12654, 0o16755, 0o142644, 0o102644, 0o104644, 0o106755]
+)
 def test_a_new_group_takes_set_id_bits_from_everything_but_directories(
     runner: Runner, mode: int
 ) -> None:

@@ -205,7 +205,7 @@ class AttributeRequests:
 
         if capable:
             steps.append((records, drop_capability))
-        # Of whatever has an owner: a pipe, a socket or a device keeps them as little as a file.
+        # A new owner takes them from whatever is no directory; only files are written to here.
         if mode != status.st_mode and not stat.S_ISDIR(mode):
             steps.append((records, drop_set_id))
         # With steps to take it is clean only after them, and each of them may fail.
