@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import ROOT
 
-BASE = {"domain", "errors", "text"}
+BASE = {"domain", "errors", "text", "threads"}
 FOUNDATION = {"ports", "config", "durable", "spawn", "encoding"}
 ADAPTERS = {
     "heartbeat",

@@ -16,6 +16,7 @@ from hyperha.errors import ConfigError, HyperhaError
 from hyperha.spawn.run import run_to_end
 from hyperha.spawn.tree import RunPlace
 from hyperha.text import shorten
+from hyperha.threads import OwnThread
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,11 @@ def make_check(
     if checker.kind == "process" and checker.process:
         wanted = checker.process
 
+        # Reading /proc of a process that hangs in the kernel may wait: one thread waits, not each.
+        thread = OwnThread(f"checker {checker.name}")
+
         async def process() -> Answer:
-            # Reading /proc of a process that hangs in the kernel may wait: not in the loop.
-            return await asyncio.to_thread(_process, wanted)
+            return await thread.do(_process, wanted)
 
         return process
     raise ConfigError(

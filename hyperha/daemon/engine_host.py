@@ -40,6 +40,7 @@ from hyperha.replication.control import (
 from hyperha.replication.engine_client import EngineClient
 from hyperha.spawn.run import Run, start
 from hyperha.spawn.tree import RunPlace
+from hyperha.threads import in_own_thread
 
 _log = logging.getLogger(__name__)
 _SUCCESSOR_LIMIT_S = 5.0
@@ -399,7 +400,7 @@ class EngineHost:
         """Take the mount of a process that is gone from the folder; what hinders it, or nothing."""
         self._drop_kept()
         try:
-            return await asyncio.to_thread(peel, self._config.folder)
+            return await in_own_thread("peel", peel, self._config.folder)
         except OSError as problem:
             return str(problem)
 

@@ -39,10 +39,12 @@ def layers(path: str) -> int:
     """How many mounts of ours cover exactly this directory."""
     wanted = path.rstrip("/") or "/"
     count = 0
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    # At blanks and newlines only: a path may hold any other character that Python splits at.
+    with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            before, _, after = line.partition(" - ")
-            if _unescaped(before.split()[4]) == wanted and after.startswith("fuse.hyperha "):
+            before, _, after = line.partition(b" - ")
+            found = os.fsdecode(before.split(b" ")[4])
+            if _unescaped(found) == wanted and after.startswith(b"fuse.hyperha "):
                 count += 1
     return count
 

@@ -22,7 +22,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,9 +205,13 @@ class Guardian:
 
     def _turn(self) -> None:
         now_ms = _now_ms()
-        for armed in list(self._armed.values()):
-            if armed.deadline_ms is not None and now_ms >= armed.deadline_ms:
-                self._fire(armed, "its deadline has passed")
+        due = [
+            armed
+            for armed in self._armed.values()
+            if armed.deadline_ms is not None and now_ms >= armed.deadline_ms
+        ]
+        if due:
+            self._fire(due, "its deadline has passed")
         for armed in list(self._acting):
             self._go_on(armed, now_ms)
         while not self._writer.done.empty():
@@ -220,20 +224,26 @@ class Guardian:
 
     # --- acting ---------------------------------------------------------------------------
 
-    def _fire(self, armed: Armed, reason: str) -> None:
-        """Fence first, then kill (L5'); the rest is done by `_go_on`."""
-        del self._armed[armed.module]
-        armed.fired_ms, armed.reason = _now_ms(), reason
-        self._acting.append(armed)
-        self._fence_and_kill(armed)
-        self._log(f"{armed.module}: run {armed.run} is fenced and killed: {reason}")
-        self._notify({"event": "fired", "module": armed.module, "reason": reason})
+    def _fire(self, fired: Sequence[Armed], reason: str) -> None:
+        """Fence first, then kill (L5'); the rest is done by `_go_on`. All are fenced before any
+        process is looked for."""
+        for armed in fired:
+            del self._armed[armed.module]
+            armed.fired_ms, armed.reason = _now_ms(), reason
+            self._acting.append(armed)
+            self._fence(armed)
+        for armed in fired:
+            for tree in armed.trees:
+                tree.kill_group()
+        for armed in fired:
+            for tree in armed.trees:
+                tree.kill()
+            self._log(f"{armed.module}: run {armed.run} is fenced and killed: {reason}")
+            self._notify({"event": "fired", "module": armed.module, "reason": reason})
 
-    def _fence_and_kill(self, armed: Armed) -> None:
+    def _fence(self, armed: Armed) -> None:
         problems = [why for kind, fd in armed.fences if (why := fence(kind, fd))]
         armed.complaint = f"the data path cannot be fenced: {problems[0]}" if problems else ""
-        for tree in armed.trees:
-            tree.kill()
 
     def _go_on(self, armed: Armed, now_ms: int) -> None:
         """Until every process is gone and the fence has held there is no certificate."""
@@ -245,7 +255,9 @@ class Guardian:
                 why = armed.complaint or f"processes {alive[:8]} do not end"
                 self._log(f"ALERT: {armed.module}: {why}; no certificate is given")
                 self._notify({"event": "stuck", "module": armed.module, "reason": why})
-            self._fence_and_kill(armed)
+            self._fence(armed)
+            for tree in armed.trees:
+                tree.kill()
             return
         self._acting.remove(armed)
         for tree in armed.trees:
@@ -435,8 +447,7 @@ class Guardian:
         self._daemon.close()
         self._daemon = None
         armed = list(self._armed.values())
-        for one in armed:
-            self._fire(one, reason)
+        self._fire(armed, reason)
         if not armed:
             self._log("the daemon has left; nothing was armed")
 

@@ -45,6 +45,7 @@ from hyperha.replication.control import EngineConfig, LogLine, PeerLink, Statist
 from hyperha.replication.preamble import Preamble
 from hyperha.scripts.runner import ScriptRunner
 from hyperha.spawn.tree import RunPlace
+from hyperha.threads import in_own_thread
 from hyperha.vm.port import StopMode, VmSpec
 from hyperha.vm.process import ProcessDriver
 
@@ -154,6 +155,7 @@ class ModuleHost:
         self.task.cancel_timers()
         await self.checks.close()
         await self.vm.close()
+        await self.steps.close()
         await self.engine.close()
 
     def _core_ended(self, task: asyncio.Task[None]) -> None:
@@ -370,7 +372,7 @@ class ModuleHost:
 
     async def _keep_observed(self) -> None:
         with contextlib.suppress(HyperhaError):
-            await asyncio.to_thread(self.observed.store)
+            await in_own_thread("observed", self.observed.store)
 
     def _give_up(self) -> None:
         """The core cannot go on: the guardian fences, kills and certifies, as for a dead daemon.

@@ -23,6 +23,7 @@ from hyperha.core.state import Config, ModuleState, Why
 from hyperha.encoding import EncodingError, to_plain
 from hyperha.errors import HyperhaError
 from hyperha.ports import PeerChannel, Prober, RecordStore, Replicator, Teller, VmHost
+from hyperha.threads import OwnThread
 
 _log = logging.getLogger(__name__)
 MAILBOX_LIMIT = 10_000
@@ -66,6 +67,7 @@ class ModuleTask:
         self.state = ModuleState(config, lineage, settings)
         self.durable_state = self.state
         """The newest state that is stored as far as it must be: what others may be told (P7)."""
+        self._records_thread = OwnThread(f"records {config.module}")
         self._durable = (lineage, settings)
         self.storing_fails = False
         """Whether the last record could not be stored: this node can promise nothing (K1)."""
@@ -183,7 +185,7 @@ class ModuleTask:
         limit_s = self.state.config.timing.stall_limit_ms / 1000
         try:
             async with asyncio.timeout(limit_s):
-                await asyncio.to_thread(store, action.lineage, action.settings)
+                await self._records_thread.do(store, action.lineage, action.settings)
         except TimeoutError:  # before OSError, which it is a kind of
             self._persist_failed(f"the disk did not answer within {limit_s:.1f} s")
             return False

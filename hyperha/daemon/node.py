@@ -35,6 +35,7 @@ from hyperha.daemon.service import Service
 from hyperha.durable import DaemonLock
 from hyperha.errors import ConfigError, DeniedError, HyperhaError
 from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings
+from hyperha.logbook.audit import Audit
 from hyperha.logbook.journal import Logbook
 from hyperha.replication.preamble import Preamble
 from hyperha.security.authority import holder_of
@@ -98,6 +99,7 @@ class NodeDaemon:
         configuration, home = self.configuration, self.home
         cluster, node, peer = configuration.cluster, configuration.node, configuration.peer
         self.logbook = Logbook(home.journal)
+        self.audit = Audit(home.audit, self._unaudited(asyncio.get_running_loop()))
         self.place = RunPlace.for_home(node, home.run)
         if self.place.limit:
             self.limits.append(self.place.limit)
@@ -286,6 +288,15 @@ class NodeDaemon:
         for module in ("", *self.modules):
             self.logbook.log(module, level, text, rule=rule)
 
+    def _unaudited(self, loop: asyncio.AbstractEventLoop) -> Callable[[str, str], None]:
+        """Where the audit cannot be written, the node's log has it instead."""
+
+        def tell(line: str, why: str) -> None:
+            with contextlib.suppress(RuntimeError):  # The daemon has ended.
+                loop.call_soon_threadsafe(self.logbook.log, "", "E", f"audit ({why}): {line}")
+
+        return tell
+
     def _say_distrust(self, text: str) -> None:
         """A peer that is not believed is as good as absent: whoever waits for it must see why."""
         self._log_everywhere("E", f"refused: {text}", rule="")
@@ -364,6 +375,7 @@ class NodeDaemon:
             server.should_exit = True
         for host in self.modules.values():
             await host.close()
+        self.audit.close()
         self.logbook.close()
         for task in self._tasks:
             if not task.done():

@@ -7,14 +7,12 @@ that records are stored with, nor hold up the daemon's end.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 from hyperha.daemon.fencing import layers
 from hyperha.errors import BusyError, FailedError
+from hyperha.threads import in_own_thread
 
 R = TypeVar("R")
 
@@ -34,24 +32,12 @@ class PlainFolder(asyncio.Lock):
         if layers(folder):
             # What is left of a daemon that died may hang whoever touches it (T1).
             raise BusyError(f"{folder} is covered by a mount that nobody serves")
-        loop = asyncio.get_running_loop()
-        end: asyncio.Future[R] = loop.create_future()
 
-        def settle(give: Callable[[], None]) -> None:
-            if not end.done():
-                give()
-
-        def run() -> None:
-            give: Callable[[], None]
+        def look() -> R:
             try:
-                give = partial(end.set_result, work(folder))
-            except BaseException as failure:
-                give = partial(end.set_exception, failure)
-            self._working = False
-            # The daemon may have ended meanwhile: then nobody waits.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(settle, give)
+                return work(folder)
+            finally:
+                self._working = False
 
         self._working = True
-        threading.Thread(target=run, name=f"look into {folder}", daemon=True).start()
-        return await end
+        return await in_own_thread(f"look into {folder}", look)

@@ -6,7 +6,6 @@ together. Each node decides by its own knowledge, as it would before a resync.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -44,6 +43,7 @@ from hyperha.replication.tally import (
     told,
 )
 from hyperha.text import count_text, size_text
+from hyperha.threads import in_own_thread
 
 if TYPE_CHECKING:
     from hyperha.daemon.module_host import ModuleHost
@@ -111,7 +111,7 @@ async def _of_the_engine(host: ModuleHost) -> tuple[CandidatesView, str, bool, t
     folder = dict(zip(kept.names, kept.descriptors, strict=True)).get("folder") if kept else None
     if folder is None:
         raise BusyError(f"{host.node} is busy: its folder is being covered", "Ask again.")
-    room = await asyncio.to_thread(room_of, folder)
+    room = await in_own_thread("room", room_of, folder)
     empty = state.facts.folder_empty if state.facts else False
     if state.unknown_data:
         view = CandidatesView(everything=True, text=state.unknown_data)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime
-import json
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hyperha
@@ -245,16 +242,19 @@ class Service:
             return Accepted(operation=repeated)
         if upkeep:
             accepted = await self.upkeep.begin(host, request, caller)
-            await self._audit(caller, f"{request.verb} {name}", request.reason)
+            self._audit(caller, f"{request.verb} {name}", request.reason)
             return accepted
         if "-" in request.verb:
             return await self._switch(host, request, caller)
         event = self._command(host, request, caller)
         self._check(host, event)
         await self._check_folder(host, event.verb)
+        repeated = self.operations.repeated(request.request_id)
+        if repeated is not None:
+            return Accepted(operation=repeated)
         view = self.operations.begin(name, request.verb, caller.name, request.request_id)
-        await self._audit(caller, f"{request.verb} {name}", request.reason)
         host.post(_with_id(event, view.id))
+        self._audit(caller, f"{request.verb} {name}", request.reason)
         return Accepted(operation=view.id)
 
     def _command(self, host: ModuleHost, request: ActionRequest, caller: Caller) -> CommandGiven:
@@ -297,7 +297,7 @@ class Service:
     async def _switch(self, host: ModuleHost, request: ActionRequest, caller: Caller) -> Accepted:
         what, _, value = request.verb.partition("-")
         view = self.operations.begin(host.name, request.verb, caller.name, request.request_id)
-        await self._audit(caller, f"{what} {value} {host.name}", request.reason)
+        self._audit(caller, f"{what} {value} {host.name}", request.reason)
         host.post(
             SettingsChanged(
                 operation_id=view.id,
@@ -323,7 +323,7 @@ class Service:
         until_ms = _wall_ms(change.until) if change.until else None
         word = "suspend" if change.suspended else "resume"
         view = self.operations.begin(name, f"checker-{word}", caller.name, "")
-        await self._audit(caller, f"{word} {checker} {name}", change.reason)
+        self._audit(caller, f"{word} {checker} {name}", change.reason)
         which = "" if checker == "all" else checker
         host.post(
             SettingsChanged(
@@ -341,7 +341,7 @@ class Service:
                 await self._daemon.peer_api.change_checker(name, checker, change, caller)
         return Accepted(operation=view.id)
 
-    async def _audit(self, caller: Caller, what: str, reason: str) -> None:
+    def _audit(self, caller: Caller, what: str, reason: str) -> None:
         entry = {
             "at": rfc3339(time.time_ns() // 1_000_000),
             "who": caller.name,
@@ -350,14 +350,7 @@ class Service:
             "what": what,
             "why": reason,
         }
-        path = self._daemon.home.audit / "audit.jsonl"
-        await asyncio.to_thread(_append, path, json.dumps(entry))
-
-
-def _append(path: Path, line: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        self._daemon.audit.note(entry)
 
 
 def _with_id(event: CommandGiven, operation_id: str) -> CommandGiven:

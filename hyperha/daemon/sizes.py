@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from hyperha.errors import HyperhaError
 from hyperha.replication.capacity import least_bytes, room_bytes
 from hyperha.replication.tally import tree_bytes
 from hyperha.text import size_text
+from hyperha.threads import in_own_thread
 
 if TYPE_CHECKING:
     from hyperha.daemon.module_host import ModuleHost
@@ -46,7 +46,7 @@ async def sizes_of(host: ModuleHost) -> Sizes:
     try:
         if folder is not None:
             # The plain folder below the mount: the mount itself is never touched (T1).
-            return await asyncio.to_thread(_read, folder)
+            return await in_own_thread("sizes", _read, folder)
         return await host.engine.in_plain_folder(_read_at, _FOLDER_S)
     except (OSError, HyperhaError):
         return Sizes()

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from hyperha.api.wire import ScriptLine, ScriptOutput, ScriptRun
 from hyperha.daemon.views import rfc3339
@@ -18,8 +19,11 @@ from hyperha.errors import NotFoundError
 from hyperha.logbook.outputs import OutputArchive, ScriptRecord
 from hyperha.spawn.run import OutputLine
 from hyperha.text import clean
+from hyperha.threads import OwnThread
 
 LINES_LIMIT = 5000
+UNWRITTEN_LIMIT = 10
+CLOSE_LIMIT_S = 2.0
 
 
 def _wall_ms() -> int:
@@ -63,6 +67,10 @@ class StepArchive:
         """(level, source, rule, text, run id) to the module's log."""
         self._running: dict[str, StepRun] = {}
         self._kept: dict[str, ScriptRecord] = {}
+        self._unwritten: dict[str, list[tuple[int, str, str]]] = {}
+        """The lines of runs that the disk does not have yet, or would not take."""
+        self._thread = OwnThread(f"outputs of {module}")
+        self._writing: set[asyncio.Task[None]] = set()
 
     async def load(self) -> None:
         """What earlier processes kept."""
@@ -79,23 +87,25 @@ class StepArchive:
         self._line("I", step, "", "begins", run.id)
         return run
 
-    async def end(self, run: StepRun, ok: bool, text: str) -> None:
-        """It has ended: keep its output, say how it ended and how long it took."""
+    def end(self, run: StepRun, ok: bool, text: str) -> None:
+        """It has ended: keep its output, say how it ended and how long it took. What the VM does
+        depends on no log: the output goes to the disk later, and stays in memory if it cannot."""
         duration_ms = _wall_ms() - run.started_ms
         how = "done" if ok else "FAILED"
         run.say(f"{how} after {duration_ms / 1000:.1f} s" + (f": {text}" if text else ""))
-        record = await asyncio.to_thread(
-            self._archive.store,
-            run.step,
-            run.started_ms,
-            ok=ok,
-            text=f"{duration_ms}/{run.written} {clean(text)}",
-            lines=list(run.lines),
-        )
+        told = f"{duration_ms}/{run.written} {clean(text)}"
+        record = ScriptRecord(run.id, run.step, run.started_ms, ok, told)
+        lines = list(run.lines)
         self._running.pop(run.id, None)
         self._kept[record.id] = record
+        self._unwritten[record.id] = lines
         while len(self._kept) > 100:
             self._kept.pop(min(self._kept))
+        while len(self._unwritten) > UNWRITTEN_LIMIT:
+            self._unwritten.pop(min(self._unwritten))
+        task = asyncio.get_running_loop().create_task(self._write(record, lines))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
         self._line(
             "I" if ok else "E",
             run.step,
@@ -103,6 +113,22 @@ class StepArchive:
             f"{how} after {duration_ms / 1000:.1f} s: {clean(text) or 'exit status 0'}",
             run.id,
         )
+
+    async def _write(self, record: ScriptRecord, lines: list[tuple[int, str, str]]) -> None:
+        store = partial(self._archive.store, ok=record.ok, text=record.text, lines=lines)
+        try:
+            await self._thread.do(store, record.step, record.started_wall_ms)
+        except OSError as problem:
+            why = problem.strerror or str(problem)
+            text = f"the output of {record.step} cannot be kept on the disk: {why}"
+            self._line("E", record.step, "", text, record.id)
+        else:
+            self._unwritten.pop(record.id, None)
+
+    async def close(self) -> None:
+        """Write what waits, as long as the disk answers."""
+        if self._writing:
+            await asyncio.wait(self._writing, timeout=CLOSE_LIMIT_S)
 
     def runs(self) -> list[ScriptRun]:
         """Newest first."""
@@ -117,6 +143,10 @@ class StepArchive:
             return _output(self._view_running(running), list(running.lines), running.written)
         if run_id not in self._kept:
             raise NotFoundError(f"there is no script run {clean(run_id)!r} on {self._node}")
+        unwritten = self._unwritten.get(run_id)
+        if unwritten is not None:
+            view = self._view_kept(self._kept[run_id])
+            return _output(view, unwritten, view.lines or len(unwritten))
         record, lines = self._archive.read(run_id)
         rows = [(line.at_wall_ms, line.stream, line.text) for line in lines]
         view = self._view_kept(record)

@@ -5,7 +5,6 @@ The comparison itself is the replication process's; here are its refusal, progre
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from hyperha.errors import HyperhaError
 from hyperha.replication.control import Question, StartVerify, StopVerify, VerifyTold
 from hyperha.replication.milestones import Milestones
 from hyperha.text import count_text, size_text
+from hyperha.threads import in_own_thread
 
 if TYPE_CHECKING:
     from hyperha.daemon.module_host import ModuleHost
@@ -96,7 +96,7 @@ class Verifying:
         view = self._view(operation, repair, serial, problem)
         host.observed.verify = after(host.observed.verify, view)
         try:
-            await asyncio.to_thread(host.observed.store)
+            await in_own_thread("observed", host.observed.store)
         except HyperhaError as failure:
             host.log("E", "verify", "R17", f"the findings cannot be kept: {failure}")
         good = view.complete and not view.left

@@ -23,6 +23,7 @@ from hyperha.errors import FailedError, HyperhaError
 from hyperha.scripts.runner import ScriptRunner, Step
 from hyperha.spawn.run import OutputLine
 from hyperha.spawn.tree import ProcessTree
+from hyperha.threads import in_own_thread
 from hyperha.vm.port import Driver, Reason, StopMode, VmSpec
 
 _log = logging.getLogger(__name__)
@@ -233,10 +234,10 @@ class VmHost:
                 await self.driver.start(run)
         except (Exception, asyncio.CancelledError) as problem:
             text = str(problem) or "ended early"
-            await asyncio.shield(self._steps.end(step, False, text))
+            self._steps.end(step, False, text)
             self._step = None
             raise
-        await self._steps.end(step, True, "")
+        self._steps.end(step, True, "")
         self._step = None
         self.running_changed(run)
         return ""
@@ -267,11 +268,11 @@ class VmHost:
                 step.say("handles on the folder are still open: waiting for them is given up")
             await self._script_soft(Step.POSTSTOP, environment, step)
         except Exception as problem:
-            await self._steps.end(step, False, str(problem))
+            self._steps.end(step, False, str(problem))
             raise
         finally:
             self._step = None
-        await self._steps.end(step, True, how)
+        self._steps.end(step, True, how)
         self._armed = None
         await self.arm()
         return how
@@ -298,7 +299,7 @@ class VmHost:
         of ours (T1)."""
         if self._kept is not None:
             return None
-        return await asyncio.to_thread(_missing_folder, self._spec)
+        return await in_own_thread("look for a folder", _missing_folder, self._spec)
 
     async def _fence(self) -> str:
         kept = self._kept
@@ -308,7 +309,7 @@ class VmHost:
         problems = [
             problem
             for name, one in fences
-            if (problem := await asyncio.to_thread(fencing.fence, _kind(name, kept), one))
+            if (problem := await in_own_thread("fence", fencing.fence, _kind(name, kept), one))
         ]
         if fences and not problems:
             return ""

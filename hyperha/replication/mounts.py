@@ -48,7 +48,8 @@ def _plain(text: str) -> str:
 def parse(text: str) -> list[MountEntry]:
     """The entries of a mountinfo file, which was read as latin-1."""
     entries = []
-    for line in text.splitlines():
+    # At newlines only: a path may hold any other character that Python takes for a line's end.
+    for line in text.split("\n"):
         head, _, tail = line.partition(" - ")
         fields, rest = head.split(" "), tail.split(" ")
         if len(fields) < 6 or len(rest) < 2:
@@ -68,14 +69,17 @@ def parse(text: str) -> list[MountEntry]:
 
 def mounted() -> list[MountEntry]:
     """What is mounted in this process's namespace."""
-    with open(_OWN, encoding="latin-1") as file:
-        return parse(file.read())
+    return parse(_read(_OWN))
 
 
 def mounted_on_host() -> list[MountEntry]:
     """What is mounted in the namespace of process 1. Raises OSError without the right to look."""
-    with open(_HOST, encoding="latin-1") as file:
-        return parse(file.read())
+    return parse(_read(_HOST))
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="latin-1", newline="\n") as file:
+        return file.read()
 
 
 def layers(path: str, entries: list[MountEntry]) -> list[MountEntry]:

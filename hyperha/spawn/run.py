@@ -25,6 +25,7 @@ from hyperha.errors import FailedError, RefusedError, TimedOutError
 from hyperha.spawn.output import LineSplitter, OutputLine, OutputStore, Stream
 from hyperha.spawn.tree import MARKER, ProcessTree, RunPlace
 from hyperha.text import clean
+from hyperha.threads import in_own_thread
 
 _LAUNCHER = str(Path(__file__).with_name("launcher.py"))
 LAUNCH_LIMIT_S = 10.0
@@ -165,7 +166,7 @@ class Run:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
             if search:
-                left = await asyncio.to_thread(_kill_and_look, self.tree)
+                left = await in_own_thread("search /proc", _kill_and_look, self.tree)
             else:
                 self.tree.kill(thorough=False)
                 left = bool(self.tree.members(thorough=False))

@@ -11,6 +11,8 @@ import hashlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,18 +42,25 @@ class ProcessTree:
             found = _cgroup_members(self.cgroup)
             if found or not thorough:
                 return found
-        return self._stray()
+            return self._stray()[0]
+        found, silent = self._stray()
+        # One that cannot be looked at may be of the run: nobody may say that all are gone.
+        return found or silent
 
     def kill(self, *, thorough: bool = True) -> None:
         """One round of SIGKILL to everything; call again while `members` says something."""
-        if self.cgroup:
-            try:
-                _write(os.path.join(self.cgroup, "cgroup.kill"), "1")
-            except OSError:  # Before Linux 5.14, or already removed.
-                _signal_all(_cgroup_members(self.cgroup))
-            if not thorough:
-                return
-        _signal_all(self._stray())
+        self.kill_group()
+        if thorough or not self.cgroup:
+            _signal_all(self._stray()[0])
+
+    def kill_group(self) -> None:
+        """SIGKILL to what is in the cgroup; nothing without one. Looks at no other process."""
+        if not self.cgroup:
+            return
+        try:
+            _write(os.path.join(self.cgroup, "cgroup.kill"), "1")
+        except OSError:  # Before Linux 5.14, or already removed.
+            _signal_all(_cgroup_members(self.cgroup))
 
     def remove(self) -> bool:
         """Remove the empty cgroup with what the run made below it; False while it is in use."""
@@ -66,29 +75,28 @@ class ProcessTree:
                 return False
         return True
 
-    def _stray(self) -> list[int]:
-        """By /proc: who carries the marker, is of the session, or descends from one of those.
+    def _stray(self) -> tuple[list[int], list[int]]:
+        """By /proc: who carries the marker, is of the session, or descends from one of those; and
+        who cannot be looked at.
 
         A descendant that carries another marker is of a run of its own: a daemon's VMs and its
         guardian are not part of the daemon.
         """
         parents: dict[int, int] = {}
-        found: set[int] = set()
-        others: set[int] = set()
+        sessions: dict[int, int] = {}
         own = os.getpid()
         for name in os.listdir("/proc"):
             if not name.isdigit() or int(name) == own:
                 continue
-            process = int(name)
-            facts = _facts(process)
-            if facts is None:
-                continue
-            parents[process], session = facts
-            marker = _marker_of(process)
-            if marker == self.marker or (self.session and session == self.session):
-                found.add(process)
-            elif marker:
-                others.add(process)
+            facts = _facts(int(name))
+            if facts is not None:
+                parents[int(name)], sessions[int(name)] = facts
+        markers = _markers(list(parents))
+        silent = [process for process in parents if process not in markers]
+        found = {process for process, marker in markers.items() if marker == self.marker}
+        if self.session:
+            found |= {process for process, one in sessions.items() if one == self.session}
+        others = {process for process, marker in markers.items() if marker} - found
         grown = True
         while grown:
             more = {
@@ -98,7 +106,7 @@ class ProcessTree:
             }
             grown = bool(more)
             found |= more
-        return sorted(found)
+        return sorted(found), sorted(set(silent) - found)
 
 
 def _facts(process: int) -> tuple[int, int] | None:
@@ -111,6 +119,63 @@ def _facts(process: int) -> tuple[int, int] | None:
     if fields[0] in (b"Z", b"X"):
         return None
     return int(fields[1]), int(fields[3])
+
+
+class _Look(threading.Thread):
+    """Reads the markers of processes, one after the other; it may never come back from one."""
+
+    def __init__(self, processes: Sequence[int]) -> None:
+        super().__init__(name="look at processes", daemon=True)
+        self._processes = processes
+        self.found: list[tuple[int, str]] = []
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Look at all of them."""
+        for process in self._processes:
+            self.found.append((process, _marker_of(process)))
+        self.ended.set()
+
+
+_SILENT_S = 2.0
+"""Reading the environment of a process takes microseconds, or waits for its memory: for a disk that
+hangs, a file system that does not answer, a lock that a hanging system call holds. On a busy
+machine the thread itself may wait."""
+_silent: dict[int, tuple[str, _Look]] = {}
+"""Processes that could not be looked at: the moment of their start, and the thread that waits for
+them. None is asked again before that has come back."""
+
+
+def _markers(processes: list[int]) -> dict[int, str]:
+    """The markers of all processes; what cannot be looked at is left out."""
+    for process, (began, look) in list(_silent.items()):
+        if _started(process) != began or any(one == process for one, _ in look.found[:]):
+            del _silent[process]
+    rest = [one for one in processes if one not in _silent]
+    found: dict[int, str] = {}
+    while rest:
+        look = _Look(rest)
+        look.start()
+        seen = -1
+        while not look.ended.wait(_SILENT_S) and len(look.found) > seen:
+            seen = len(look.found)
+        done = look.found[:]
+        found.update(done)
+        if len(done) == len(rest):
+            break
+        stuck = rest[len(done)]
+        _silent[stuck] = _started(stuck), look
+        rest = rest[len(done) + 1 :]
+    return found
+
+
+def _started(process: int) -> str:
+    """When a process began, as /proc tells it; empty for one that is gone."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[19].decode("ascii")
+    except (OSError, IndexError):
+        return ""
 
 
 def _marker_of(process: int) -> str:
@@ -248,7 +313,7 @@ def own_cgroup() -> str | None:
         for line in file:
             before, _, after = line.partition(" - ")
             if after.startswith("cgroup2 "):
-                mount = before.split()[4]
+                mount = before.split(" ")[4]
                 break
     if not mount:
         return None

@@ -178,7 +178,9 @@ async def test_a_step_can_be_read_while_it_runs_and_afterwards(tmp_path):
     run.add(1_700_000_000_000, "err", "evil \x1b]0;title\x07 text")
     assert steps.runs()[0].state == "running"
     assert steps.output(run.id).output[0].text == "evil  text"
-    await steps.end(run, False, "exit status 1")
+    steps.end(run, False, "exit status 1")
+    assert steps.output(run.id).output[0].text == "evil  text", "also before the disk has it"
+    await steps.close()
     later = StepArchive("VM1", "node1", archive, lambda *line: None)
     await later.load()
     kept = later.runs()[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyperha.replication import mounts
-from hyperha.replication.mounts import settled
+from hyperha.replication.mounts import parse, settled
 
 pytestmark = pytest.mark.root
 
@@ -89,3 +89,12 @@ def test_a_torn_reading_is_no_change() -> None:
     assert settled("covered", lambda: next(readings)) == "covered"
     assert settled("", lambda: "covered") == "covered"
     assert settled("covered", lambda: "") == ""
+
+
+@pytest.mark.parametrize("name", ["plain", "Ångström", "архив", "内部", "no\u00a0break", "a\rb"])
+def test_every_character_of_a_path_is_its_own(name: str) -> None:
+    """Python takes some for the end of a line, or for a blank."""
+    path = f"/srv/{name}"
+    line = f"40 30 0:50 / {path} rw,relatime shared:1 - fuse.hyperha hyperha-vm rw\n"
+    raw = (line + line.replace("40 30", "41 30")).encode().decode("latin-1")
+    assert [entry.path for entry in parse(raw)] == [path, path]
