@@ -49,7 +49,7 @@ from hyperha.replication.safety.retention import Keep
 from hyperha.replication.safety.saver import NoRoom
 from hyperha.replication.stamping import Stamping
 from hyperha.replication.store import Store
-from hyperha.replication.touched import record_touched
+from hyperha.replication.touched import last_moment, record_touched
 from hyperha.text import clean
 
 log = logging.getLogger(__name__)
@@ -277,6 +277,8 @@ class Engine:
 
     def _let_go(self, *, clean_end: bool = False) -> None:
         """Undo covering, as far as it went."""
+        # Taken before others can reach the folder: what they change has a later time (R14).
+        last = last_moment() if clean_end else None
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.uncover()
@@ -291,7 +293,7 @@ class Engine:
             primary.close()
         stamping, self._stamping = self._stamping, None
         if stamping is not None:
-            stamping.end(clean=clean_end)
+            stamping.end(last)
         intent, self._intent = self._intent, None
         if intent is not None:
             intent.close()

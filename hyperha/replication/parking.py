@@ -69,6 +69,8 @@ class Ledger:
         self.version = 0
         """Grows when a change begins and when it is in the stream, and is odd between: who reads
         the tree between two equal, even values has read one position of the stream."""
+        self.renames = 0
+        """Grows with each rename, which a walk of the folder beside it may have missed."""
         self.watched: dict[tuple[FileId, int], int] = {}
         """Like `version`, for the zones that a resync reads just now: grows when a write to the
         zone enters the stream and when its local call has returned."""
@@ -148,10 +150,12 @@ class Ledger:
                 return
             flush.local = True
             ripe = self._ripe(flush)
-            if ripe:
+            # The order to end the freeze overtook the local call (M7).
+            ended = self.mode is Acknowledge.NONE and bool(self._refusing) and not self._broken
+            if ripe or ended:
                 self._flushes.pop(number, None)
-        if ripe:
-            flush.answer(0, b"")
+        if ripe or ended:
+            flush.answer(errno.EIO if ended else 0, b"")
 
     def _ripe(self, flush: Flush) -> bool:
         if not flush.local or self.mode is Acknowledge.NONE:

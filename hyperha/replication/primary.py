@@ -35,6 +35,7 @@ from hyperha.replication.operations import (
     InDoubt,
     Record,
     RecordKind,
+    Rename,
     SetTimes,
     Target,
     Truncate,
@@ -222,6 +223,7 @@ class Primary(Ledger):
             raise
         with self.lock:
             self.version += 1
+            self.renames += isinstance(change, Rename)
             number = self.number = self.number + 1
             self.intent.touch(records, number)
             session = self.session
@@ -561,6 +563,10 @@ class Primary(Ledger):
 
     def read_again(self, file: FileId, offset: int, length: int) -> bytes:
         """What a file holds there now; nothing when it is gone, which the peer hears later."""
+        if not self.store.has_learned(file):
+            # It was written by this process: without an id it is gone. Looked for in all of the
+            # folder it would not be found either, and the session waits.
+            return b""
         try:
             return self.store.read(file, offset, length)
         except OSError as error:

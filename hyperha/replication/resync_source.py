@@ -39,6 +39,8 @@ from hyperha.replication.wire_changes import (
 
 log = logging.getLogger(__name__)
 
+_WALKS: Final = 3
+"""Through the folder beside a guest that moves things; each may miss what is moved meanwhile."""
 _PROGRESS_MS: Final = 500
 _RECENT_MS: Final = 5000
 _SURELY: Final = 8
@@ -133,12 +135,26 @@ class ResyncSource(Inquiry):
         store = self._store
         for file, handle in self._handles.items():
             store.bind_handle(file, handle)
+        for _ in range(_WALKS):
+            renames = self._renames()
+            if all(store.known(file) for file in self._foreign):
+                return
+            for _ in store.walk():
+                pass
+            if renames == self._renames():
+                # Nothing was moved beside the walk: what it has not met is gone.
+                return
         if all(store.known(file) for file in self._foreign):
             return
-        # Gone, or missed by a walk beside which the guest moved it: once more without the guest.
+        # The guest moves things all the time: once more without the guest.
         with self._primary.operation:
             for _ in store.walk():
                 pass
+
+    def _renames(self) -> int:
+        """How many there were; none is under way."""
+        with self._primary.operation:
+            return self._primary.renames
 
     # --- the stream -----------------------------------------------------------------------
 

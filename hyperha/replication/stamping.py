@@ -40,11 +40,12 @@ class Stamping:
             if self._stop.wait(INTERVAL_S):
                 return
 
-    def end(self, *, clean: bool) -> None:
-        """It is ours no more; `clean`: nothing of it is left unsaid."""
+    def end(self, last: Stamp | None) -> None:
+        """It is ours no more since `last`, the moment from which on nothing here was our doing;
+        without one something may be left unsaid."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if clean:
-            self._stamp.write(clean=True)
+        if last is not None:
+            self._stamp.write(clean=True, at=last)
         self._stamp.close()

@@ -26,9 +26,14 @@ from hyperha.replication.store import Store
 NAME: Final = "alive"
 INTERVAL_S: Final = 5.0
 _MARGIN_NS: Final = 2_000_000_000
-_STAMP: Final = struct.Struct("<8sQB")
-_MAGIC: Final = b"alive\n\0\1"
+_TICK_S: Final = 0.02
+_STAMP: Final = struct.Struct("<8sQB16sQ")
+_MAGIC: Final = b"alive\n\0\2"
+_FORMER: Final = struct.Struct("<8sQB")
+_FORMER_MAGIC: Final = b"alive\n\0\1"
+"""Of releases that did not note the boot."""
 _SIZE: Final = 512
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,19 @@ class Stamp:
 
     wall_ns: int
     clean: bool
+    boot: bytes = b""
+    """The boot of the machine that it was made in; empty when that is not known."""
+    boottime_ns: int = 0
+    """CLOCK_BOOTTIME of then."""
+
+    @property
+    def set_back_ns(self) -> int:
+        """By how much the wall clock was set back since, as far as this boot can tell: moments
+        behind the stamp may carry times that are so much earlier."""
+        now = _now(clean=True)
+        if not self.boot or self.boot != now.boot:
+            return 0
+        return max(0, self.wall_ns - self.boottime_ns - (now.wall_ns - now.boottime_ns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +77,42 @@ class StampFile:
     def read(self) -> Stamp | None:
         """The last stamp; None when there is none or it cannot be read."""
         raw = os.pread(self._descriptor, _SIZE, 0)
-        body = raw[16 : 16 + _STAMP.size]
-        if len(raw) != _SIZE or xxhash.xxh3_128_digest(body) != raw[:16]:
+        if len(raw) != _SIZE:
             return None
-        magic, wall_ns, clean = _STAMP.unpack(body)
-        return Stamp(wall_ns, bool(clean)) if magic == _MAGIC else None
+        former = raw[16 : 16 + _FORMER.size]
+        if xxhash.xxh3_128_digest(former) == raw[:16]:
+            magic, wall_ns, clean = _FORMER.unpack(former)
+            return Stamp(wall_ns, bool(clean)) if magic == _FORMER_MAGIC else None
+        body = raw[16 : 16 + _STAMP.size]
+        if xxhash.xxh3_128_digest(body) != raw[:16]:
+            return None
+        magic, wall_ns, clean, boot, boottime_ns = _STAMP.unpack(body)
+        return Stamp(wall_ns, bool(clean), boot, boottime_ns) if magic == _MAGIC else None
 
-    def write(self, *, clean: bool) -> None:
-        """Stamp now, durably."""
-        body = _STAMP.pack(_MAGIC, time.time_ns(), clean)
+    def write(self, *, clean: bool, at: Stamp | None = None) -> None:
+        """Stamp now, or the moment that was taken before, durably."""
+        at = at or _now(clean=clean)
+        body = _STAMP.pack(_MAGIC, at.wall_ns, clean, at.boot, at.boottime_ns)
         raw = xxhash.xxh3_128_digest(body) + body
         os.pwrite(self._descriptor, raw.ljust(_SIZE, b"\0"), 0)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+
+def _now(*, clean: bool) -> Stamp:
+    with open(_BOOT_ID, encoding="ascii") as file:
+        boot = bytes.fromhex(file.read().strip().replace("-", ""))
+    return Stamp(time.time_ns(), clean, boot, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+
+def last_moment() -> Stamp:
+    """The end of what this node does in the folder; when it returns, every time that a file gets
+    is later, though a kernel gives times of up to one of its ticks ago."""
+    moment = _now(clean=True)
+    time.sleep(_TICK_S)
+    return moment
 
 
 def record_touched(store: Store, intent: IntentLog, stamp: Stamp | None) -> Touched:
@@ -86,7 +125,7 @@ def record_touched(store: Store, intent: IntentLog, stamp: Stamp | None) -> Touc
     if stamp.wall_ns > time.time_ns():
         intent.mark_everything()
         return Touched(0, "", "the clock went back since the folder was last in use")
-    limit_ns = ours_ns = stamp.wall_ns
+    limit_ns = ours_ns = stamp.wall_ns - stamp.set_back_ns
     if not stamp.clean:
         limit_ns -= _MARGIN_NS
         # A later stamp would be there: what comes after it is none of what we did.

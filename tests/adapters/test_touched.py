@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import struct
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import xxhash
 
+from hyperha.core import actions
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import ROOT_ID, Record, RecordKind
 from hyperha.replication.store import Store
-from hyperha.replication.touched import Stamp, record_touched
+from hyperha.replication.touched import Stamp, StampFile, last_moment, record_touched
+from tests.support.engine_pair import free_ports
+from tests.support.engine_process import ProcessPair
 from tests.support.safety import file_system
 
 pytestmark = pytest.mark.root
@@ -89,3 +95,81 @@ def test_a_record_of_one_zone_does_not_speak_for_the_file(
     finally:
         intent.close()
         store.close()
+
+
+def test_what_was_changed_while_the_clock_was_ahead_is_found(tmp_path: Path) -> None:
+    """The stamp of a clean end is later than the change that came behind it: set right since."""
+    (tmp_path / "disk").write_bytes(b"x")
+    store, intent = opened(tmp_path)
+    try:
+        file = store.identify(ROOT_ID, b"disk")
+        changed_ns = (tmp_path / "disk").stat().st_ctime_ns
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.time_ns() + changed_ns
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
+            boot = bytes.fromhex(source.read().strip().replace("-", ""))
+        # Made a second before the change, on a clock that was more than that ahead.
+        stamp = Stamp(changed_ns + 1_000_000, True, boot, boot_ns - 1_000_000_000)
+        time.sleep(0.002)
+        found = record_touched(store, intent, stamp)
+        assert found.count == 2
+        assert Record(RecordKind.WHOLE_FILE, file) in set(intent.candidates() or ())
+        other = Stamp(stamp.wall_ns, True, bytes(16), stamp.boottime_ns)
+        assert other.set_back_ns == 0, "of another boot it is not known"
+    finally:
+        intent.close()
+        store.close()
+
+
+def test_a_stamp_of_a_former_release_is_understood(tmp_path: Path) -> None:
+    body = struct.pack("<8sQB", b"alive\n\0\1", 1_700_000_000_000_000_000, True)
+    raw = (xxhash.xxh3_128_digest(body) + body).ljust(512, b"\0")
+    (tmp_path / "alive").write_bytes(raw)
+    place = os.open(tmp_path, os.O_RDONLY)
+    stamp = StampFile(place)
+    os.close(place)
+    try:
+        assert stamp.read() == Stamp(1_700_000_000_000_000_000, clean=True)
+        stamp.write(clean=True, at=last_moment())
+        now = stamp.read()
+        assert now is not None
+        assert now.clean
+        assert len(now.boot) == 16
+        assert time.time_ns() - now.wall_ns >= 20_000_000
+    finally:
+        stamp.close()
+
+
+def test_what_is_changed_as_soon_as_the_folder_is_uncovered_is_found(tmp_path: Path) -> None:
+    """Whoever waits for the mount to go is quicker than the end of the threads behind it."""
+    pair = ProcessPair(tmp_path, free_ports(2))
+    try:
+        a = pair.a
+        a.attach()
+        pair.b.attach()
+        pair.in_sync()
+        (a.folder / "disk").write_bytes(b"x" * 4096)
+        a.do(actions.Barrier)
+        for node in (pair.b, a):
+            node.do(actions.CloseSession)
+        a.do(actions.Demote)
+        covered = os.stat(a.folder).st_dev
+
+        def change() -> None:
+            while True:
+                try:
+                    if os.stat(a.folder).st_dev != covered:
+                        break
+                except OSError:
+                    continue
+            (a.folder / "disk").write_bytes(b"changed beside")
+
+        waiting = threading.Thread(target=change)
+        waiting.start()
+        a.counter += 1
+        a.do(actions.Detach, a.marker(a.counter))
+        waiting.join()
+        a.close()
+        a.start()
+        assert a.attach(fresh=False).candidates
+    finally:
+        pair.close()
