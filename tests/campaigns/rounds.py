@@ -152,7 +152,13 @@ def run_round(kind: Kind, order: Order, limit_s: float, stopping: Callable[[], b
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
+            # As where it is installed: else each process compiles all of its sources first.
+            env={
+                **os.environ,
+                "PYTHONFAULTHANDLER": "1",
+                "PYTHONDONTWRITEBYTECODE": "",
+                **environment,
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
