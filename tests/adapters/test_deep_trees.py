@@ -8,13 +8,16 @@ import resource
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hyperha.core.actions import Acknowledge, SafetyEnd, SessionStart
+from hyperha.domain import Epoch, SessionKey
 from hyperha.replication import admission, capacity, trees
 from hyperha.replication.aside import LOST, Aside, lost_names, tidy
 from hyperha.replication.entries import PRIVATE_NAME, remove_tree
+from hyperha.replication.handshake import Hello
 from hyperha.replication.occupancy import links_from_outside
 from hyperha.replication.operations import (
     ROOT_ID,
@@ -22,14 +25,19 @@ from hyperha.replication.operations import (
     Create,
     FileId,
     Rename,
+    Target,
 )
+from hyperha.replication.resync_target import TargetSide
 from hyperha.replication.store import Store
 from hyperha.replication.tally import read_plain_folder, tree_bytes
+from hyperha.replication.wire_changes import ListedEntry
 from tests.support.engine_pair import Guest, pair_at
 from tests.support.safety import folder_at
 
 LEVELS = 3000
 FEW_DESCRIPTORS = 256
+FEWER_LEVELS, LONG_NAME = 1200, "directory"
+"""For what takes long: also more than calls and a path can be."""
 CONTENT = b"at the end of all of it"
 
 pytestmark = pytest.mark.root
@@ -260,15 +268,24 @@ def test_undo_moves_deep_directories_back(base: Path) -> None:
     assert depth_of(folder) == LEVELS
 
 
-def chain_of(store: Store) -> list[FileId]:
+def chain_of(store: Store, levels: int = LEVELS, name: bytes = b"d") -> list[FileId]:
     """The ids of the directories, from the top on."""
     found = [ROOT_ID]
-    for _ in range(LEVELS):
-        found.append(store.find(found[-1], b"d").file)
+    for _ in range(levels):
+        found.append(store.identify(found[-1], name))
     return found
 
 
-def test_a_safety_copy_of_a_deep_tree_is_restored(base: Path) -> None:
+def test_a_safety_copy_of_a_deep_tree_is_restored(base: Path, monkeypatch: Any) -> None:
+    """Not from the top for each name, which takes the square of the time."""
+    opened, steps = os.open, 0
+
+    def counted(*arguments: Any, **named: Any) -> int:
+        nonlocal steps
+        steps += 1
+        assert steps < 10 * LEVELS
+        return opened(*arguments, **named)
+
     folder = base / "folder"
     with folder_at(folder) as served:
         last = grow(folder)
@@ -276,25 +293,53 @@ def test_a_safety_copy_of_a_deep_tree_is_restored(base: Path) -> None:
         os.close(last)
         copy = served.begin(required=True)
         served.store.write(file, 0, b"something else")
-        served.restore(copy, base / "to")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", counted)
+            served.restore(copy, base / "to")
     assert depth_of(base / "to") == LEVELS
 
 
 def test_a_deep_tree_is_copied_and_one_of_its_ends_moved_by_resyncs(base: Path) -> None:
     with pair_at(base) as pair:
-        os.close(grow(pair.a.folder))
+        os.close(grow(pair.a.folder, FEWER_LEVELS, LONG_NAME))
         pair.a.primary.promote(Acknowledge.LOCAL)
         pair.resync(SessionStart.FULL)
-        assert depth_of(pair.b.folder) == LEVELS
+        assert depth_of(pair.b.folder, LONG_NAME) == FEWER_LEVELS
         pair.a.primary.close_session(clean=False)
         pair.b.acceptor.close()
         pair.a.intent.enter_alone("g1")
         pair.a.primary.set_mode(Acknowledge.LOCAL)
-        chain = chain_of(pair.a.store)
-        Guest(pair.a).rename(chain[-6], b"d", chain[-9], b"moved")
+        name = LONG_NAME.encode()
+        chain = chain_of(pair.a.store, FEWER_LEVELS, name)
+        Guest(pair.a).rename(chain[-6], name, chain[-9], b"moved")
         pair.a.store.reset()
         pair.resync(SessionStart.CANDIDATES)
         end = pair.b.store.find(chain[-9], b"moved").file
         assert end == chain[-5]
         assert pair.b.store.names(chain[-6]) == []
         assert pair.b.store.find(chain[-1], b"file").attributes.size == len(CONTENT)
+
+
+def test_a_directory_is_brought_from_where_no_path_leads(base: Path) -> None:
+    """What the source lists elsewhere is taken from its place here, if that is in the folder."""
+    name = LONG_NAME.encode()
+    with pair_at(base) as pair:
+        os.close(grow(pair.b.folder, FEWER_LEVELS, LONG_NAME))
+        store = pair.b.store
+        chain = chain_of(store, FEWER_LEVELS, name)
+        hello = Hello(SessionKey("g", Epoch(1, "a"), 1), SessionStart.FULL, -1, 7)
+        target = TargetSide(store, pair.b.intent, 1, hello)
+        attributes = store.attributes(Target(chain[-1]))
+
+        def listed(file: FileId) -> ListedEntry:
+            return ListedEntry(b"here", file, attributes, (), 2, b"")
+
+        assert target._bring(chain[3], listed(chain[-1]))
+        assert store.names(chain[-2]) == []
+        assert store.find(chain[3], b"here").file == chain[-1]
+        (base / "outside").mkdir()
+        os.rename(pair.b.folder / "/".join([LONG_NAME] * 3) / "here", base / "outside" / "there")
+        for file in (chain[-1], ROOT_ID):
+            with pytest.raises(OSError, match="not in the folder"):
+                target._bring(chain[2], listed(file))
+        assert os.listdir(base / "outside") == ["there"]
