@@ -32,6 +32,7 @@ from hyperha.replication.store import Store
 from hyperha.replication.tally import read_plain_folder, tree_bytes
 from hyperha.replication.wire_changes import ListedEntry
 from tests.support.engine_pair import Guest, pair_at
+from tests.support.fuse_local import Served
 from tests.support.safety import folder_at
 
 LEVELS = 3000
@@ -343,3 +344,22 @@ def test_a_directory_is_brought_from_where_no_path_leads(base: Path) -> None:
             with pytest.raises(OSError, match="not in the folder"):
                 target._bring(chain[2], listed(file))
         assert os.listdir(base / "outside") == ["there"]
+
+
+@pytest.mark.fuse
+def test_all_directories_above_get_ids_before_what_is_made_below(base: Path) -> None:
+    """They were looked up while the node was standby, when nothing may be changed."""
+    folder, run = base / "folder", base / "run"
+    folder.mkdir()
+    run.mkdir()
+    os.close(grow(folder, FEWER_LEVELS))
+    with Served(folder, run, primary=False) as served:
+        at = os.open(folder, os.O_RDONLY)
+        for _ in range(FEWER_LEVELS):
+            below = os.open("d", os.O_RDONLY, dir_fd=at)
+            os.close(at)
+            at = below
+        served.do("primary")
+        os.mkdir("made", dir_fd=at)
+        os.close(at)
+        assert served.do("log") == ["SetXattr"] * FEWER_LEVELS + ["Create"]
