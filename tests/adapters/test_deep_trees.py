@@ -31,6 +31,7 @@ from hyperha.replication.resync_target import TargetSide
 from hyperha.replication.store import Store
 from hyperha.replication.tally import read_plain_folder, tree_bytes
 from hyperha.replication.wire_changes import ListedEntry
+from hyperha.spawn import tree
 from tests.support.engine_pair import Guest, pair_at
 from tests.support.fuse_local import Served
 from tests.support.safety import folder_at
@@ -363,3 +364,22 @@ def test_all_directories_above_get_ids_before_what_is_made_below(base: Path) -> 
         os.mkdir("made", dir_fd=at)
         os.close(at)
         assert served.do("log") == ["SetXattr"] * FEWER_LEVELS + ["Create"]
+
+
+def test_deep_cgroups_are_looked_through_and_removed(base: Path) -> None:
+    """Of plain directories: the same calls, which no rights and no kernel stand against."""
+    at = os.open(base, os.O_RDONLY)
+    for name in ["run", *["d"] * FEWER_LEVELS]:
+        os.mkdir(name, dir_fd=at)
+        below = os.open(name, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CREAT, dir_fd=at)
+    os.write(procs, b"%d\n" % os.getpid())
+    os.close(procs)
+    group = str(base / "run")
+    assert tree._cgroup_members(group) == [os.getpid()]
+    os.unlink("cgroup.procs", dir_fd=at)
+    os.close(at)
+    assert tree.ProcessTree("", group).remove()
+    assert os.listdir(base) == []
