@@ -16,7 +16,8 @@ from typing import Final
 
 from hyperha.core.events import Shortage
 from hyperha.replication import allocation, syscalls
-from hyperha.replication.tally import entries_below
+from hyperha.replication.entries import PRIVATE_NAME
+from hyperha.replication.trees import walk
 from hyperha.replication.wire import BLOCK_BYTES, OFFSET_LIMIT
 from hyperha.text import size_text
 
@@ -84,15 +85,15 @@ def _data_of(root: int, until_s: float) -> _Extents:
     half_s = until_s - _LIMIT_S / 2
     found = _Extents()
     seen: set[int] = set()
-    for directory, name, _ in entries_below(root):
+    for met in walk(root, without=PRIVATE_NAME):
         if time.monotonic() > half_s or len(found.ends) >= _EXTENTS:
             break
         try:
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            status = os.stat(met.name, dir_fd=met.parent, follow_symlinks=False)
             if not stat.S_ISREG(status.st_mode) or status.st_ino in seen or not status.st_blocks:
                 continue
             seen.add(status.st_ino)
-            handle, _ = syscalls.file_handle(directory, name)
+            handle, _ = syscalls.file_handle(met.parent, met.name)
         except FileNotFoundError:
             continue
         _add_file(root, handle, status, found, half_s)
@@ -176,17 +177,16 @@ def room_bytes(root: int) -> int | None:
     until_s = time.monotonic() + _LIMIT_S
     held = 0
     seen: set[int] = set()
-    for _, directories, files, descriptor in os.fwalk(b".", dir_fd=root):
-        for name in (*directories, *files):
-            if time.monotonic() > until_s:
-                return None
-            try:
-                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if status.st_ino not in seen:
-                seen.add(status.st_ino)
-                held += status.st_blocks * 512
+    for met in walk(root):
+        if time.monotonic() > until_s:
+            return None
+        try:
+            status = os.stat(met.name, dir_fd=met.parent, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if status.st_ino not in seen:
+            seen.add(status.st_ino)
+            held += status.st_blocks * 512
     return held + room.f_bfree * room.f_frsize
 
 

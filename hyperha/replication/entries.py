@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from hyperha.replication import syscalls
 from hyperha.replication.operations import Attributes, FileId
+from hyperha.replication.trees import Descent
 
 PRIVATE_NAME: Final = b".hyperha"
 """The engine's own directory in the folder's root: never replicated, never visible."""
@@ -104,34 +104,30 @@ def remove_tree(
 ) -> None:
     """Delete what a directory's entry holds; nothing where there is none. Never through a link.
 
-    `leaving` hears of each name below before it goes, a directory's before those in it. As deep as
-    a guest has made it: no path leads there, and no stack of calls.
+    `leaving` hears of each name below before it goes, a directory's before those in it.
     """
-    flags = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
-    open_ones, names, pending = [parent], [b""], [[os.fsencode(name)]]
+    descent = Descent(parent)
+    pending = [[os.fsencode(name)]]
     try:
-        while pending:
+        while pending[-1] or descent.depth:
             if not pending[-1]:
-                pending.pop()
-                left = names.pop()
-                if pending:
-                    os.close(open_ones.pop())
-                    os.rmdir(left, dir_fd=open_ones[-1])
+                left, above = descent.name, descent.depth - 1
+                descent.leave()
+                del pending[descent.depth + 1 :]
+                if descent.depth == above:
+                    os.rmdir(left, dir_fd=descent.descriptor)
                 continue
-            at, one = open_ones[-1], pending[-1].pop()
-            if leaving is not None and len(pending) > 1:
+            at, one = descent.descriptor, pending[-1].pop()
+            if leaving is not None and descent.depth:
                 leaving(at, one)
             try:
                 status = os.stat(one, dir_fd=at, follow_symlinks=False)
             except FileNotFoundError:
                 continue
             if stat.S_ISDIR(status.st_mode):
-                below = os.open(one, flags, dir_fd=at)
-                open_ones.append(below)
-                names.append(one)
-                pending.append([os.fsencode(inner) for inner in os.listdir(below)])
+                descent.enter(one)
+                pending.append([os.fsencode(inner) for inner in os.listdir(descent.descriptor)])
             else:
                 os.unlink(one, dir_fd=at)
     finally:
-        for descriptor in open_ones[1:]:
-            os.close(descriptor)
+        descent.close()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hyperha.replication import mounts
+from hyperha.replication.trees import walk
 
 _DELETED: Final = " (deleted)"
 _LOOPS: Final = "/sys/block"
@@ -158,15 +159,13 @@ def links_from_outside(folder: int) -> list[str]:
     Walks the whole plain folder; paths are below it, each with both numbers.
     """
     seen: dict[tuple[int, int], tuple[int, int, str]] = {}
-    for directory, subdirectories, files, descriptor in os.fwalk(".", dir_fd=folder):
-        for name in (*files, *subdirectories):
-            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                path = os.path.normpath(os.path.join(directory, name))
-                # A mount inside has inode numbers of its own.
-                inode = status.st_dev, status.st_ino
-                count = seen.get(inode, (0, 0, ""))[0]
-                seen[inode] = (count + 1, status.st_nlink, path)
+    for met in walk(folder):
+        status = os.stat(met.name, dir_fd=met.parent, follow_symlinks=False)
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            # A mount inside has inode numbers of its own.
+            inode = status.st_dev, status.st_ino
+            count = seen.get(inode, (0, 0, ""))[0]
+            seen[inode] = (count + 1, status.st_nlink, os.fsdecode(met.path))
     return [
         f"{path} has {links} names, the folder shows {count} of them"
         for count, links, path in seen.values()

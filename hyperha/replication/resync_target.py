@@ -27,6 +27,7 @@ from hyperha.replication.handshake import Hello
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import (
     NO_ID,
+    ROOT_ID,
     Attributes,
     Create,
     FileId,
@@ -39,6 +40,7 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.store import Entry, Store
+from hyperha.replication.trees import DIRECTORY, is_below, name_in
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import (
     Inode,
@@ -253,37 +255,26 @@ class TargetSide:
         if not store.status(Target(one.file)).st_nlink:
             store.forget(one.file)
             return False
-        path = store.path_of(one.file)
-        if path is None:
-            raise OSError(errno.ESTALE, "the kernel does not say where the directory is")
-        old_parent = self._open_parent(path)
+        moving = store.directory(one.file)
+        if not is_below(store.directory(ROOT_ID).fd, moving.fd):
+            raise OSError(errno.ESTALE, "the directory is not in the folder any more")
+        old_parent = os.open("..", DIRECTORY, dir_fd=moving.fd)
         try:
+            old_name = name_in(old_parent, moving.fd)
+            if old_name is None:
+                raise OSError(errno.ESTALE, "the directory was moved meanwhile")
             held = store.directory(directory)
             guard = store.guard
             if guard is not None:
-                if not is_aside(path):
+                # None where the path is longer than the kernel can say: nothing aside has such.
+                if not is_aside(store.path_of(one.file) or b""):
                     guard.directory(old_parent)
                 guard.directory(held.fd)
-                guard.moved(old_parent, path.rsplit(b"/", 1)[-1])
-            syscalls.rename(old_parent, path.rsplit(b"/", 1)[-1], held.fd, one.name, 0)
+                guard.moved(old_parent, old_name)
+            syscalls.rename(old_parent, old_name, held.fd, one.name, 0)
         finally:
             os.close(old_parent)
         return True
-
-    def _open_parent(self, path: bytes) -> int:
-        """The directory that a path below the folder ends in, one component at a time (M13)."""
-        flags = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
-        root = self._store.directory(FileId(b"\0" * 15 + b"\1"))
-        current = os.open(".", flags, dir_fd=root.fd)
-        try:
-            for part in path.split(b"/")[:-1]:
-                below = os.open(part, flags, dir_fd=current)
-                os.close(current)
-                current = below
-        except OSError:
-            os.close(current)
-            raise
-        return current
 
     # --- inodes ---------------------------------------------------------------------------
 

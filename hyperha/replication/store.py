@@ -37,6 +37,7 @@ from hyperha.replication.operations import (
     Target,
 )
 from hyperha.replication.steps import step
+from hyperha.replication.trees import walk
 
 __all__ = ["PRIVATE_NAME", "Descriptor", "Entry", "Found", "Store", "attributes_of", "check_name"]
 
@@ -193,18 +194,15 @@ class Store(Inodes):
     def learn_below(self, directory: Descriptor) -> None:
         """Learn the ids of what lies in a directory that is not shown, and below it; an id that
         the folder has as well stays where it is. Raises OSError."""
-        for name, _, kind in self.scan(directory):
+        for met in walk(directory.fd):
             try:
-                handle, _ = syscalls.file_handle(directory.fd, name)
-                file = identity.read_id(directory.fd, name, handle, self.privileged)
-                flags = PATH_ONLY if kind != stat.S_IFDIR else os.O_RDONLY | BENEATH
-                held = Descriptor(os.open(name, flags, dir_fd=directory.fd))
+                handle, _ = syscalls.file_handle(met.parent, met.name)
+                file = identity.read_id(met.parent, met.name, handle, self.privileged)
+                held = Descriptor(os.open(met.name, PATH_ONLY, dir_fd=met.parent))
             except FileNotFoundError:
                 continue
             if file != NO_ID and file not in self._handles:
                 self._learn(file, handle, held)
-            if kind == stat.S_IFDIR:
-                self.learn_below(held)
 
     def path_of(self, file: FileId) -> bytes | None:
         """The path below the folder for a message, as far as the kernel knows it; else None."""

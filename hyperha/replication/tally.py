@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,7 @@ from hyperha.replication.intent_file import Reading, read_log
 from hyperha.replication.marker import DamagedMarker, read_marker
 from hyperha.replication.operations import NO_ID, ROOT_ID, FileId, Record, RecordKind
 from hyperha.replication.safety.saver import reserve_bytes
+from hyperha.replication.trees import walk
 from hyperha.replication.wire import ZONE_BYTES
 from hyperha.text import clean_bytes
 
@@ -137,13 +138,13 @@ def _find(root: int, wanted: set[FileId]) -> dict[FileId, tuple[str, int | None]
     if not wanted:
         return found
     privileged = os.geteuid() == 0
-    for directory, name, path in entries_below(root):
+    for met in walk(root, without=PRIVATE_NAME):
         try:
-            handle, _ = syscalls.file_handle(directory, name)
-            file = identity.read_id(directory, name, handle, privileged)
+            handle, _ = syscalls.file_handle(met.parent, met.name)
+            file = identity.read_id(met.parent, met.name, handle, privileged)
             if file != NO_ID and file in wanted and file not in found:
-                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                found[file] = (clean_bytes(path), status.st_size)
+                status = os.stat(met.name, dir_fd=met.parent, follow_symlinks=False)
+                found[file] = (clean_bytes(met.path), status.st_size)
         except FileNotFoundError:
             continue
         if len(found) == len(wanted):
@@ -151,22 +152,13 @@ def _find(root: int, wanted: set[FileId]) -> dict[FileId, tuple[str, int | None]
     return found
 
 
-def entries_below(root: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """(directory's descriptor, name, path) of everything below, but for what is hyperha's own."""
-    for place, subdirectories, files, descriptor in os.fwalk(b".", dir_fd=root):
-        if place == b"." and PRIVATE_NAME in subdirectories:
-            subdirectories.remove(PRIVATE_NAME)
-        for name in (*subdirectories, *files):
-            yield descriptor, name, os.path.normpath(os.path.join(place, name))
-
-
 def tree_bytes(root: int) -> int:
     """The sizes of all regular files below a descriptor of a plain folder, each inode once."""
     seen: set[int] = set()
     total = 0
-    for directory, name, _ in entries_below(root):
+    for met in walk(root, without=PRIVATE_NAME):
         try:
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            status = os.stat(met.name, dir_fd=met.parent, follow_symlinks=False)
         except FileNotFoundError:
             continue
         if stat.S_ISREG(status.st_mode) and status.st_ino not in seen:

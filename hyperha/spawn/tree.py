@@ -66,7 +66,7 @@ class ProcessTree:
         """Remove the empty cgroup with what the run made below it; False while it is in use."""
         if not self.cgroup:
             return True
-        for directory, _, _ in os.walk(self.cgroup, topdown=False):
+        for directory in reversed(_groups(self.cgroup)):
             try:
                 os.rmdir(directory)
             except FileNotFoundError:
@@ -193,9 +193,21 @@ def _marker_of(process: int) -> str:
     return ""
 
 
+def _groups(path: str) -> list[str]:
+    """A cgroup and all below it, each before those in it; as deep as a run has made them."""
+    found = [path]
+    for group in found:
+        try:
+            with os.scandir(group) as entries:
+                found += [one.path for one in entries if one.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+    return found
+
+
 def _cgroup_members(path: str) -> list[int]:
     found = []
-    for directory, _, _ in os.walk(path):
+    for directory in _groups(path):
         try:
             with open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
                 found += [int(line) for line in file]

@@ -242,14 +242,19 @@ class Connection:
 
         Without one are only inodes that were looked up while the node was standby.
         """
-        if node.file != NO_ID:
-            return node.file
-        if not self.primary or node.place is None:
-            raise OSError(errno.EROFS, "the inode carries no id")
-        parent, name = node.place
-        if self.look(parent, name)[0] != node.handle:
-            raise OSError(errno.EROFS, "the inode carries no id and was renamed")
-        self.nodes.identified(node, self.identify(parent, name, node.handle))
+        nameless: list[tuple[Node, Node, bytes]] = []
+        at = node
+        while at.file == NO_ID:
+            if not self.primary or at.place is None:
+                raise OSError(errno.EROFS, "the inode carries no id")
+            parent, name = at.place
+            if self.look(parent, name)[0] != at.handle:
+                raise OSError(errno.EROFS, "the inode carries no id and was renamed")
+            nameless.append((at, parent, name))
+            at = parent
+        # From above, since each is named by the id of its directory.
+        for one, parent, name in reversed(nameless):
+            self.nodes.identified(one, self.identify(parent, name, one.handle))
         return node.file
 
     def look(self, parent: Node, name: bytes) -> tuple[bytes, FileId, os.stat_result]:

@@ -21,7 +21,6 @@ from hyperha.replication import syscalls
 from hyperha.replication.safety.copy import (
     SafetyCopy,
     State,
-    open_below,
     saved_inode,
     scan_listing,
 )
@@ -38,6 +37,7 @@ from hyperha.replication.safety.undo_log import (
     decode_blocks,
     holds_data,
 )
+from hyperha.replication.trees import Descent
 
 Progress = Callable[[int, int], None]
 """Bytes done and in all."""
@@ -48,13 +48,48 @@ _END: Final = 1 << 63
 _BATCH_BLOCKS: Final = BATCH_BYTES >> BLOCK_SHIFT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _File:
-    """One name to be made in the target: its path below it, and whose."""
+    """One name to be made in the target: where, and whose."""
 
-    path: bytes
+    above: _File | None
+    """Its directory; None for the target itself."""
+    name: bytes
     handle: bytes
     inode: SavedInode
+    depth: int = 0
+
+
+class _Way:
+    """The way through the directories that were made, one component at a time (M13)."""
+
+    def __init__(self, target: int) -> None:
+        self._descent = Descent(target)
+        self._directories: list[_File] = []
+
+    def to(self, directory: _File | None) -> int:
+        """The descriptor of a directory, until the next call. Raises OSError."""
+        missing: list[_File] = []
+        while directory is not None and directory.depth and not self._passes(directory):
+            missing.append(directory)
+            directory = directory.above
+        depth = 0 if directory is None else directory.depth
+        while self._descent.depth > depth:
+            self._directories.pop()
+            self._descent.leave()
+            if self._descent.depth != len(self._directories):
+                raise OSError(errno.ESTALE, "a directory was moved away meanwhile")
+        for one in reversed(missing):
+            self._descent.enter(one.name)
+            self._directories.append(one)
+        return self._descent.descriptor
+
+    def _passes(self, directory: _File) -> bool:
+        depth = directory.depth
+        return len(self._directories) >= depth and self._directories[depth - 1] is directory
+
+    def close(self) -> None:
+        self._descent.close()
 
 
 class Restore:
@@ -67,7 +102,7 @@ class Restore:
         self._progress = progress
         self._index = copy.read()
         self._runs: dict[bytes, _Runs] = {}
-        self._made: dict[bytes, bytes] = {}
+        self._made: dict[bytes, _File] = {}
         self._done = 0
         self._total = 0
 
@@ -108,15 +143,18 @@ class Restore:
     # --- the former tree ------------------------------------------------------------------
 
     def _tree(self) -> tuple[list[_File], list[_File]]:
-        root = _File(b"", self._root_handle, self._inode(self._root_handle))
-        directories: list[_File] = [root]
+        """Both in an order in which the next one is near, however deep it is."""
+        pending = [_File(None, b"", self._root_handle, self._inode(self._root_handle))]
+        directories: list[_File] = []
         files: list[_File] = []
-        for one in directories:
+        while pending:
+            one = pending.pop()
+            directories.append(one)
             self._progress(0, 0)
             for name, entry in self._listing(one.handle).items():
-                path = one.path + b"/" + name if one.path else name
-                found = _File(path, entry.handle, self._inode(entry.handle))
-                (directories if entry.directory else files).append(found)
+                inode = self._inode(entry.handle)
+                found = _File(one, name, entry.handle, inode, one.depth + 1)
+                (pending if entry.directory else files).append(found)
         return directories, files
 
     def _look(self, handle: bytes) -> Saved | None:
@@ -197,34 +235,25 @@ class Restore:
             )
 
     def _make(self, target: int, directories: list[_File], files: list[_File]) -> None:
-        for one in directories[1:]:
-            parent = _parent(target, one.path)
-            try:
-                os.mkdir(_last(one.path), 0o700, dir_fd=parent)
-            finally:
-                os.close(parent)
-        for one in files:
-            parent = _parent(target, one.path)
-            try:
-                first = self._made.get(one.handle)
-                if first is None:
+        way, other = _Way(target), _Way(target)
+        try:
+            for one in directories[1:]:
+                os.mkdir(one.name, 0o700, dir_fd=way.to(one.above))
+            for one in files:
+                parent = way.to(one.above)
+                first = self._made.setdefault(one.handle, one)
+                if first is one:
                     self._make_file(parent, one)
-                    self._made[one.handle] = one.path
                 else:
-                    _link(target, first, parent, _last(one.path))
-            finally:
-                os.close(parent)
-        for one in reversed(directories):
-            parent = _parent(target, one.path)
-            try:
-                descriptor = open_below(parent, _last(one.path) or b".")
-                _settle(descriptor, one.inode)
-                os.close(descriptor)
-            finally:
-                os.close(parent)
+                    _link(other.to(first.above), first.name, parent, one.name)
+            for one in reversed(directories):
+                _settle(way.to(one), one.inode)
+        finally:
+            way.close()
+            other.close()
 
     def _make_file(self, parent: int, one: _File) -> None:
-        name, mode = _last(one.path), one.inode.mode
+        name, mode = one.name, one.inode.mode
         if stat.S_ISREG(mode):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | syscalls.O_CLOEXEC
             descriptor = os.open(name, flags, 0o600, dir_fd=parent)
@@ -385,30 +414,8 @@ def _prepare(folder: str, to: str) -> int:
     return target
 
 
-def _parent(target: int, path: bytes) -> int:
-    """The directory that a path ends in, one component at a time (M13)."""
-    current = open_below(target, ".")
-    for part in path.split(b"/")[:-1]:
-        try:
-            below = open_below(current, part)
-        finally:
-            os.close(current)
-        current = below
-    return current
-
-
-def _link(target: int, first: bytes, parent: int, name: bytes) -> None:
-    from_parent = _parent(target, first)
-    try:
-        os.link(
-            _last(first), name, src_dir_fd=from_parent, dst_dir_fd=parent, follow_symlinks=False
-        )
-    finally:
-        os.close(from_parent)
-
-
-def _last(path: bytes) -> bytes:
-    return path.rsplit(b"/", 1)[-1]
+def _link(first_parent: int, first: bytes, parent: int, name: bytes) -> None:
+    os.link(first, name, src_dir_fd=first_parent, dst_dir_fd=parent, follow_symlinks=False)
 
 
 def _settle(descriptor: int, inode: SavedInode) -> None:

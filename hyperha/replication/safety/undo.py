@@ -31,6 +31,7 @@ from hyperha.replication.safety.undo_log import (
     SavedInode,
     decode_blocks,
 )
+from hyperha.replication.trees import name_in
 
 STAGE: Final = "stage"
 _ASIDE: Final = "aside-"
@@ -172,7 +173,9 @@ class Undo:
             above = os.open("..", os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=descriptor)
             try:
                 staged = self._new_name("moved")
-                current = _name_of(above, descriptor, child)
+                current = name_in(above, descriptor)
+                if current is None:
+                    raise FailedError("a directory of the folder has no name")
                 syscalls.rename(above, current, self._stage, staged.encode(), 0)
             finally:
                 os.close(above)
@@ -311,14 +314,3 @@ def _handle_at(directory: int, name: bytes) -> bytes:
         return syscalls.file_handle(directory, name)[0]
     except FileNotFoundError:
         return b""
-
-
-def _name_of(above: int, directory: int, handle: bytes) -> bytes:
-    """The name of a directory in the one above it. What the kernel says first is only a hint."""
-    hint = os.readlink(b"/proc/self/fd/%d" % directory).rsplit(b"/", 1)[-1]
-    if hint and _handle_at(above, hint) == handle:
-        return hint
-    for name, one in scan_listing(above, root=False).items():
-        if one.handle == handle:
-            return name
-    raise FailedError("a directory of the folder has no name")
