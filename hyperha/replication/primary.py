@@ -217,7 +217,7 @@ class Primary(Ledger):
             if guard is not None:
                 guard.records(self.store, records)
             change = execute()
-            payload = b"" if change is None else encode_change(change)
+            payload = b"" if change is None else _encoded(change)
         except Exception as problem:
             self._change_failed(records, problem)
             raise
@@ -577,6 +577,14 @@ class Primary(Ledger):
     def peer_failed(self, session: PrimarySession, text: str) -> None:
         """The peer's copy is outdated; the session ends with its own words."""
         raise ReplicationError(f"{self.config.peer} cannot apply the stream: {text}")
+
+
+def _encoded(change: Change) -> bytes:
+    """Of what was done here: that it cannot be said to the peer is no failure of the disk."""
+    try:
+        return encode_change(change)
+    except ReplicationError as problem:
+        raise InDoubt(errno.EOVERFLOW, problem.text) from problem
 
 
 def _no_resync(session: PrimarySession, welcome: Welcome, theirs: list[Record]) -> None:

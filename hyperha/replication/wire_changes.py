@@ -28,7 +28,10 @@ from hyperha.replication.operations import (
 )
 from hyperha.replication.wire import FRAME_LIMIT, Cursor
 
-_ATTRIBUTES: Final = struct.Struct("<IIIQqQ")
+_ATTRIBUTES: Final = struct.Struct("<IIIQqIQ")
+_TIME: Final = struct.Struct("<qI")
+"""Seconds and nanoseconds, as file systems have them: nanoseconds alone in 64 bits end in 2262."""
+_SECOND_NS: Final = 1_000_000_000
 _SIZE_LIMIT: Final = 1 << 63
 _ENTRY_LINKS: Final = struct.Struct("<I")
 
@@ -67,6 +70,20 @@ def _size(cursor: Cursor) -> int:
     return value
 
 
+def _put_time(time_ns: int) -> bytes:
+    return _TIME.pack(*divmod(time_ns, _SECOND_NS))
+
+
+def _joined(seconds: int, part_ns: int) -> int:
+    if part_ns >= _SECOND_NS:
+        raise ReplicationError(f"the peer sent a time with {part_ns} nanoseconds in a second")
+    return seconds * _SECOND_NS + part_ns
+
+
+def _time(cursor: Cursor) -> int:
+    return _joined(*cursor.fields(_TIME))
+
+
 def _put_flag(value: bool) -> bytes:
     return b"\1" if value else b"\0"
 
@@ -91,14 +108,15 @@ def _target(cursor: Cursor) -> Target:
 
 
 def _put_attributes(one: Attributes) -> bytes:
-    return _ATTRIBUTES.pack(one.mode, one.uid, one.gid, one.size, one.mtime_ns, one.rdev)
+    seconds, part_ns = divmod(one.mtime_ns, _SECOND_NS)
+    return _ATTRIBUTES.pack(one.mode, one.uid, one.gid, one.size, seconds, part_ns, one.rdev)
 
 
 def _attributes(cursor: Cursor) -> Attributes:
-    attributes = Attributes(*cursor.fields(_ATTRIBUTES))
-    if attributes.size >= _SIZE_LIMIT:
-        raise ReplicationError(f"the peer sent the impossible size {attributes.size}")
-    return attributes
+    mode, uid, gid, size, seconds, part_ns, rdev = cursor.fields(_ATTRIBUTES)
+    if size >= _SIZE_LIMIT:
+        raise ReplicationError(f"the peer sent the impossible size {size}")
+    return Attributes(mode, uid, gid, size, _joined(seconds, part_ns), rdev)
 
 
 _Xattrs = tuple[tuple[bytes, bytes], ...]
@@ -134,7 +152,7 @@ def _value(cursor: Cursor) -> bytes | None:
 _Codec = tuple[Callable[[Any], bytes], Callable[[Cursor], Any]]
 _ID: Final[_Codec] = (bytes, _id)
 _NAME: Final[_Codec] = (_put_name, _name)
-_NUMBER: Final[_Codec] = (_put_number, _number)
+_TIME_NS: Final[_Codec] = (_put_time, _time)
 _SIZE: Final[_Codec] = (_put_number, _size)
 _FLAG: Final[_Codec] = (_put_flag, _flag)
 _LONG: Final[_Codec] = (_put_long, Cursor.long)
@@ -152,18 +170,18 @@ _SCHEMAS: Final[dict[int, tuple[type[Change], tuple[tuple[str, _Codec], ...]]]] 
             ("name", _NAME),
             ("file", _ID),
             ("attributes", _ATTR),
-            ("parent_mtime_ns", _NUMBER),
+            ("parent_mtime_ns", _TIME_NS),
             ("target", _LONG),
             ("xattrs", _XATTRS),
         ),
     ),
     2: (
         Link,
-        (("source", _TARGET), ("parent", _ID), ("name", _NAME), ("parent_mtime_ns", _NUMBER)),
+        (("source", _TARGET), ("parent", _ID), ("name", _NAME), ("parent_mtime_ns", _TIME_NS)),
     ),
     3: (
         Remove,
-        (("parent", _ID), ("name", _NAME), ("directory", _FLAG), ("parent_mtime_ns", _NUMBER)),
+        (("parent", _ID), ("name", _NAME), ("directory", _FLAG), ("parent_mtime_ns", _TIME_NS)),
     ),
     4: (
         Rename,
@@ -173,12 +191,12 @@ _SCHEMAS: Final[dict[int, tuple[type[Change], tuple[tuple[str, _Codec], ...]]]] 
             ("new_parent", _ID),
             ("new_name", _NAME),
             ("flags", _SIZE),
-            ("old_parent_mtime_ns", _NUMBER),
-            ("new_parent_mtime_ns", _NUMBER),
+            ("old_parent_mtime_ns", _TIME_NS),
+            ("new_parent_mtime_ns", _TIME_NS),
         ),
     ),
     5: (SetAttributes, (("inode", _TARGET), ("attributes", _ATTR))),
-    6: (Truncate, (("file", _ID), ("size", _SIZE), ("mtime_ns", _NUMBER))),
+    6: (Truncate, (("file", _ID), ("size", _SIZE), ("mtime_ns", _TIME_NS))),
     7: (
         Allocate,
         (
@@ -187,11 +205,11 @@ _SCHEMAS: Final[dict[int, tuple[type[Change], tuple[tuple[str, _Codec], ...]]]] 
             ("offset", _SIZE),
             ("length", _SIZE),
             ("size", _SIZE),
-            ("mtime_ns", _NUMBER),
+            ("mtime_ns", _TIME_NS),
         ),
     ),
     8: (SetXattr, (("inode", _TARGET), ("name", _XNAME), ("value", _VALUE))),
-    9: (SetTimes, (("file", _ID), ("mtime_ns", _NUMBER))),
+    9: (SetTimes, (("file", _ID), ("mtime_ns", _TIME_NS))),
 }
 _NUMBERS: Final = {kind: number for number, (kind, _) in _SCHEMAS.items()}
 _TIMES: Final = _NUMBERS[SetTimes]
@@ -203,11 +221,15 @@ def is_time(payload: bytes | memoryview) -> bool:
 
 
 def encode_change(change: Change) -> bytes:
-    """The payload of one change."""
+    """The payload of one change. Raises ReplicationError for what the protocol has no room for."""
     number = _NUMBERS[type(change)]
     parts = [bytes((number,))]
-    for name, (put, _) in _SCHEMAS[number][1]:
-        parts.append(put(getattr(change, name)))
+    try:
+        for name, (put, _) in _SCHEMAS[number][1]:
+            parts.append(put(getattr(change, name)))
+    except (struct.error, OverflowError) as problem:
+        what = type(change).__name__
+        raise ReplicationError(f"a {what} has no form for the peer: {problem}") from problem
     return b"".join(parts)
 
 

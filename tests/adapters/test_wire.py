@@ -4,6 +4,8 @@ import dataclasses
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hyperha.core import actions, events
 from hyperha.domain import Epoch, Marker, SessionKey
@@ -42,6 +44,8 @@ CHANGES = [
     SetXattr(Target(FILE), b"user.a", b""),
     SetXattr(Target(FILE), b"user.a", None),
     SetTimes(FILE, 1 << 62),
+    SetTimes(FILE, (1 << 63) * 10**9 - 1),
+    Truncate(FILE, (1 << 63) - 1, -(1 << 63) * 10**9),
 ]
 
 
@@ -58,6 +62,38 @@ def test_changes_survive_the_wire(change) -> None:
             wire_changes.decode_change(raw[:cut])
     with pytest.raises(ReplicationError):
         wire_changes.decode_change(raw + b"\0")
+
+
+@given(st.integers(-(1 << 63), (1 << 63) - 1), st.integers(0, 10**9 - 1))
+def test_every_time_of_a_file_system_survives_the_wire(seconds: int, part_ns: int) -> None:
+    """In 64 bits of nanoseconds it would have to lie between 1677 and 2262."""
+    time_ns = seconds * 10**9 + part_ns
+    attributes = dataclasses.replace(ATTRIBUTES, mtime_ns=time_ns)
+    for change in (
+        SetTimes(FILE, time_ns),
+        Remove(ROOT_ID, b"x", False, time_ns),
+        Rename(ROOT_ID, b"x", FILE, b"y", 0, time_ns, 1),
+        SetAttributes(Target(FILE), attributes),
+        Create(ROOT_ID, b"n", FILE, attributes, time_ns, b"", ()),
+    ):
+        assert wire_changes.decode_change(wire_changes.encode_change(change)) == change
+    inode = wire_changes.Inode(Target(FILE), attributes, ())
+    assert wire_changes.decode_inode(wire_changes.encode_inode(inode)) == inode
+
+
+@pytest.mark.parametrize("time_ns", [(1 << 63) * 10**9, -(1 << 63) * 10**9 - 1])
+def test_a_time_of_no_file_system_is_an_error_of_the_protocol(time_ns: int) -> None:
+    with pytest.raises(ReplicationError, match="has no form for the peer"):
+        wire_changes.encode_change(SetTimes(FILE, time_ns))
+    with pytest.raises(ReplicationError, match="has no form for the peer"):
+        wire_changes.encode_change(Truncate(FILE, 1 << 63, 0))
+
+
+def test_a_second_has_a_thousand_million_nanoseconds_at_most() -> None:
+    raw = wire_changes.encode_change(SetTimes(FILE, -1))
+    assert raw.endswith((999_999_999).to_bytes(4, "little"))
+    with pytest.raises(ReplicationError, match="nanoseconds"):
+        wire_changes.decode_change(raw[:-4] + (10**9).to_bytes(4, "little"))
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0", b"n" * 256])

@@ -33,7 +33,9 @@ FILES: Final = "files"
 CLONES: Final = "clones"
 LEAVING: Final = ".deleted-"
 """Before the name of a copy that is being deleted."""
-_VERSION: Final = 1
+_VERSION: Final = 2
+_OLDEST: Final = 1
+"""Also read; it becomes the present one before anything is added that it does not know."""
 _DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _NO_FOLLOW: Final = syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _JOURNALS: Final = (syscalls.EXT_SUPER_MAGIC, syscalls.XFS_SUPER_MAGIC)
@@ -163,6 +165,8 @@ class SafetyCopy:
 
     def __init__(self, area: int, facts: Facts | None, name: str) -> None:
         self.id = name
+        self._version = _VERSION
+        """What the record says of the form of the log."""
         self.directory = open_below(area, name)
         self._record = DurableRecord(
             Path(f"/proc/self/fd/{self.directory}/record"), owner=f"safety {name}"
@@ -207,11 +211,12 @@ class SafetyCopy:
         if found is None:
             raise RecordDamagedError(f"the safety copy {self.id} has no record")
         version = found.pop("version", None)
-        if version != _VERSION:
+        if type(version) is not int or not _OLDEST <= version <= _VERSION:
             raise FailedError(
                 f"the safety copy {self.id} has format {version}, this program knows {_VERSION}",
                 "Use the version of hyperha that made it.",
             )
+        self._version = version
         # An older record does not say it: rather kept for too long.
         found.setdefault("gives_up", found.get("required", False))
         try:
@@ -225,7 +230,12 @@ class SafetyCopy:
         """Change the record, durably."""
         facts = replace(self.facts, **values)
         self._record.store_json(_plain(facts))
-        self.facts = facts
+        self.facts, self._version = facts, _VERSION
+
+    def renew(self) -> None:
+        """Before something is added: a program that does not know its form refuses the copy."""
+        if self._version != _VERSION:
+            self.change()
 
     def _open_log(self) -> int:
         return os.open("undo", self._log_flags, 0o600, dir_fd=self.directory)

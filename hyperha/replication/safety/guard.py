@@ -14,12 +14,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from hyperha.core.events import Shortage
-from hyperha.errors import HyperhaError, ReplicationError
+from hyperha.errors import FailedError, HyperhaError, ReplicationError
 from hyperha.replication import syscalls
 from hyperha.replication.operations import (
     NO_ID,
@@ -211,6 +212,10 @@ class Guard:
                 except (OSError, HyperhaError) as problem:
                     one.abandon()
                     self._settle(one, problem)
+                except (struct.error, OverflowError) as problem:
+                    # No fault of the disk: the log has no form for what it was to hold.
+                    one.abandon()
+                    self._settle(one, FailedError(f"it has no form in the log: {problem}"))
 
     def only_kept(self, descriptor: int, handle: bytes) -> bool:
         """Whether an inode has no name but those that copies keep it by: for callers it is gone."""

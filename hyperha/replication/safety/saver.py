@@ -20,6 +20,7 @@ from hyperha.replication.safety.undo_log import (
     BATCH_BYTES,
     BLOCK_BYTES,
     BLOCK_SHIFT,
+    STATES,
     Entry,
     Index,
     Kind,
@@ -278,7 +279,7 @@ class Saver:
         if self._bytes and self._bytes + len(raw) > BATCH_BYTES:
             self.commit()
         self._staged.append(raw)
-        kept = payload if kind in (Kind.INODE, Kind.DIRECTORY) else b""
+        kept = payload if kind in STATES else b""
         self._entries.append((Entry(kind, handle, first, second, 0, 0, b""), kept))
         self._keys.add((kind, handle))
         self._bytes += len(raw)
@@ -293,6 +294,7 @@ class Saver:
         try:
             if not self.copy.facts.stands:
                 check_room(self.copy.directory, len(raw))
+            self.copy.renew()
             self._log.append(raw)
         except OSError:
             self._news = news

@@ -32,7 +32,10 @@ _HEAD: Final = struct.Struct("<2sBBIQQ16s")
 _DIGEST: Final = struct.Struct("<Q")
 HEAD_BYTES: Final = _HEAD.size + _DIGEST.size
 """What stands before the handle of an entry."""
-_INODE: Final = struct.Struct("<IIIIQq16sI")
+_INODE: Final = struct.Struct("<IIIIQqI16sI")
+_NARROW: Final = struct.Struct("<IIIIQq16sI")
+"""The same with a time of 64 bits of nanoseconds, which ends in 2262."""
+_SECOND_NS: Final = 1_000_000_000
 _PAIR: Final = struct.Struct("<HI")
 _COUNT: Final = struct.Struct("<I")
 _NAME: Final = struct.Struct("<HIB")
@@ -47,8 +50,8 @@ _UNVERIFIED_BYTES: Final = 4 * BATCH_BYTES
 class Kind(IntEnum):
     """What an entry says of the inode whose handle it carries."""
 
-    INODE = 1
-    """Its attributes and extended attributes; the size bounds the blocks that follow."""
+    NARROW_INODE = 1
+    """INODE in a log of format 1: read, but not written any more."""
     DIRECTORY = 2
     """Its listing."""
     BLOCKS = 3
@@ -59,6 +62,12 @@ class Kind(IntEnum):
     """It did not exist when the copy was opened: nothing of it needs saving."""
     DURABLE = 6
     """Begins an append: all before this place, which is `first`, was on stable storage then."""
+    INODE = 7
+    """Its attributes and extended attributes; the size bounds the blocks that follow."""
+
+
+STATES: Final = (Kind.INODE, Kind.NARROW_INODE, Kind.DIRECTORY)
+"""Entries whose payload an index takes in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +92,7 @@ class SavedInode:
                 self.gid,
                 self.rdev,
                 self.size,
-                self.mtime_ns,
+                *divmod(self.mtime_ns, _SECOND_NS),
                 self.file,
                 len(self.xattrs),
             )
@@ -110,10 +119,12 @@ class SavedName:
 Listing = dict[bytes, SavedName]
 
 
-def decode_inode(payload: bytes) -> SavedInode:
-    """The attributes in an INODE entry."""
-    mode, uid, gid, rdev, size, mtime_ns, file, count = _INODE.unpack_from(payload)
-    at, xattrs = _INODE.size, []
+def decode_inode(payload: bytes, kind: Kind = Kind.INODE) -> SavedInode:
+    """The attributes in an entry of such a kind."""
+    layout = _NARROW if kind is Kind.NARROW_INODE else _INODE
+    mode, uid, gid, rdev, size, *time, file, count = layout.unpack_from(payload)
+    mtime_ns = time[0] if layout is _NARROW else time[0] * _SECOND_NS + time[1]
+    at, xattrs = layout.size, []
     for _ in range(count):
         name_length, value_length = _PAIR.unpack_from(payload, at)
         at += _PAIR.size
@@ -340,7 +351,7 @@ class Index:
         """Take in what was appended since the last time."""
         for entry in self.log.follow():
             payload = b""
-            if entry.kind in (Kind.INODE, Kind.DIRECTORY):
+            if entry.kind in STATES:
                 payload = self.log.payload(entry)
             self.add(entry, payload)
 
@@ -349,8 +360,8 @@ class Index:
         saved = self.inodes.get(entry.handle)
         if saved is None:
             saved = self.inodes[entry.handle] = Saved()
-        if entry.kind is Kind.INODE:
-            saved.inode = saved.inode or decode_inode(payload)
+        if entry.kind in (Kind.INODE, Kind.NARROW_INODE):
+            saved.inode = saved.inode or decode_inode(payload, entry.kind)
         elif entry.kind is Kind.DIRECTORY:
             saved.listing = decode_listing(payload) if saved.listing is None else saved.listing
         elif entry.kind is Kind.BLOCKS:

@@ -1,0 +1,262 @@
+"""What only some file systems hold: times, offsets and attributes far beyond the usual ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperha.core.actions import Acknowledge, CloseSafety, OpenSafety, SafetyEnd, SessionStart
+from hyperha.core.actions import UndoResync as Undo
+from hyperha.core.events import LocalDiskFailed, SessionLost
+from hyperha.core.records import Generation
+from hyperha.errors import ReplicationError
+from hyperha.replication.operations import (
+    ROOT_ID,
+    Attributes,
+    Change,
+    FileId,
+    Record,
+    RecordKind,
+    SetAttributes,
+    Target,
+)
+from hyperha.replication.safety.area import SafetyArea
+from hyperha.replication.safety.saver import Saver
+from hyperha.replication.safety.undo_log import Kind, SavedInode, decode_inode
+from tests.support.engine_pair import Guest, Pair, pair_at, wait_for
+from tests.support.safety import Folder, folder_at, state_of
+
+pytestmark = pytest.mark.root
+
+_FAR_NS = (10_413_792_000 * 10**9 + 7, -11_676_096_000 * 10**9 + 123_456_789)
+"""In 2300 and in 1600: signed 64 bits of nanoseconds hold neither."""
+_GENERATION = Generation("cd" * 16, 2, "test", 0)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A file system that holds any second and any offset."""
+    place = tmp_path / "memory"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "none", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def pair(memory: Path) -> Iterator[Pair]:
+    with pair_at(memory) as both:
+        yield both
+
+
+def _go_alone(pair: Pair) -> None:
+    pair.a.primary.close_session(clean=False)
+    pair.b.acceptor.close()
+    pair.a.intent.enter_alone("g1")
+    pair.a.primary.set_mode(Acknowledge.LOCAL)
+
+
+def _set_time(guest: Guest, file: FileId, mtime_ns: int) -> None:
+    def execute() -> Change:
+        store = guest.side.store
+        wanted = replace(store.attributes(Target(file)), mtime_ns=mtime_ns)
+        store.apply(SetAttributes(Target(file), wanted))
+        return SetAttributes(Target(file), store.attributes(Target(file)))
+
+    guest.change([Record(RecordKind.INODE, file)], execute)
+
+
+def _check_no_loss(pair: Pair) -> None:
+    for side in (pair.a, pair.b):
+        assert not side.has(SessionLost)
+        assert not side.has(LocalDiskFailed)
+
+
+# --- times --------------------------------------------------------------------------------
+
+
+@given(st.integers(-(1 << 63), (1 << 63) - 1), st.integers(0, 10**9 - 1))
+def test_the_undo_log_holds_every_time_of_a_file_system(seconds: int, part_ns: int) -> None:
+    time_ns = seconds * 10**9 + part_ns
+    one = SavedInode(0o100644, 1, 2, 3, 4, time_ns, FileId(b"f" * 16), ((b"user.a", b"b"),))
+    assert decode_inode(one.encode(), Kind.INODE) == one
+
+
+@pytest.mark.parametrize("time_ns", _FAR_NS)
+def test_a_far_time_travels_in_a_session_and_in_a_resync(pair: Pair, time_ns: int) -> None:
+    pair.in_sync()
+    guest = Guest(pair.a)
+    folder = guest.create(ROOT_ID, b"folder", 0o40755)
+    file = guest.create(folder, b"file")
+    _set_time(guest, file, time_ns)
+    # A directory's time travels with every change of its names as well.
+    guest.create(folder, b"other")
+    _set_time(guest, folder, time_ns)
+    wait_for(lambda: guest.answers == 5)
+    pair.check_equal()
+    assert (pair.b.folder / "folder").stat().st_mtime_ns == time_ns
+    assert (pair.b.folder / "folder" / "file").stat().st_mtime_ns == time_ns
+    _go_alone(pair)
+    later = guest.create(ROOT_ID, b"later")
+    _set_time(guest, later, time_ns + 1)
+    _set_time(guest, folder, time_ns + 2)
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    assert (pair.b.folder / "later").stat().st_mtime_ns == time_ns + 1
+    _go_alone(pair)
+    pair.resync(SessionStart.FULL)
+    pair.check_equal()
+    _check_no_loss(pair)
+    assert not guest.errors
+
+
+@pytest.mark.parametrize("time_ns", _FAR_NS)
+def test_a_safety_copy_holds_far_times_and_gives_them_back(pair: Pair, time_ns: int) -> None:
+    pair.in_sync()
+    guest = Guest(pair.a)
+    folder = guest.create(ROOT_ID, b"folder", 0o40755)
+    file = guest.create(folder, b"file")
+    guest.write(file, 0, b"former")
+    pair.barrier(pair.a)
+    _set_time(guest, file, time_ns)
+    _set_time(guest, folder, time_ns)
+    pair.check_equal()
+    before = state_of(pair.b.folder)
+    _go_alone(pair)
+    guest.write(file, 0, b"later!")
+    guest.create(folder, b"another")
+    _set_time(guest, file, time_ns + 9)
+    held = os.open(pair.b.folder, os.O_RDONLY)
+    told: list[object] = []
+    area = SafetyArea(held, str(pair.b.folder), pair.b.store, report=told.append)
+    os.close(held)
+    area.perform(OpenSafety(1, False, True, "R7", _GENERATION, False))
+    pair.resync(SessionStart.CANDIDATES)
+    pair.check_equal()
+    _check_no_loss(pair)
+    pair.a.primary.close_session(clean=False)
+    pair.b.acceptor.close()
+    area.perform(Undo(2))
+    assert state_of(pair.b.folder) == before
+    assert (pair.b.folder / "folder" / "file").stat().st_mtime_ns == time_ns
+    area.perform(CloseSafety(3, SafetyEnd.UNDONE))
+    assert told == []
+    area.close()
+
+
+def _set(folder: Folder, file: FileId, time_ns: int) -> None:
+    wanted = replace(folder.store.attributes(Target(file)), mtime_ns=time_ns)
+    folder.store.apply(SetAttributes(Target(file), wanted))
+
+
+def _made_by_format_1(patch: pytest.MonkeyPatch) -> None:
+    """Logs and records as they were before times had seconds of their own."""
+    from hyperha.replication.safety import copy, saver, undo_log
+
+    def encode(one: SavedInode) -> bytes:
+        fields = (one.mode, one.uid, one.gid, one.rdev, one.size, one.mtime_ns, one.file)
+        head = undo_log._NARROW.pack(*fields, len(one.xattrs))
+        pairs = ((undo_log._PAIR.pack(len(n), len(v)), n, v) for n, v in one.xattrs)
+        return head + b"".join(piece for pair in pairs for piece in pair)
+
+    real = Saver._note
+
+    def note(
+        self: Saver,
+        kind: Kind,
+        handle: bytes,
+        payload: bytes = b"",
+        first: int = 0,
+        second: int = 0,
+    ) -> None:
+        kind = Kind.NARROW_INODE if kind is Kind.INODE else kind
+        real(self, kind, handle, payload, first, second)
+
+    patch.setattr(undo_log.SavedInode, "encode", encode)
+    patch.setattr(saver.Saver, "_note", note)
+    patch.setattr(copy, "_VERSION", 1)
+
+
+def test_a_copy_of_the_former_format_is_read_and_goes_on(memory: Path) -> None:
+    with folder_at(memory / "folder") as folder:
+        for name in ("old", "new"):
+            (folder.path / name).write_bytes(b"former")
+        old, new = (folder.store.identify(ROOT_ID, name) for name in (b"old", b"new"))
+        _set(folder, old, -5)
+        _set(folder, new, _FAR_NS[0])
+        folder.store.apply(SetAttributes(Target(ROOT_ID), Attributes(0o40755, 0, 0, 0, 5, 0)))
+        before = state_of(folder.path)
+        with pytest.MonkeyPatch.context() as patch:
+            _made_by_format_1(patch)
+            name = folder.begin(required=True)
+            folder.store.write(old, 0, b"later!")
+            _set(folder, old, 77)
+            folder.close()
+        record = folder.path / ".hyperha" / "safety" / name / "record"
+        assert b'"version":1' in record.read_bytes().replace(b" ", b"")
+        folder.open()
+        assert [one.id for one in folder.area.facts()] == [name]
+        assert b'"version":2' not in record.read_bytes().replace(b" ", b""), "only read so far"
+        _set(folder, new, 1)
+        assert b'"version":2' in record.read_bytes().replace(b" ", b""), "others refuse it now"
+        folder.crash()
+        folder.undo()
+        assert state_of(folder.path) == before
+        assert folder.told == []
+
+
+def test_a_copy_of_a_later_format_is_refused_and_stays(memory: Path) -> None:
+    with folder_at(memory / "folder") as folder:
+        (folder.path / "file").write_bytes(b"former")
+        file = folder.store.identify(ROOT_ID, b"file")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hyperha.replication.safety.copy._VERSION", 3)
+            name = folder.begin(required=True)
+            folder.store.write(file, 0, b"later!")
+            folder.close()
+        log = folder.path / ".hyperha" / "safety" / name / "undo"
+        size = log.stat().st_size
+        folder.open()
+        assert folder.area.facts() == ()
+        assert f"safety copy {name} has format 3, this program knows" in str(folder.told)
+        assert log.stat().st_size == size
+
+
+def test_what_has_no_form_in_the_log_is_no_failed_disk(memory: Path, monkeypatch) -> None:
+    """Also of what the peer must be told: it is the protocol's error, and the session's end."""
+
+    def encode(one: SavedInode) -> bytes:
+        raise OverflowError("too large")
+
+    with folder_at(memory / "folder") as folder:
+        (folder.path / "file").write_bytes(b"former")
+        file = folder.store.identify(ROOT_ID, b"file")
+        folder.begin(required=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(SavedInode, "encode", encode)
+            with pytest.raises(ReplicationError, match="no form in the log: too large"):
+                _set(folder, file, 1)
+        _set(folder, file, 2)
+
+
+def test_a_change_that_cannot_be_told_ends_the_session_and_fails_no_disk(pair: Pair) -> None:
+    pair.in_sync()
+    guest = Guest(pair.a)
+
+    def execute() -> Change:
+        return SetAttributes(Target(ROOT_ID), Attributes(1 << 40, 0, 0, 0, 0, 0))
+
+    with pytest.raises(OSError, match="has no form for the peer"):
+        guest.change([Record(RecordKind.INODE, ROOT_ID)], execute)
+    pair.a.wait(SessionLost)
+    assert not pair.a.has(LocalDiskFailed)
+    assert pair.a.primary.writable()
