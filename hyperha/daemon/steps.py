@@ -79,6 +79,10 @@ class StepArchive:
         self._line("I", step, "", "begins", run.id)
         return run
 
+    def waits(self, text: str) -> None:
+        """A start that is not begun yet, and why."""
+        self._line("I", "start_prim", "", text, "")
+
     async def end(self, run: StepRun, ok: bool, text: str) -> None:
         """It has ended: keep its output, say how it ended and how long it took."""
         duration_ms = _wall_ms() - run.started_ms
