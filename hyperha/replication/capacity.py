@@ -17,8 +17,9 @@ from typing import Final
 from hyperha.core.events import Shortage
 from hyperha.replication import allocation, syscalls
 from hyperha.replication.entries import PRIVATE_NAME
+from hyperha.replication.operations import OFFSET_LIMIT
 from hyperha.replication.trees import walk
-from hyperha.replication.wire import BLOCK_BYTES, OFFSET_LIMIT
+from hyperha.replication.wire import BLOCK_BYTES
 from hyperha.text import size_text
 
 _LIMIT_S: Final = 1.5

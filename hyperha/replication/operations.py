@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NewType, Protocol
+from typing import Final, NewType, Protocol
 
 FileId = NewType("FileId", bytes)
 """16 bytes, minted at random by the primary with the file's creation; the same on both nodes."""
@@ -21,6 +21,9 @@ ROOT_ID = FileId(b"\0" * 15 + b"\1")
 
 NO_ID = FileId(b"\0" * 16)
 """Of an inode that cannot carry an id (no right to write its xattr): named by its entry."""
+OFFSET_LIMIT: Final = (1 << 63) - 1
+"""No file is longer, on any file system. Only what is counted in whole blocks may reach one byte
+further."""
 
 
 class RecordKind(IntEnum):

@@ -27,6 +27,7 @@ from hyperha.replication.control import EngineConfig, LogLine
 from hyperha.replication.handshake import Welcome
 from hyperha.replication.intent_log import HOLD, Entry, IntentLog
 from hyperha.replication.operations import (
+    OFFSET_LIMIT,
     ROOT_ID,
     Answer,
     Change,
@@ -49,7 +50,7 @@ from hyperha.replication.stopwatch import Stopwatch, Timed
 from hyperha.replication.store import Store
 from hyperha.replication.stream import PrimarySession
 from hyperha.replication.syncer import Syncer
-from hyperha.replication.wire import OFFSET_LIMIT, Kind
+from hyperha.replication.wire import Kind
 from hyperha.replication.wire_changes import encode_change
 
 Report = Callable[[Event | LogLine], None]

@@ -27,7 +27,7 @@ from hyperha.replication.control import LogLine
 from hyperha.replication.handshake import Welcome
 from hyperha.replication.inquiry import GUEST, RATE, TRIES, Ended, Inquiry
 from hyperha.replication.milestones import Milestones
-from hyperha.replication.operations import ROOT_ID, FileId, Record, RecordKind, Target
+from hyperha.replication.operations import OFFSET_LIMIT, ROOT_ID, FileId, Record, RecordKind, Target
 from hyperha.replication.primary import Primary
 from hyperha.replication.runs import runs
 from hyperha.replication.stream import PrimarySession
@@ -279,7 +279,7 @@ class ResyncSource(Inquiry):
             self._room()
             if self._send_inode(file) is not None:
                 with unless_gone():
-                    self._reserve(file, [(0, wire.OFFSET_LIMIT)])
+                    self._reserve(file, [(0, OFFSET_LIMIT)])
                     self._give_again(file)
 
     def _send_inode(self, file: FileId) -> int | None:
@@ -323,11 +323,14 @@ class ResyncSource(Inquiry):
                         self._zone(file, zone)
                 # The target has made holes of what reads as one: it keeps no room there any more.
                 self._settle_replies()
-                spans = [(0, wire.OFFSET_LIMIT)]
+                spans = [(0, OFFSET_LIMIT)]
                 if zones is not None:
-                    spans = [(zone * ZONE_BYTES, (zone + 1) * ZONE_BYTES) for zone in zones]
+                    spans = [
+                        (zone * ZONE_BYTES, min((zone + 1) * ZONE_BYTES, OFFSET_LIMIT))
+                        for zone in zones
+                    ]
                     # Where the file was longer on the target, all behind its end went with that.
-                    spans.append((sizes[file], wire.OFFSET_LIMIT))
+                    spans.append((sizes[file], OFFSET_LIMIT))
                 self._reserve(file, spans)
                 self._give_again(file)
             self._settle_replies()
@@ -419,11 +422,12 @@ class ResyncSource(Inquiry):
 
     def _without_holes(self, file: FileId, offset: int, length: int) -> list[tuple[int, int]]:
         """Offset and length of what has data; the target is told of the holes between."""
+        end = min(offset + length, OFFSET_LIMIT)
         with self._primary.operation:
-            ranges = self._store.data_ranges(file, offset, offset + length)
+            ranges = self._store.data_ranges(file, offset, end)
             position = offset
             with self._primary.lock:
-                for start, size in (*ranges, (offset + length, 0)):
+                for start, size in (*ranges, (end, 0)):
                     if start > position:
                         payload = wire.encode_hole(file, position, start - position)
                         self._put(Kind.HOLE, [payload], None)

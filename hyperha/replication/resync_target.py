@@ -27,6 +27,7 @@ from hyperha.replication.handshake import Hello
 from hyperha.replication.intent_log import IntentLog
 from hyperha.replication.operations import (
     NO_ID,
+    OFFSET_LIMIT,
     ROOT_ID,
     Attributes,
     Create,
@@ -378,7 +379,7 @@ class TargetSide:
                 last = min(start + size, end)
                 if last >= os.fstat(held.fd).st_size:
                     # A page is freed only if all of it goes: here it is more than its data.
-                    last = -(-last // BLOCK_BYTES) * BLOCK_BYTES
+                    last = min(-(-last // BLOCK_BYTES) * BLOCK_BYTES, OFFSET_LIMIT)
                 guard = self._store.guard
                 if guard is not None:
                     handle = self._store.handle(file)

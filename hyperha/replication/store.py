@@ -30,6 +30,7 @@ from hyperha.replication.entries import (
 from hyperha.replication.inodes import BENEATH, PATH_ONLY, Inodes
 from hyperha.replication.operations import (
     NO_ID,
+    OFFSET_LIMIT,
     ROOT_ID,
     Attributes,
     Change,
@@ -228,6 +229,7 @@ class Store(Inodes):
     def read(self, file: FileId, offset: int, length: int) -> bytes:
         """Up to `length` bytes; fewer only at the end of the file."""
         held = self.data(file)
+        length = max(0, min(length, OFFSET_LIMIT - offset))
         data = os.pread(held.fd, length, offset)
         while 0 < len(data) < length:
             more = os.pread(held.fd, length - len(data), offset + len(data))
@@ -240,6 +242,7 @@ class Store(Inodes):
         """Fill `room` from the file; how far it was filled, less only at the end of the file."""
         held = self.data(file)
         filled = 0
+        room = room[: max(0, OFFSET_LIMIT - offset)]
         while filled < len(room):
             got = os.preadv(held.fd, (room[filled:],), offset + filled)
             if not got:

@@ -17,7 +17,7 @@ import xxhash
 from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication.buffers import Buffers
-from hyperha.replication.operations import FileId, Record, RecordKind
+from hyperha.replication.operations import OFFSET_LIMIT, FileId, Record, RecordKind
 
 ZONE_BYTES: Final = 1 << 20
 """One zone of the intent log."""
@@ -46,8 +46,6 @@ _HOLE_RANGE: Final = struct.Struct("<16sQQ")
 _PROGRESS: Final = struct.Struct("<QQBQQQ")
 _HEAD_SIZE: Final = HEAD.size
 _WRITE_HEAD_SIZE: Final = WRITE_HEAD.size
-OFFSET_LIMIT: Final = 1 << 62
-"""No file is larger."""
 
 FLAG_BARRIER: Final = 1
 """On a write: answered when it is on stable storage on both nodes (M1)."""
@@ -197,7 +195,7 @@ class Parser:
                 or tag != mine
                 or end > size
                 or length <= _WRITE.size
-                or offset > OFFSET_LIMIT
+                or offset + length - _WRITE.size > OFFSET_LIMIT
             ):
                 break
             found.append((number, index, offset, data[position + _WRITE_HEAD_SIZE : end]))
@@ -317,7 +315,7 @@ def decode_write(payload: bytes | memoryview) -> tuple[int, int, memoryview]:
     if len(payload) < _WRITE.size:
         raise ReplicationError("a write frame is truncated")
     index, offset = _WRITE.unpack_from(payload)
-    if offset > OFFSET_LIMIT:
+    if offset + len(payload) - _WRITE.size > OFFSET_LIMIT:
         raise ReplicationError(f"a write frame has the impossible offset {offset}")
     return index, offset, memoryview(payload)[_WRITE.size :]
 
@@ -383,7 +381,8 @@ def decode_digests(payload: bytes | memoryview) -> ZoneDigests:
     """The digests of a payload."""
     cursor = Cursor(payload, "digest")
     file, offset, count, holes = _DIGESTS.unpack(cursor.take(_DIGESTS.size))
-    if count > BLOCKS_PER_ZONE or holes >> count or offset % BLOCK_BYTES or offset > OFFSET_LIMIT:
+    beyond = offset + count * BLOCK_BYTES > OFFSET_LIMIT + 1 or offset > OFFSET_LIMIT
+    if count > BLOCKS_PER_ZONE or holes >> count or offset % BLOCK_BYTES or beyond:
         raise ReplicationError(f"a digest frame for {count} blocks at {offset} is malformed")
     digests = tuple(None if holes >> i & 1 else cursor.take(16) for i in range(count))
     cursor.end()
@@ -427,7 +426,8 @@ def decode_block(payload: bytes | memoryview) -> tuple[FileId, int, memoryview]:
     if len(payload) < _BLOCK.size:
         raise ReplicationError("a block frame is truncated")
     file, offset = _BLOCK.unpack_from(payload)
-    if offset > OFFSET_LIMIT or len(payload) - _BLOCK.size > ZONE_BYTES:
+    size = len(payload) - _BLOCK.size
+    if offset + size > OFFSET_LIMIT or size > ZONE_BYTES:
         raise ReplicationError(f"a block of {len(payload)} bytes at {offset} is malformed")
     return FileId(file), offset, memoryview(payload)[_BLOCK.size :]
 
@@ -442,7 +442,7 @@ def decode_hole(payload: bytes | memoryview) -> tuple[FileId, int, int]:
     if len(payload) != _HOLE_RANGE.size:
         raise ReplicationError(f"a hole frame of {len(payload)} bytes")
     file, offset, length = _HOLE_RANGE.unpack(payload)
-    if offset > OFFSET_LIMIT or length > 1 << 62:
+    if offset + length > OFFSET_LIMIT:
         raise ReplicationError(f"a hole of {length} bytes at {offset} is impossible")
     return FileId(file), offset, length
 

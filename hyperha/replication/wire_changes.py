@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from hyperha.errors import ReplicationError
 from hyperha.replication.operations import (
+    OFFSET_LIMIT,
     Allocate,
     Attributes,
     Change,
@@ -242,6 +243,8 @@ def decode_change(payload: bytes | memoryview) -> Change:
     kind, fields = schema
     change = kind(**{name: take(cursor) for name, (_, take) in fields})
     cursor.end()
+    if isinstance(change, Allocate) and change.offset + change.length > OFFSET_LIMIT:
+        raise ReplicationError(f"the peer sent a range that ends at no place in a file: {change}")
     return change
 
 

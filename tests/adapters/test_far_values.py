@@ -26,12 +26,14 @@ from hyperha.replication.operations import (
     RecordKind,
     SetAttributes,
     Target,
+    Truncate,
 )
 from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.safety.saver import Saver
 from hyperha.replication.safety.undo_log import Kind, SavedInode, decode_inode
 from tests.support.engine_pair import Guest, Pair, pair_at, wait_for
-from tests.support.safety import Folder, folder_at, state_of
+from tests.support.machine import lacking
+from tests.support.safety import Folder, file_system, folder_at, state_of
 
 pytestmark = pytest.mark.root
 
@@ -50,6 +52,18 @@ def memory(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture(params=["tmpfs", "xfs"])
+def wide(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """File systems whose files end where the kernel's offsets do."""
+    if request.param == "tmpfs":
+        yield request.getfixturevalue("memory")
+        return
+    if not os.path.exists("/dev/loop-control"):
+        lacking("needs loop devices")
+    with file_system("xfs", request.getfixturevalue("tmp_path")) as mounted:
+        yield mounted
 
 
 @pytest.fixture
@@ -260,3 +274,113 @@ def test_a_change_that_cannot_be_told_ends_the_session_and_fails_no_disk(pair: P
     pair.a.wait(SessionLost)
     assert not pair.a.has(LocalDiskFailed)
     assert pair.a.primary.writable()
+
+
+# --- offsets ------------------------------------------------------------------------------
+
+_LAST = (1 << 63) - 1
+"""No byte of a file has this offset, and none a greater one."""
+
+
+def _require_seeking(place: Path, offset: int) -> None:
+    if place.name == "memory" and offset >> 12 == _LAST >> 12:
+        pytest.skip("tmpfs finds no data in the last page of all (SEEK_DATA)")
+
+
+def _sparse(path: Path) -> tuple[int, list[tuple[int, bytes]]]:
+    """Size and data of a file that is too long to be read as a whole."""
+    found: list[tuple[int, bytes]] = []
+    at = 0
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while at < size:
+            try:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+            # File systems keep blocks of different sizes: zeros around the data do not count.
+            data = os.pread(file.fileno(), end - at, at)
+            kept = data.lstrip(b"\0")
+            found.append((at + len(data) - len(kept), kept.rstrip(b"\0")))
+            at = end
+    found = [one for one in found if one[1]]
+    assert found or size < 1 << 62
+    return size, found
+
+
+def _check_sparse(pair: Pair, name: str) -> None:
+    pair.barrier(pair.a)
+    assert _sparse(pair.b.folder / name) == _sparse(pair.a.folder / name)
+    _check_no_loss(pair)
+
+
+@pytest.mark.parametrize("offset", [(1 << 62) + 4096, _LAST - 70_000, _LAST - 7])
+def test_far_offsets_travel_in_a_session_and_in_a_resync(wide: Path, offset: int) -> None:
+    _require_seeking(wide, offset)
+    with pair_at(wide) as pair:
+        pair.in_sync()
+        guest = Guest(pair.a)
+        file = guest.create(ROOT_ID, b"sparse")
+        guest.write(file, offset, b"further")
+        guest.write(file, 0, b"near")
+        wait_for(lambda: guest.answers == 3)
+        _check_sparse(pair, "sparse")
+        assert (pair.b.folder / "sparse").stat().st_size == offset + 7
+        _go_alone(pair)
+        guest.write(file, offset - 200_000, b"between")
+        guest.write(file, offset, b"changed")
+        other = guest.create(ROOT_ID, b"other")
+        guest.write(other, offset, b"another")
+        with open(pair.b.folder / "sparse", "rb+") as copy:
+            # What is there only on the target is a hole again.
+            os.pwrite(copy.fileno(), b"stray", offset - 400_000)
+        store = pair.b.store
+        mine = [Record(RecordKind.ZONE, file, (offset - 400_000) >> 20)]
+        pair.b.intent.activate(mine, 0)
+        assert store.known(file)
+        pair.resync(SessionStart.CANDIDATES)
+        _check_sparse(pair, "sparse")
+        _check_sparse(pair, "other")
+        _go_alone(pair)
+        os.truncate(pair.b.folder / "sparse", 3)
+        pair.resync(SessionStart.FULL)
+        _check_sparse(pair, "sparse")
+        assert not guest.errors
+
+
+@pytest.mark.parametrize("offset", [(1 << 62) + 4096, _LAST - 7])
+def test_a_safety_copy_holds_far_data_and_gives_it_back(wide: Path, offset: int) -> None:
+    _require_seeking(wide, offset)
+    with folder_at(wide / "folder") as folder:
+        path = folder.path / "sparse"
+        path.touch()
+        file = folder.store.identify(ROOT_ID, b"sparse")
+        for at, data in ((0, b"near"), (offset, b"further")):
+            folder.store.write(file, at, data)
+        before = _sparse(path)
+        name = folder.begin(required=True)
+        folder.store.write(file, offset - 3, b"changed")
+        folder.crash()
+        folder.restore(name, wide / "to")
+        assert _sparse(wide / "to" / "sparse") == before
+        folder.store.apply(Truncate(file, 2, 0))
+        folder.store.write(file, offset - 200_000, b"another")
+        folder.crash()
+        folder.undo()
+        assert _sparse(path) == before
+        assert folder.told == []
+
+
+def test_a_copy_saves_all_that_a_cut_takes_away(memory: Path) -> None:
+    """Also of a file more than half of which lies behind the middle of all offsets."""
+    with folder_at(memory / "folder") as folder:
+        path = folder.path / "sparse"
+        path.touch()
+        file = folder.store.identify(ROOT_ID, b"sparse")
+        folder.store.write(file, _LAST - 9000, b"further")
+        before = _sparse(path)
+        folder.begin(required=True)
+        folder.store.apply(Truncate(file, 2, 0))
+        folder.undo()
+        assert _sparse(path) == before

@@ -2,9 +2,10 @@
 
 import dataclasses
 import random
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hyperha.core import actions, events
@@ -13,6 +14,7 @@ from hyperha.errors import ReplicationError
 from hyperha.replication import control, preamble, wire, wire_changes
 from hyperha.replication.operations import (
     NO_ID,
+    OFFSET_LIMIT,
     ROOT_ID,
     Allocate,
     Attributes,
@@ -188,6 +190,41 @@ def test_digests_blocks_records_and_progress() -> None:
     assert wire.decode_records(wire.encode_records(records), "x") == records
     progress = wire.Progress(1, 2, True, 3, 4, 5)
     assert wire.decode_progress(wire.encode_progress(progress)) == progress
+
+
+@given(st.integers(0, OFFSET_LIMIT), st.integers(1, 1 << 16))
+@example(OFFSET_LIMIT - 1, 1)
+@example(OFFSET_LIMIT, 1)
+@example((1 << 62) + 4096, 1)
+def test_every_offset_of_a_file_is_accepted_and_none_behind(offset: int, length: int) -> None:
+    def accepted(decode: Callable[[], object]) -> bool:
+        try:
+            decode()
+        except ReplicationError:
+            return False
+        return True
+
+    fits = offset + length <= (1 << 63) - 1
+    data = bytes(length)
+    raw = wire.write_head(length, 5, 1, 3, offset, False) + data
+    block = wire.block_head(length, 5, 1, FILE, offset) + data
+    hole = wire.encode_hole(FILE, offset, length)
+    room = wire_changes.encode_change(Allocate(FILE, 1, offset, length, 0, 0))
+    for decode in (
+        lambda: wire.decode_write(parse(raw, 5)[0].payload),
+        lambda: wire.decode_block(parse(block, 5)[0].payload),
+        lambda: wire.decode_hole(hole),
+        lambda: wire_changes.decode_change(room),
+    ):
+        assert accepted(decode) == fits
+    parser = wire.Parser(5, from_primary=True)
+    assert bool(parser.writes(memoryview(raw))[0]) == fits
+    start, count = offset & -wire.BLOCK_BYTES, 1 + length % wire.BLOCKS_PER_ZONE
+    zone = wire.ZoneDigests(FILE, start, (b"x" * 16,) * count)
+    # The last block of all is whole in what counts blocks.
+    whole = start + count * wire.BLOCK_BYTES <= 1 << 63
+    assert accepted(lambda: wire.decode_digests(wire.encode_digests(zone))) == whole
+    assert not accepted(lambda: wire.decode_hole(wire.encode_hole(FILE, 1, (1 << 63) - 1 + offset)))
 
 
 def test_large_listings_come_in_parts() -> None:

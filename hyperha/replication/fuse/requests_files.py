@@ -23,6 +23,7 @@ from hyperha.replication.fuse.requests_attributes import AttributeRequests
 from hyperha.replication.fuse.requests_names import Handler, NameRequests
 from hyperha.replication.operations import (
     NO_ID,
+    OFFSET_LIMIT,
     Allocate,
     Change,
     FileId,
@@ -214,6 +215,8 @@ class FileRequests:
     def _read(self, unique: int, number: int, length: int) -> None:
         fh, offset, size, _, _, _, _ = protocol.READ_IN.unpack_from(self._buffer, protocol.IN_SIZE)
         held = self._descriptor(fh, number)
+        # The kernel asks for whole pages, also where no file goes on.
+        size = min(size, OFFSET_LIMIT - offset)
         try:
             got = os.preadv(
                 held.fd, (self._reading_view[_OUT : _OUT + size],), offset, self._no_wait

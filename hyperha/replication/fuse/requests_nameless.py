@@ -22,6 +22,7 @@ from hyperha.replication.fuse.protocol import Op
 from hyperha.replication.fuse.requests_files import FileRequests
 from hyperha.replication.fuse.requests_names import Handler, NameRequests
 from hyperha.replication.operations import (
+    OFFSET_LIMIT,
     Allocate,
     Change,
     Create,
@@ -42,8 +43,6 @@ from hyperha.replication.syscalls import FALLOC_KEEP_SIZE
 DATA_LIMIT: Final = 64 << 20
 """Bytes; a larger file is not sent whole while the other requests wait."""
 _CHUNK: Final = 1 << 20
-_BEHIND_ALL: Final = 1 << 62
-"""No file has data or room there."""
 
 
 class NamelessRequests:
@@ -174,8 +173,8 @@ def _reserved(descriptor: int) -> list[tuple[int, int]]:
     """(offset, length) of all room that is reserved in a file and not written."""
     found: list[tuple[int, int]] = []
     position = 0
-    while position < _BEHIND_ALL:
-        ranges, position = allocation.reserved(descriptor, position, _BEHIND_ALL)
+    while position < OFFSET_LIMIT:
+        ranges, position = allocation.reserved(descriptor, position, OFFSET_LIMIT)
         found += ranges
     return found
 

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from hyperha.replication.store import Store
 
 _ZONE_BYTES: Final = 1 << 20
-_END: Final = 1 << 62
+_END: Final = 1 << 63
+"""Behind all that a file can hold."""
 _EXCHANGE: Final = 2
 _NOT_HERE: Final = (
     errno.ENOENT,

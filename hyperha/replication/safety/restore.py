@@ -18,6 +18,7 @@ from typing import Final
 
 from hyperha.errors import FailedError, RefusedError
 from hyperha.replication import syscalls
+from hyperha.replication.operations import OFFSET_LIMIT
 from hyperha.replication.safety.copy import (
     SafetyCopy,
     State,
@@ -44,7 +45,6 @@ Progress = Callable[[int, int], None]
 _PATH: Final = syscalls.O_PATH | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
 _TRIES: Final = 100
-_END: Final = 1 << 63
 _BATCH_BLOCKS: Final = BATCH_BYTES >> BLOCK_SHIFT
 
 
@@ -312,7 +312,7 @@ class Restore:
                     found.append(next_data(clone, at))
                 finally:
                     os.close(clone)
-        first = min((one for one in found if one is not None), default=_END)
+        first = min((one for one in found if one is not None), default=OFFSET_LIMIT)
         return max(at, first & -BATCH_BYTES)
 
     def _source(self, handle: bytes) -> int:
@@ -328,7 +328,7 @@ class Restore:
         if saved is None:
             return
         # The last page of a file becomes a hole only as a whole.
-        end_block = (end + BLOCK_BYTES - 1) & -BLOCK_BYTES
+        end_block = min((end + BLOCK_BYTES - 1) & -BLOCK_BYTES, OFFSET_LIMIT)
         if saved.cloned:
             clone = self._copy.open_clone(handle)
             try:

@@ -15,7 +15,7 @@ from typing import Final
 from hyperha.errors import FailedError
 from hyperha.replication import identity, syscalls
 from hyperha.replication.entries import remove_tree
-from hyperha.replication.operations import NO_ID
+from hyperha.replication.operations import NO_ID, OFFSET_LIMIT
 from hyperha.replication.safety.copy import (
     SafetyCopy,
     make_below,
@@ -253,7 +253,7 @@ class Undo:
                 os.ftruncate(file, former.size)
             for run in saved.runs:
                 # Whole blocks: the last page of a file becomes a hole only as a whole.
-                end = (run.first + run.second) << BLOCK_SHIFT
+                end = min((run.first + run.second) << BLOCK_SHIFT, OFFSET_LIMIT)
                 put_back(file, run.first * BLOCK_BYTES, end, self._index.log.payload(run))
         finally:
             os.close(file)
