@@ -41,7 +41,7 @@ from hyperha.replication.operations import (
     Truncate,
 )
 from hyperha.replication.store import Entry, Store
-from hyperha.replication.trees import DIRECTORY, is_below, name_in
+from hyperha.replication.trees import is_below, name_in, open_above
 from hyperha.replication.wire import BLOCK_BYTES, ZONE_BYTES, Frame, Kind
 from hyperha.replication.wire_changes import (
     Inode,
@@ -257,9 +257,10 @@ class TargetSide:
             store.forget(one.file)
             return False
         moving = store.directory(one.file)
-        if not is_below(store.directory(ROOT_ID).fd, moving.fd):
+        root = store.directory(ROOT_ID)
+        if not is_below(root.fd, moving.fd):
             raise OSError(errno.ESTALE, "the directory is not in the folder any more")
-        old_parent = os.open("..", DIRECTORY, dir_fd=moving.fd)
+        old_parent = open_above(root.fd, moving.fd)
         try:
             old_name = name_in(old_parent, moving.fd)
             if old_name is None:

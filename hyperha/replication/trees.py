@@ -16,8 +16,10 @@ from typing import Final
 from hyperha.replication import syscalls
 
 DIRECTORY: Final = os.O_RDONLY | syscalls.O_DIRECTORY | syscalls.O_NOFOLLOW | syscalls.O_CLOEXEC
-_OPEN_LIMIT: Final = 64
-"""Levels above the place where one is that stay open; going back further opens them again."""
+_SPACING: Final = 32
+_SPACINGS: Final = (_SPACING, _SPACING**2, _SPACING**3)
+"""Above the place where one is, this many levels stay open; further up one of so many, and of so
+many of those. Between them the way back is found by names."""
 _PATH_BYTES: Final = 4096
 _PASSED_OVER: Final = (
     *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE),
@@ -37,10 +39,10 @@ class _Level:
             os.close(self.descriptor)
             self.descriptor = -1
 
-    def open_again(self, at: int, name: bytes) -> bool:
-        """False where the name is not, or not any more, that of this very directory."""
+    def open_again(self, above: int) -> bool:
+        """False where the name is not that of this very directory any more."""
         try:
-            found = _open_level(at, name)
+            found = _open_level(above, self.name)
         except OSError as error:
             if error.errno not in _PASSED_OVER:
                 raise
@@ -89,8 +91,7 @@ class Descent:
     def enter(self, name: bytes) -> None:
         """Go down into a directory. Raises OSError, and stays."""
         self._levels.append(_open_level(self.descriptor, name))
-        if self.depth > _OPEN_LIMIT:
-            self._levels[-_OPEN_LIMIT - 1].shut()
+        self._shut_above(self.depth)
 
     def leave(self) -> None:
         """Go up by one; further where the directory above was moved away meanwhile, to the next one
@@ -98,22 +99,31 @@ class Descent:
         gone = self._levels.pop()
         try:
             if self._levels and self._levels[-1].descriptor < 0:
-                self._open_again(gone.descriptor)
+                self._open_again()
         finally:
             os.close(gone.descriptor)
 
-    def _open_again(self, below: int) -> None:
-        wanted = self._levels[-1]
-        if wanted.open_again(below, b".."):
-            return
-        for place, level in enumerate(self._levels):
-            above = self._levels[place - 1] if place else None
-            if not level.open_again(self._top if above is None else above.descriptor, level.name):
-                # No longer below the top by these names.
+    def _open_again(self) -> None:
+        """By names from the next one that is open, not by `..`: out of what was moved to the top
+        that leads into the mount that covers the top, which this very process may serve."""
+        depth = self.depth
+        while depth and self._levels[depth - 1].descriptor < 0:
+            depth -= 1
+        above = self._levels[depth - 1].descriptor if depth else self._top
+        for place in range(depth, self.depth):
+            level = self._levels[place]
+            if not level.open_again(above):
+                # No longer there by these names.
                 del self._levels[place:]
                 return
-            if above is not None:
-                above.shut()
+            above = level.descriptor
+            self._shut_above(place + 1)
+
+    def _shut_above(self, depth: int) -> None:
+        for spacing in _SPACINGS:
+            passed = depth - spacing
+            if passed > 0 and (passed % spacing or spacing == _SPACINGS[-1]):
+                self._levels[passed - 1].shut()
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -201,20 +211,36 @@ def _open_level(above: int, name: bytes) -> _Level:
 
 
 def is_below(top: int, directory: int) -> bool:
-    """Whether the way up from a directory leads to another one."""
-    wanted, at = _inode(os.fstat(top)), _inode(os.fstat(directory))
+    """Whether a directory lies below another one."""
     current = os.dup(directory)
     try:
-        while True:
-            above = _open_level(current, b"..")
+        # One that the kernel cannot say is not in the top itself (`open_above`).
+        while (path := _said(current)) is None:
+            above = os.open("..", DIRECTORY, dir_fd=current)
             os.close(current)
-            current = above.descriptor
-            if above.inode in (wanted, at):
-                # The same again is the end of every way.
-                return above.inode == wanted != at
-            at = above.inode
+            current = above
     finally:
         os.close(current)
+    return path.startswith((_said(top) or b"") + b"/")
+
+
+def open_above(top: int, directory: int) -> int:
+    """The directory above one; the caller closes it. Not by `..` where it is the top: that leads
+    into the mount that covers it."""
+    path = _said(directory)
+    if path is not None and path.rpartition(b"/")[0] == _said(top):
+        return os.open(".", DIRECTORY, dir_fd=top)
+    return os.open("..", DIRECTORY, dir_fd=directory)
+
+
+def _said(directory: int) -> bytes | None:
+    """The path as the kernel says it; None where it is longer than it can."""
+    try:
+        return os.readlink(b"/proc/self/fd/%d" % directory)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return None
 
 
 def name_in(above: int, directory: int) -> bytes | None:
@@ -227,13 +253,7 @@ def name_in(above: int, directory: int) -> bytes | None:
         except FileNotFoundError:
             return False
 
-    try:
-        hint = os.readlink(b"/proc/self/fd/%d" % directory).rsplit(b"/", 1)[-1]
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        # The kernel says whole paths only, and a guest makes longer ones, step by step.
-        hint = b""
+    hint = (_said(directory) or b"").rpartition(b"/")[2]
     # What the kernel says may be old by now.
     if hint and is_it(hint):
         return hint

@@ -3,9 +3,12 @@ step, and nothing that walks through a folder may stop at them."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import resource
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -383,3 +386,90 @@ def test_deep_cgroups_are_looked_through_and_removed(base: Path) -> None:
     os.close(at)
     assert tree.ProcessTree("", group).remove()
     assert os.listdir(base) == []
+
+
+@contextlib.contextmanager
+def covered(folder: Path) -> Iterator[None]:
+    """Another file system on top of it, as the mount is while a module is started."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_the_way_up_does_not_lead_into_what_covers_the_folder(base: Path) -> None:
+    folder = base / "folder"
+    (folder / "first" / "second").mkdir(parents=True)
+    (base / "outside").mkdir()
+    with contextlib.ExitStack() as ending:
+        top, first, second, outside = (
+            os.open(folder / name, os.O_RDONLY)
+            for name in ("", "first", "first/second", "../outside")
+        )
+        for descriptor in (top, first, second, outside):
+            ending.callback(os.close, descriptor)
+        ending.enter_context(covered(folder))
+        for lower, upper, name in ((first, top, b"first"), (second, first, b"second")):
+            assert trees.is_below(top, lower)
+            above = trees.open_above(top, lower)
+            ending.callback(os.close, above)
+            assert os.path.samestat(os.fstat(above), os.fstat(upper))
+            assert trees.name_in(above, lower) == name
+        assert not trees.is_below(top, outside)
+        assert not trees.is_below(top, top)
+
+
+def test_undo_moves_back_what_is_in_a_covered_folder_itself(base: Path) -> None:
+    folder = base / "folder"
+    (folder / "first" / "second").mkdir(parents=True)
+    with folder_at(folder) as served:
+        first = served.store.identify(ROOT_ID, b"first")
+        served.store.identify(first, b"second")
+        served.begin(required=True)
+        served.store.apply(Rename(first, b"second", ROOT_ID, b"moved", 0, 7, 7))
+        with covered(folder):
+            served.undo()
+        served.end(SafetyEnd.UNDONE)
+    assert os.listdir(folder / "first") == ["second"]
+    assert not (folder / "moved").exists()
+
+
+def test_a_walk_stays_in_a_covered_folder_when_directories_are_moved(base: Path) -> None:
+    """It asks nothing of the mount: whoever walks may be who serves it."""
+    folder = base / "folder"
+    folder.mkdir()
+    os.close(grow(folder, 100))
+    top = os.open(folder, os.O_RDONLY)
+    half = os.open(folder / "/".join(["d"] * 50), os.O_RDONLY)
+    met = 0
+    with covered(folder):
+        before = os.stat(folder).st_atime_ns
+        for one in trees.walk(top):
+            met += 1
+            if one.name == b"file":
+                os.rename("d", "moved", src_dir_fd=half, dst_dir_fd=top)
+        assert os.stat(folder).st_atime_ns == before
+    assert met == 101
+    os.close(half)
+    os.close(top)
+
+
+@pytest.mark.parametrize("levels", [31, 32, 33, 1000, 1100])
+def test_few_levels_stay_open_and_all_are_left_again(base: Path, levels: int) -> None:
+    os.close(grow(base, levels))
+    top = os.open(base, os.O_RDONLY)
+    inodes, descent = [os.fstat(top).st_ino], trees.Descent(top)
+    gc.collect()  # What earlier tests have left to it may be descriptors.
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(levels):
+        descent.enter(b"d")
+        inodes.append(os.fstat(descent.descriptor).st_ino)
+        assert len(os.listdir("/proc/self/fd")) - before <= 3 * 32
+    while descent.depth:
+        assert os.fstat(descent.descriptor).st_ino == inodes.pop()
+        descent.leave()
+        assert len(os.listdir("/proc/self/fd")) - before <= 3 * 32
+    assert inodes == [os.fstat(top).st_ino]
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(top)

@@ -31,7 +31,7 @@ from hyperha.replication.safety.undo_log import (
     SavedInode,
     decode_blocks,
 )
-from hyperha.replication.trees import name_in
+from hyperha.replication.trees import name_in, open_above
 
 STAGE: Final = "stage"
 _ASIDE: Final = "aside-"
@@ -170,7 +170,7 @@ class Undo:
             os.close(held)
         descriptor = self._directory(child)
         try:
-            above = os.open("..", os.O_RDONLY | syscalls.O_DIRECTORY, dir_fd=descriptor)
+            above = open_above(self._root, descriptor)
             try:
                 staged = self._new_name("moved")
                 current = name_in(above, descriptor)
