@@ -15,7 +15,7 @@ from hyperha.domain import Epoch, SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication.wire import ZONE_BYTES
 
-PROTOCOL: Final = 5
+PROTOCOL: Final = 6
 NOT_EXPECTED: Final = "not expected"
 """Refusal of a session that the secondary's core has not ordered (yet): worth another try."""
 GONE: Final = "gone"

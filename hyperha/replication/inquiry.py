@@ -317,7 +317,9 @@ class Inquiry:
             link = self._link_text(target) if stat.S_ISLNK(entry.attributes.mode) else b""
             if link is None:
                 return None
-            xattrs = ordered(store.xattrs(target))
+            # A regular file's come with its own frame: those of all files would be without bound.
+            own = stat.S_ISREG(entry.attributes.mode) and file != NO_ID
+            xattrs = () if own else ordered(store.xattrs(target))
         except OSError as error:
             if is_gone(error):
                 # Gone since it was listed; the version tells that this listing is void.

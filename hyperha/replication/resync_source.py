@@ -35,6 +35,7 @@ from hyperha.replication.wire import BLOCK_BYTES, BLOCKS_PER_ZONE, ZONE_BYTES, F
 from hyperha.replication.wire_changes import (
     encode_inode,
     encode_listing,
+    in_frames,
 )
 
 log = logging.getLogger(__name__)
@@ -264,7 +265,7 @@ class ResyncSource(Inquiry):
         if listing is None:
             self._todo.directory_gone(directory)
             return True
-        payloads = encode_listing(listing)
+        payloads = in_frames(encode_listing(listing))
         with primary.lock:
             # Odd: a change is under way, which this listing may have seen, and which the target
             # would then do a second time, to other inodes.
@@ -298,7 +299,7 @@ class ResyncSource(Inquiry):
                     return None
                 raise
             with primary.lock:
-                self._put(Kind.INODE, [encode_inode(inode)], _nothing)
+                self._put(Kind.INODE, in_frames(encode_inode(inode)), _nothing)
         return inode.attributes.size if stat.S_ISREG(inode.attributes.mode) else None
 
     # --- data -----------------------------------------------------------------------------

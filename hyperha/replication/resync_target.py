@@ -54,6 +54,8 @@ from hyperha.replication.wire_changes import (
 log = logging.getLogger(__name__)
 
 _PUNCH: Final = syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE
+_INODE_FRAMES: Final = 1024
+"""Linux lists 64 KiB of names of attributes at most, each of which holds 64 KiB."""
 _UNSETTLED: Final = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EINVAL, errno.EEXIST)
 
 
@@ -74,7 +76,10 @@ class TargetSide:
         """Told as unsettled, and not yet looked at again by the source."""
         self._unequal: set[FileId] = set()
         """Directories that were told as unsettled and not listed since."""
-        self._parts: list[ListedEntry] = []
+        self._begun: list[bytes | memoryview] = []
+        """Payloads of the frames before the last one of an inode or a listing,"""
+        self._begun_kind = Kind.MARK
+        """and which of both it is."""
         self._aside = Aside(store)
 
     def handle(self, frame: Frame) -> bytes | None:
@@ -87,6 +92,10 @@ class TargetSide:
         # the ids were learned would be taken for missing and made a second time (Z3).
         self._store.learn_all()
         self._aside.learn()
+        if self._begun and frame.kind is not self._begun_kind:
+            raise ReplicationError(f"{self._begun_kind.name} frames end in {frame.kind.name}")
+        if frame.kind in (Kind.INODE, Kind.LISTING):
+            return self._joined(frame)
         if frame.kind is Kind.BLOCK:
             return self._block(frame)
         if frame.kind is Kind.DIGESTS:
@@ -95,11 +104,23 @@ class TargetSide:
             return self._hole(frame)
         if frame.kind is Kind.RESERVE:
             return self._reserve(frame)
-        if frame.kind is Kind.INODE:
-            return self._inode(frame)
-        if frame.kind is Kind.LISTING:
-            return self._listing(frame)
         return self._mark(frame)
+
+    def _joined(self, frame: Frame) -> bytes | None:
+        """Perform what comes in several frames when the last one is here."""
+        if not frame.flags & wire.FLAG_LAST:
+            if frame.kind is Kind.INODE and len(self._begun) >= _INODE_FRAMES:
+                raise ReplicationError("an inode has more extended attributes than one can have")
+            self._begun.append(frame.payload)
+            self._begun_kind = frame.kind
+            return None
+        whole = frame
+        if self._begun:
+            whole = frame._replace(payload=b"".join((*self._begun, frame.payload)))
+        answer = self._inode(whole) if frame.kind is Kind.INODE else self._listing(whole)
+        # Only now: with more room the same frame is tried again.
+        self._begun = []
+        return answer
 
     def unsettled(self, records: tuple[Record, ...], number: int = 0) -> bytes:
         """The frame that tells the source what could not be applied; empty if it knows already."""
@@ -119,13 +140,9 @@ class TargetSide:
 
     # --- directories ----------------------------------------------------------------------
 
-    def _listing(self, frame: Frame) -> bytes | None:
-        part = decode_listing(frame.payload)
-        if not frame.flags & wire.FLAG_LAST:
-            self._parts += part.entries
-            return None
-        listing = Listing(part.directory, (*self._parts, *part.entries))
-        directory = Record(RecordKind.DIRECTORY, part.directory.target.file)
+    def _listing(self, frame: Frame) -> bytes:
+        listing = decode_listing(frame.payload)
+        directory = Record(RecordKind.DIRECTORY, listing.directory.target.file)
         self._reported.discard(directory)
         self._intent.activate([directory], frame.number)
         try:
@@ -134,10 +151,7 @@ class TargetSide:
             if error.errno not in _UNSETTLED:
                 raise
             log.info("directory %s is not settled: %s", directory.file.hex(), error)
-            self._parts = []
             return self.unsettled((directory,), frame.number)
-        # Only now: with more room the same frame is tried again.
-        self._parts = []
         self._unequal.discard(directory.file)
         return self._answer(frame.number, need)
 
@@ -307,8 +321,8 @@ class TargetSide:
         *,
         sized: bool,
     ) -> None:
-        """Owner, mode and attributes as on the source; of a regular file size and mtime only if
-        `sized`."""
+        """Owner, mode and attributes as on the source; of a regular file size, mtime and extended
+        attributes only if `sized`."""
         store = self._store
         mine = store.attributes(target)
         regular = stat.S_ISREG(wanted.mode) and target.file != NO_ID
@@ -319,8 +333,9 @@ class TargetSide:
         if sized and regular and mine.size != wanted.size:
             # Only here and by live truncations a resync changes a size (Z5).
             store.apply(Truncate(target.file, wanted.size, wanted.mtime_ns))
-        given = dict(xattrs)
         present = store.xattrs(target)
+        # What a new owner takes from a file that was listed is given back.
+        given = present if regular and not sized else dict(xattrs)
         if (mine.uid, mine.gid) != (wanted.uid, wanted.gid) or present != given:
             # Before the attributes of other kinds: a new owner clears capabilities.
             store.apply(SetAttributes(target, wanted))

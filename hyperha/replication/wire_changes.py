@@ -231,7 +231,11 @@ def encode_change(change: Change) -> bytes:
     except (struct.error, OverflowError) as problem:
         what = type(change).__name__
         raise ReplicationError(f"a {what} has no form for the peer: {problem}") from problem
-    return b"".join(parts)
+    raw = b"".join(parts)
+    if len(raw) > FRAME_LIMIT:
+        what = type(change).__name__
+        raise ReplicationError(f"a {what} has no form for the peer: {len(raw)} bytes")
+    return raw
 
 
 def decode_change(payload: bytes | memoryview) -> Change:
@@ -259,7 +263,8 @@ class Inode:
 
 @dataclass(frozen=True, slots=True)
 class ListedEntry:
-    """One entry of a listed directory, with the state of its inode."""
+    """One entry of a listed directory, with the state of its inode. In a resync a regular file is
+    listed without its extended attributes, which come with its own INODE frame."""
 
     name: bytes
     file: FileId
@@ -271,14 +276,19 @@ class ListedEntry:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A directory of the source at one position of the stream; large ones come in parts."""
+    """A directory of the source at one position of the stream."""
 
     directory: Inode
     entries: tuple[ListedEntry, ...]
 
 
+def in_frames(raw: bytes) -> list[bytes]:
+    """What may be larger than a frame, as the payloads of several: joined they are `raw`."""
+    return [raw[at : at + FRAME_LIMIT] for at in range(0, len(raw), FRAME_LIMIT)]
+
+
 def encode_inode(inode: Inode) -> bytes:
-    """Payload of an inode's state."""
+    """An inode's state; one with many extended attributes needs several frames."""
     return _put_target(inode.target) + _put_attributes(inode.attributes) + _put_xattrs(inode.xattrs)
 
 
@@ -287,7 +297,7 @@ def _inode(cursor: Cursor) -> Inode:
 
 
 def decode_inode(payload: bytes | memoryview) -> Inode:
-    """The inode of a payload."""
+    """The inode of all its frames."""
     cursor = Cursor(payload, "inode")
     inode = _inode(cursor)
     cursor.end()
@@ -315,23 +325,13 @@ def _entry(cursor: Cursor) -> ListedEntry:
     return ListedEntry(name, file, attributes, xattrs, links, cursor.long())
 
 
-def encode_listing(listing: Listing) -> list[bytes]:
-    """Payloads of a listing; each repeats the directory's own state."""
-    head = encode_inode(listing.directory)
-    payloads, parts, size = [], [head], len(head)
-    for entry in listing.entries:
-        raw = put_entry(entry)
-        if size + len(raw) > FRAME_LIMIT:
-            payloads.append(b"".join(parts))
-            parts, size = [head], len(head)
-        parts.append(raw)
-        size += len(raw)
-    payloads.append(b"".join(parts))
-    return payloads
+def encode_listing(listing: Listing) -> bytes:
+    """A listing; a large one needs several frames."""
+    return encode_inode(listing.directory) + b"".join(map(put_entry, listing.entries))
 
 
 def decode_listing(payload: bytes | memoryview) -> Listing:
-    """One part of a listing."""
+    """The listing of all its frames."""
     cursor = Cursor(payload, "listing")
     directory = _inode(cursor)
     entries = []

@@ -17,6 +17,7 @@ from hyperha.core.actions import UndoResync as Undo
 from hyperha.core.events import LocalDiskFailed, SessionLost
 from hyperha.core.records import Generation
 from hyperha.errors import ReplicationError
+from hyperha.replication import resync_source, wire_changes
 from hyperha.replication.operations import (
     ROOT_ID,
     Attributes,
@@ -384,3 +385,73 @@ def test_a_copy_saves_all_that_a_cut_takes_away(memory: Path) -> None:
         folder.store.apply(Truncate(file, 2, 0))
         folder.undo()
         assert _sparse(path) == before
+
+
+# --- attributes ---------------------------------------------------------------------------
+
+
+def _values(path: Path) -> dict[str, bytes]:
+    names = [one for one in os.listxattr(path) if "hyperha" not in one]
+    return {name: os.getxattr(path, name) for name in names}
+
+
+def test_more_attributes_than_a_frame_holds_are_resynced(tmp_path: Path) -> None:
+    """Each came by itself while the copies were equal; a resync says all of an inode at once."""
+    if not os.path.exists("/dev/loop-control"):
+        lacking("needs loop devices")
+    with file_system("xfs", tmp_path) as mounted, pair_at(mounted) as pair:
+        pair.in_sync()
+        guest = Guest(pair.a)
+        folder = guest.create(ROOT_ID, b"folder", 0o40755)
+        below = guest.create(folder, b"below", 0o40755)
+        file = guest.create(folder, b"file")
+        everything = {"folder": folder, "folder/below": below, "folder/file": file}
+        for number in range(20):
+            for one in everything.values():
+                guest.set_xattr(one, b"user.%d" % number, bytes((number,)) * 65536)
+        wait_for(lambda: guest.answers == 63)
+        pair.barrier(pair.a)
+        _go_alone(pair)
+        for one in everything.values():
+            guest.set_xattr(one, b"user.new", b"new")
+        # Of other owners: that takes capabilities, which come back.
+        capability = b"\1\0\0\2" + b"\0\4\0\0" + bytes(12)
+        guest.set_xattr(file, b"security.capability", capability)
+        other = guest.create(folder, b"other")
+        for number in range(20):
+            guest.set_xattr(other, b"user.%d" % number, os.urandom(65536))
+        os.removexattr(pair.b.folder / "folder" / "below", "user.3")
+        pair.b.intent.activate([Record(RecordKind.INODE, below)], 0)
+        pair.resync(SessionStart.CANDIDATES)
+        for name in (*everything, "folder/other"):
+            assert _values(pair.b.folder / name) == _values(pair.a.folder / name)
+        _go_alone(pair)
+        for name in (*everything, "folder/other"):
+            os.setxattr(pair.b.folder / name, "user.stray", b"stray")
+            os.chown(pair.b.folder / name, 7, 7)
+        pair.resync(SessionStart.FULL)
+        for name in (*everything, "folder/other"):
+            assert _values(pair.b.folder / name) == _values(pair.a.folder / name)
+        assert "security.capability" in _values(pair.b.folder / "folder" / "file")
+        pair.check_equal()
+        _check_no_loss(pair)
+
+
+def test_attributes_of_files_are_not_listed_beside_all_others(pair: Pair, monkeypatch) -> None:
+    """Those of a large directory's files would stand in memory at once, on both nodes."""
+    listed: list[wire_changes.Listing] = []
+    real = resync_source.encode_listing
+
+    def encode(listing: wire_changes.Listing) -> bytes:
+        listed.append(listing)
+        return real(listing)
+
+    monkeypatch.setattr(resync_source, "encode_listing", encode)
+    for name in ("one", "two"):
+        (pair.a.folder / name).write_bytes(b"data")
+        os.setxattr(pair.a.folder / name, "trusted.a", b"value")
+    pair.a.primary.promote(Acknowledge.LOCAL)
+    pair.resync(SessionStart.FULL)
+    assert [entry.xattrs for one in listed for entry in one.entries] == [(), ()]
+    for name in ("one", "two"):
+        assert _values(pair.b.folder / name) == {"trusted.a": b"value"}

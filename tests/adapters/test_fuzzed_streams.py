@@ -12,7 +12,7 @@ import pytest
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import SessionLost
 from hyperha.domain import Epoch, SessionKey
-from hyperha.replication import handshake, wire, wire_changes
+from hyperha.replication import handshake, resync_target, wire, wire_changes
 from hyperha.replication.handshake import Hello, Refusal, Welcome
 from hyperha.replication.operations import (
     ROOT_ID,
@@ -36,7 +36,7 @@ _ZONE = wire.encode_digests(ZoneDigests(FILE, 0, (b"x" * 16, None, b"y" * 16)))
 _INODE = Inode(Target(FILE), _MADE, ((b"user.a", b"b"),))
 _ENTRY = ListedEntry(b"n", OTHER, _MADE, (), 1, b"")
 _ROOT = Inode(Target(ROOT_ID), Attributes(0o40755, 0, 0, 0, 1), ())
-_LISTING = wire_changes.encode_listing(Listing(_ROOT, (_ENTRY,)))[0]
+_LISTING = wire_changes.encode_listing(Listing(_ROOT, (_ENTRY,)))
 _RECORDS = wire.encode_records([Record(RecordKind.ZONE, FILE, 3), Record(RecordKind.INODE, OTHER)])
 _BLOCK = wire.block_head(9, 0, 0, FILE, 0)[wire.HEAD.size :] + b"new block"
 _WRITE = wire.write_head(5, 0, 0, 1, 0, False)[wire.HEAD.size :] + b"newer"
@@ -163,11 +163,35 @@ def test_a_malformed_frame_of_a_primary_changes_nothing(
             side.intent.clear(1 << 61)
             with raw_primary(side, number, start) as peer:
                 peer.say(wire.frame(Kind.BIND, peer.tag, 0, wire.encode_bind(1, FILE)))
-                peer.say(wire.frame(kind, peer.tag, 5, malformed))
+                # Of what comes in several frames it is the last one.
+                last = wire.FLAG_LAST if kind in (Kind.INODE, Kind.LISTING) else 0
+                peer.say(wire.frame(kind, peer.tag, 5, malformed, last))
                 # It hangs up, or says what is wrong: then it hangs up when more is said.
                 peer.speak_to_the_end()
             side.acceptor.close()
             assert snapshot(side.folder) == before, (kind, start, malformed)
+
+
+@pytest.mark.parametrize("kind", [Kind.INODE, Kind.LISTING], ids=lambda one: one.name)
+def test_an_inode_or_a_listing_that_is_broken_off_changes_nothing(side: Side, kind: Kind) -> None:
+    _with_a_file(side)
+    before = snapshot(side.folder)
+    with raw_primary(side, 1, SessionStart.FULL) as peer:
+        peer.say(wire.frame(kind, peer.tag, 1, SAID_BY_PRIMARY[kind][:7]))
+        peer.say(wire.frame(Kind.MARK, peer.tag, 2, b"", wire.FLAG_LAST))
+        peer.speak_to_the_end()
+    assert f"{kind.name} frames end in MARK" in side.acceptor.close()
+    assert snapshot(side.folder) == before
+
+
+def test_an_inode_without_end_ends_the_session(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resync_target, "_INODE_FRAMES", 3)
+    _with_a_file(side)
+    with raw_primary(side, 1, SessionStart.FULL) as peer:
+        for number in range(4):
+            peer.say(wire.frame(Kind.INODE, peer.tag, number + 1, bytes(1000)))
+        peer.speak_to_the_end()
+    assert "more extended attributes" in side.acceptor.close()
 
 
 @pytest.mark.parametrize("kind", SAID_BY_PRIMARY, ids=lambda one: one.name)

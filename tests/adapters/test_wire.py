@@ -227,17 +227,29 @@ def test_every_offset_of_a_file_is_accepted_and_none_behind(offset: int, length:
     assert not accepted(lambda: wire.decode_hole(wire.encode_hole(FILE, 1, (1 << 63) - 1 + offset)))
 
 
-def test_large_listings_come_in_parts() -> None:
+def test_large_listings_and_inodes_come_in_several_frames() -> None:
     inode = wire_changes.Inode(Target(ROOT_ID), ATTRIBUTES, ())
     entries = tuple(
         wire_changes.ListedEntry(b"n%d" % i, FILE, ATTRIBUTES, ((b"user.x", b"v" * 900),), 1, b"")
         for i in range(3000)
     )
-    payloads = wire_changes.encode_listing(wire_changes.Listing(inode, entries))
+    listing = wire_changes.Listing(inode, entries)
+    payloads = wire_changes.in_frames(wire_changes.encode_listing(listing))
     assert len(payloads) > 2
     assert all(len(one) <= wire.FRAME_LIMIT for one in payloads)
-    parts = [wire_changes.decode_listing(one) for one in payloads]
-    assert tuple(entry for part in parts for entry in part.entries) == entries
+    assert wire_changes.decode_listing(b"".join(payloads)) == listing
+    large = tuple((b"user.%d" % i, bytes((i,)) * 65536) for i in range(40))
+    inode = dataclasses.replace(inode, xattrs=large)
+    payloads = wire_changes.in_frames(wire_changes.encode_inode(inode))
+    assert len(payloads) == 3
+    assert all(len(wire.frame(wire.Kind.INODE, 1, 1, one)) for one in payloads)
+    assert wire_changes.decode_inode(b"".join(payloads)) == inode
+
+
+def test_a_change_that_is_larger_than_a_frame_is_an_error_of_the_protocol() -> None:
+    large = tuple((b"user.%d" % i, bytes(65536)) for i in range(17))
+    with pytest.raises(ReplicationError, match="has no form for the peer"):
+        wire_changes.encode_change(Create(ROOT_ID, b"n", FILE, ATTRIBUTES, 0, b"", large))
 
 
 def test_preamble() -> None:
