@@ -62,7 +62,7 @@ def test_e4_syncing_a_whole_file_system_is_no_barrier(served: Served) -> None:
         os.fsync(file.fileno())
     assert served.do("counters")["flushes"] == before + 1
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert "`sync(2)` inside a replicated folder is no barrier" in readme
+    assert "`sync(2)`, syncfs and sync_file_range inside a replicated folder are no" in readme
 
 
 def test_e12_a_buffered_write_asks_for_no_capability(served: Served) -> None:

@@ -274,6 +274,11 @@ def main() -> None:
     print(json.dumps({"stopped": True}), flush=True)
 
 
+HANGS_S = 80
+"""From a session's start: a test that still runs then hangs, also on a slow disk; less than what
+pytest gives a test."""
+
+
 class Served:
     """The test's end of a server process; use as a context manager."""
 
@@ -308,7 +313,7 @@ class Served:
             env={**os.environ, "FUSE_DISABLED": str(disabled)},
         )
         # A call that hangs in the mount cannot be interrupted; ending the mount frees it.
-        self._watchdog = threading.Timer(20, self._free)
+        self._watchdog = threading.Timer(HANGS_S, self._free)
         self._watchdog.daemon = True
         self._watchdog.start()
         try:
