@@ -2,7 +2,9 @@
 
 asyncio's own pool has few threads, and what waits in one of them is never given up: a few such
 calls, and nothing gets a thread any more. So whatever may hang has a thread of its own, which ends
-with the program; what must not fail because of others never shares one.
+with the program; what must not fail because of others never shares one. A system that has no room
+for another thread, as when a guest has filled its limit of processes, must not keep a fence or a
+kill from happening: a few threads wait in reserve, and what finds none waits for one.
 """
 
 from __future__ import annotations
@@ -11,52 +13,24 @@ import asyncio
 import contextlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 R = TypeVar("R")
-
-
-async def in_own_thread(name: str, work: Callable[..., R], *arguments: Any) -> R:
-    """Do it in a new thread, whatever hangs elsewhere; given up, the thread goes on alone."""
-    job = _Job(partial(work, *arguments), asyncio.get_running_loop())
-    threading.Thread(target=job.run, name=name, daemon=True).start()
-    done: R = await job.end
-    return done
-
-
-class OwnThread:
-    """One thread that does what it is given, one after the other. What nobody waits for any more
-    when its turn comes is not begun; so a job that hangs holds up only those behind it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    async def do(self, work: Callable[..., R], *arguments: Any) -> R:
-        """Do it behind what was given before, and wait for its end."""
-        job = _Job(partial(work, *arguments), asyncio.get_running_loop())
-        self._jobs.put(job)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            self._thread.start()
-        done: R = await job.end
-        return done
-
-    def _serve(self) -> None:
-        while True:
-            self._jobs.get().run()
+RESERVE = 4
+"""Threads that wait for work when there is none."""
+_AGAIN_S = 0.2
 
 
 class _Job:
     """Work whose end is told to the event loop that asked for it."""
 
-    def __init__(self, work: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, work: Callable[[], Any]) -> None:
         self._work = work
-        self._loop = loop
-        self.end: asyncio.Future[Any] = loop.create_future()
+        self._loop = asyncio.get_running_loop()
+        self.end: asyncio.Future[Any] = self._loop.create_future()
 
     def run(self) -> None:
         if self.end.cancelled():
@@ -72,3 +46,111 @@ class _Job:
     def _settle(self, give: Callable[[], None]) -> None:
         if not self.end.done():
             give()
+
+    async def outcome(self, served: Callable[[], bool]) -> Any:
+        """Its end; `served` says whether a thread is there for it, and is asked again if not."""
+        try:
+            while not self.end.done() and not served():
+                await asyncio.wait((self.end,), timeout=_AGAIN_S)
+            return await self.end
+        finally:
+            self.end.cancel()
+
+
+class _Reserve:
+    """As many threads as there are jobs, and some that wait for the next."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: deque[tuple[str, _Job]] = deque()
+        self._free = 0
+
+    def prepare(self) -> None:
+        """Have the reserve wait. Raises RuntimeError where no thread can be started."""
+        with self._changed:
+            while self._free < RESERVE:
+                self._start()
+
+    def give(self, name: str, job: _Job) -> None:
+        """Have it done by the next thread that is free."""
+        with self._changed:
+            self._jobs.append((name, job))
+            self._changed.notify()
+
+    def served(self) -> bool:
+        """Whether there is a thread for each job; tries to start one where not."""
+        with self._changed:
+            if self._free < len(self._jobs):
+                with contextlib.suppress(RuntimeError):  # No room for one more thread.
+                    self._start()
+            return self._free >= len(self._jobs)
+
+    def _start(self) -> None:
+        threading.Thread(target=self._serve, name="in reserve", daemon=True).start()
+        self._free += 1
+
+    def _serve(self) -> None:
+        own = threading.current_thread()
+        while True:
+            with self._changed:
+                while not self._jobs:
+                    if self._free > RESERVE:
+                        self._free -= 1
+                        return
+                    self._changed.wait()
+                own.name, job = self._jobs.popleft()
+                self._free -= 1
+            job.run()
+            own.name, job = "in reserve", None  # type: ignore[assignment]
+            with self._changed:
+                self._free += 1
+
+
+_reserve = _Reserve()
+
+
+def prepare() -> None:
+    """Start the threads in reserve while there is room for them; at the start of a program."""
+    _reserve.prepare()
+
+
+async def in_own_thread(name: str, work: Callable[..., R], *arguments: Any) -> R:
+    """Do it in a thread that does nothing else meanwhile, whatever hangs elsewhere; given up, the
+    thread goes on alone. Where no thread can be had, it waits for one."""
+    job = _Job(partial(work, *arguments))
+    _reserve.give(name, job)
+    done: R = await job.outcome(_reserve.served)
+    return done
+
+
+class OwnThread:
+    """One thread that does what it is given, one after the other. What nobody waits for any more
+    when its turn comes is not begun; so a job that hangs holds up only those behind it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        # At once: when the first job comes there may be no room for a thread any more.
+        self._served()
+
+    async def do(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Do it behind what was given before, and wait for its end."""
+        job = _Job(partial(work, *arguments))
+        self._jobs.put(job)
+        done: R = await job.outcome(self._served)
+        return done
+
+    def _served(self) -> bool:
+        if self._thread is None:
+            thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # No room for one more thread.
+                return False
+            self._thread = thread
+        return True
+
+    def _serve(self) -> None:
+        while True:
+            self._jobs.get().run()

@@ -33,6 +33,7 @@ from hyperha.durable import DaemonLock, DurableRecord
 from hyperha.errors import HyperhaError
 from hyperha.heartbeat.message import Certificate, Header, encode
 from hyperha.heartbeat.seal import Sealer
+from hyperha.spawn import looking
 from hyperha.spawn.tree import ProcessTree
 
 KILL_LIMIT_MS = 2000
@@ -40,6 +41,7 @@ PACKET_LIMIT = 65536
 RECORD_SIZE = 16384
 _POLL_MS, _PATIENT_POLL_MS = 10, 250
 _FAST_MS, _FAST_FOR_MS, _SLOW_MS = 100, 2000, 1000
+_WATCH_MS = 500
 
 
 def _now_ms() -> int:
@@ -136,6 +138,8 @@ class Guardian:
         self._selector.register(self._writer.wake[0], selectors.EVENT_READ, self._woken)
         self._daemon: socket.socket | None = None
         self._daemon_process = 0
+        """0 also where it is of another process namespace."""
+        self._watched_ms = 0
         self._idle_since_ms = _now_ms()
         self._listener = self._listen()
 
@@ -170,6 +174,7 @@ class Guardian:
         """Run until there is nothing left to guard."""
         thread = threading.Thread(target=self._writer.serve, name="writer", daemon=True)
         thread.start()
+        looking.prepare()
         self._log("started")
         try:
             while not self._is_over():
@@ -192,6 +197,8 @@ class Guardian:
     def _timeout_ms(self) -> int:
         now_ms = _now_ms()
         wanted = [self._settings.idle_ms]
+        if self._daemon is not None:
+            wanted.append(_WATCH_MS)
         if self._acting:
             patient = all(armed.alerted for armed in self._acting)
             wanted.append(_PATIENT_POLL_MS if patient else _POLL_MS)
@@ -212,6 +219,8 @@ class Guardian:
         ]
         if due:
             self._fire(due, "its deadline has passed")
+        if self._daemon is not None and self._is_dead(now_ms):
+            self._daemon_is_gone("the daemon is dead, a thread of it still hangs")
         for armed in list(self._acting):
             self._go_on(armed, now_ms)
         while not self._writer.done.empty():
@@ -348,6 +357,13 @@ class Guardian:
         self._sending.clear()
         self._selector.register(connection, selectors.EVENT_READ, self._read)
         self._log(f"daemon {process} is guarded")
+
+    def _is_dead(self, now_ms: int) -> bool:
+        """A daemon that was killed while a thread of it waits for a disk keeps its connection."""
+        if now_ms - self._watched_ms < _WATCH_MS:
+            return False
+        self._watched_ms = now_ms
+        return bool(self._daemon_process) and not looking.lives(self._daemon_process)
 
     def _dismiss(self, connection: socket.socket) -> None:
         try:

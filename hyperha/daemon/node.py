@@ -33,7 +33,7 @@ from hyperha.daemon.peer_link import PeerLink
 from hyperha.daemon.probe import ProbeTargets
 from hyperha.daemon.service import Service
 from hyperha.durable import DaemonLock
-from hyperha.errors import ConfigError, DeniedError, HyperhaError
+from hyperha.errors import ConfigError, DeniedError, FailedError, HyperhaError
 from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings
 from hyperha.logbook.audit import Audit
 from hyperha.logbook.journal import Logbook
@@ -42,7 +42,9 @@ from hyperha.security.authority import holder_of
 from hyperha.security.cluster_key import load_cluster_key
 from hyperha.security.identity import local_identity
 from hyperha.security.tls import api_server_context, node_client_context
+from hyperha.spawn import looking
 from hyperha.spawn.tree import RunPlace
+from hyperha.threads import in_own_thread, prepare
 
 _log = logging.getLogger(__name__)
 POLL_S = 2.0
@@ -98,6 +100,14 @@ class NodeDaemon:
     async def _open(self) -> None:
         configuration, home = self.configuration, self.home
         cluster, node, peer = configuration.cluster, configuration.node, configuration.peer
+        try:
+            prepare()
+            looking.prepare()
+        except RuntimeError as problem:
+            raise FailedError(
+                f"no thread can be started: {problem}",
+                "Raise the limit of processes (ulimit -u, TasksMax, pids.max) or end some.",
+            ) from None
         self.logbook = Logbook(home.journal)
         self.audit = Audit(home.audit, self._unaudited(asyncio.get_running_loop()))
         self.place = RunPlace.for_home(node, home.run)
@@ -373,9 +383,10 @@ class NodeDaemon:
         self._stop.set()
         for server in self._servers:
             server.should_exit = True
-        for host in self.modules.values():
-            await host.close()
-        self.audit.close()
+        # At once: each may wait for a disk that does not answer.
+        await asyncio.gather(*(host.close() for host in self.modules.values()))
+        await in_own_thread("close the audit", self.audit.close)
+        await asyncio.sleep(0)  # What the audit could not keep is in the log now.
         self.logbook.close()
         for task in self._tasks:
             if not task.done():

@@ -204,7 +204,7 @@ class Service:
         host = self._host(name)
         if self._other_is_meant(node, caller):
             return await self._daemon.peer_api.script_output(name, run, caller)
-        return host.steps.output(run)
+        return await host.steps.output(run)
 
     def stream(self, after: int | None) -> AsyncIterator[StreamLine]:
         """What happens from here on."""

@@ -19,7 +19,7 @@ from hyperha.errors import NotFoundError
 from hyperha.logbook.outputs import OutputArchive, ScriptRecord
 from hyperha.spawn.run import OutputLine
 from hyperha.text import clean
-from hyperha.threads import OwnThread
+from hyperha.threads import OwnThread, in_own_thread
 
 LINES_LIMIT = 5000
 UNWRITTEN_LIMIT = 10
@@ -136,7 +136,7 @@ class StepArchive:
         found += [self._view_kept(record) for record in self._kept.values()]
         return sorted(found, key=lambda run: run.id, reverse=True)
 
-    def output(self, run_id: str) -> ScriptOutput:
+    async def output(self, run_id: str) -> ScriptOutput:
         """What one run said. Raises NotFoundError when it is not kept."""
         running = self._running.get(run_id)
         if running is not None:
@@ -147,7 +147,7 @@ class StepArchive:
         if unwritten is not None:
             view = self._view_kept(self._kept[run_id])
             return _output(view, unwritten, view.lines or len(unwritten))
-        record, lines = self._archive.read(run_id)
+        record, lines = await in_own_thread("output", self._archive.read, run_id)
         rows = [(line.at_wall_ms, line.stream, line.text) for line in lines]
         view = self._view_kept(record)
         return _output(view, rows, view.lines or len(rows))

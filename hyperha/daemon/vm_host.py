@@ -23,7 +23,7 @@ from hyperha.errors import FailedError, HyperhaError
 from hyperha.scripts.runner import ScriptRunner, Step
 from hyperha.spawn.run import OutputLine
 from hyperha.spawn.tree import ProcessTree
-from hyperha.threads import in_own_thread
+from hyperha.threads import OwnThread, in_own_thread
 from hyperha.vm.port import Driver, Reason, StopMode, VmSpec
 
 _log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class VmHost:
         self._kept: Kept | None = None
         self._step: StepRun | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._folder_thread = OwnThread(f"folder of {spec.module}")
         self._serial = asyncio.Lock()
         self._current: asyncio.Future[str] | None = None
         self._armed: tuple[int, Epoch] | None = None
@@ -299,7 +300,7 @@ class VmHost:
         of ours (T1)."""
         if self._kept is not None:
             return None
-        return await in_own_thread("look for a folder", _missing_folder, self._spec)
+        return await self._folder_thread.do(_missing_folder, self._spec)
 
     async def _fence(self) -> str:
         kept = self._kept

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hyperha.errors import FailedError, RefusedError, TimedOutError
+from hyperha.spawn.looking import MARKER
 from hyperha.spawn.output import LineSplitter, OutputLine, OutputStore, Stream
-from hyperha.spawn.tree import MARKER, ProcessTree, RunPlace
+from hyperha.spawn.tree import ProcessTree, RunPlace
 from hyperha.text import clean
 from hyperha.threads import in_own_thread
 

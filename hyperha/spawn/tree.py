@@ -11,13 +11,12 @@ import hashlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-MARKER = "HYPERHA_RUN"
-"""The environment variable that every process of a run carries, with the run's id."""
+from hyperha.spawn import looking
+from hyperha.spawn.looking import Facts, facts_of, living_processes, markers_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,8 @@ class ProcessTree:
             found = _cgroup_members(self.cgroup)
             if found or not thorough:
                 return found
-            return self._stray()[0]
-        found, silent = self._stray()
+            return self._stray(living_processes())[0]
+        found, silent = self._stray(living_processes())
         # One that cannot be looked at may be of the run: nobody may say that all are gone.
         return found or silent
 
@@ -51,7 +50,10 @@ class ProcessTree:
         """One round of SIGKILL to everything; call again while `members` says something."""
         self.kill_group()
         if thorough or not self.cgroup:
-            _signal_all(self._stray()[0])
+            living = living_processes()
+            # Whose session it is can be told without a look at those that may not answer.
+            _signal_all(self._of_session(living), living)
+            _signal_all(self._stray(living)[0], living)
 
     def kill_group(self) -> None:
         """SIGKILL to what is in the cgroup; nothing without one. Looks at no other process."""
@@ -60,7 +62,7 @@ class ProcessTree:
         try:
             _write(os.path.join(self.cgroup, "cgroup.kill"), "1")
         except OSError:  # Before Linux 5.14, or already removed.
-            _signal_all(_cgroup_members(self.cgroup))
+            _signal_all(_cgroup_members(self.cgroup), {})
 
     def remove(self) -> bool:
         """Remove the empty cgroup with what the run made below it; False while it is in use."""
@@ -75,122 +77,34 @@ class ProcessTree:
                 return False
         return True
 
-    def _stray(self) -> tuple[list[int], list[int]]:
+    def _of_session(self, living: Mapping[int, Facts]) -> list[int]:
+        if not self.session:
+            return []
+        return [process for process, facts in living.items() if facts.session == self.session]
+
+    def _stray(self, living: Mapping[int, Facts]) -> tuple[list[int], list[int]]:
         """By /proc: who carries the marker, is of the session, or descends from one of those; and
         who cannot be looked at.
 
         A descendant that carries another marker is of a run of its own: a daemon's VMs and its
         guardian are not part of the daemon.
         """
-        parents: dict[int, int] = {}
-        sessions: dict[int, int] = {}
-        own = os.getpid()
-        for name in os.listdir("/proc"):
-            if not name.isdigit() or int(name) == own:
-                continue
-            facts = _facts(int(name))
-            if facts is not None:
-                parents[int(name)], sessions[int(name)] = facts
-        markers = _markers(list(parents))
-        silent = [process for process in parents if process not in markers]
+        # With a cgroup this finds those that left it: no reason to wait long for a stranger.
+        markers = markers_of(living, looking.ALSO_SILENT_S if self.cgroup else looking.SILENT_S)
+        silent = [process for process in living if process not in markers]
         found = {process for process, marker in markers.items() if marker == self.marker}
-        if self.session:
-            found |= {process for process, one in sessions.items() if one == self.session}
+        found.update(self._of_session(living))
         others = {process for process, marker in markers.items() if marker} - found
         grown = True
         while grown:
             more = {
                 process
-                for process, parent in parents.items()
-                if parent in found and process not in found and process not in others
+                for process, facts in living.items()
+                if facts.parent in found and process not in found and process not in others
             }
             grown = bool(more)
             found |= more
         return sorted(found), sorted(set(silent) - found)
-
-
-def _facts(process: int) -> tuple[int, int] | None:
-    """Parent and session of a living process, None for a zombie or a gone one."""
-    try:
-        with open(f"/proc/{process}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return int(fields[1]), int(fields[3])
-
-
-class _Look(threading.Thread):
-    """Reads the markers of processes, one after the other; it may never come back from one."""
-
-    def __init__(self, processes: Sequence[int]) -> None:
-        super().__init__(name="look at processes", daemon=True)
-        self._processes = processes
-        self.found: list[tuple[int, str]] = []
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        """Look at all of them."""
-        for process in self._processes:
-            self.found.append((process, _marker_of(process)))
-        self.ended.set()
-
-
-_SILENT_S = 2.0
-"""Reading the environment of a process takes microseconds, or waits for its memory: for a disk that
-hangs, a file system that does not answer, a lock that a hanging system call holds. On a busy
-machine the thread itself may wait."""
-_silent: dict[int, tuple[str, _Look]] = {}
-"""Processes that could not be looked at: the moment of their start, and the thread that waits for
-them. None is asked again before that has come back."""
-
-
-def _markers(processes: list[int]) -> dict[int, str]:
-    """The markers of all processes; what cannot be looked at is left out."""
-    for process, (began, look) in list(_silent.items()):
-        if _started(process) != began or any(one == process for one, _ in look.found[:]):
-            del _silent[process]
-    rest = [one for one in processes if one not in _silent]
-    found: dict[int, str] = {}
-    while rest:
-        look = _Look(rest)
-        look.start()
-        seen = -1
-        while not look.ended.wait(_SILENT_S) and len(look.found) > seen:
-            seen = len(look.found)
-        done = look.found[:]
-        found.update(done)
-        if len(done) == len(rest):
-            break
-        stuck = rest[len(done)]
-        _silent[stuck] = _started(stuck), look
-        rest = rest[len(done) + 1 :]
-    return found
-
-
-def _started(process: int) -> str:
-    """When a process began, as /proc tells it; empty for one that is gone."""
-    try:
-        with open(f"/proc/{process}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[19].decode("ascii")
-    except (OSError, IndexError):
-        return ""
-
-
-def _marker_of(process: int) -> str:
-    """The run that a process was started for, empty when it carries no marker."""
-    try:
-        with open(f"/proc/{process}/environ", "rb") as file:
-            variables = file.read().split(b"\0")
-    except OSError:
-        return ""
-    prefix = f"{MARKER}=".encode()
-    # The last one counts: a run that starts a run replaces the variable, it never has two.
-    for variable in reversed(variables):
-        if variable.startswith(prefix):
-            return variable[len(prefix) :].decode("utf-8", "replace")
-    return ""
 
 
 def _groups(path: str) -> list[str]:
@@ -213,11 +127,17 @@ def _cgroup_members(path: str) -> list[int]:
                 found += [int(line) for line in file]
         except OSError:
             continue
-    return [process for process in found if process and _facts(process) is not None]
+    return [process for process in found if process and facts_of(process) is not None]
 
 
-def _signal_all(processes: list[int]) -> None:
+def _signal_all(processes: Iterable[int], living: Mapping[int, Facts]) -> None:
+    """SIGKILL, but not to whoever got the number of one of `living` since."""
     for process in processes:
+        seen = living.get(process)
+        if seen is not None:
+            now = facts_of(process)
+            if now is None or now.began != seen.began:
+                continue
         try:
             os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
         except OSError:

@@ -22,6 +22,7 @@ from hyperha.errors import ConfigError, FailedError, HyperhaError
 from hyperha.spawn.run import OutputLine, Run, new_run_id, run_to_end, start
 from hyperha.spawn.tree import ProcessTree, RunPlace
 from hyperha.text import clean, nearest, shorten
+from hyperha.threads import in_own_thread
 from hyperha.vm.port import Beat, Observation, Reason, StopMode, VmSpec, VmState
 
 _KNOWN = ("command", "environment", "user", "settle_s", "heartbeat")
@@ -248,7 +249,7 @@ class ProcessDriver:
                     await started.wait()
         forced = started.running
         if not await self.kill():
-            left = started.tree.members()
+            left = await in_own_thread("search /proc", started.tree.members)
             raise FailedError(
                 f"{self._spec.module}: processes {left} do not end",
                 "A write of theirs may be held; they end when the data path is fenced.",

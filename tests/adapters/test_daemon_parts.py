@@ -177,17 +177,19 @@ async def test_a_step_can_be_read_while_it_runs_and_afterwards(tmp_path):
     run = steps.begin("start_prim")
     run.add(1_700_000_000_000, "err", "evil \x1b]0;title\x07 text")
     assert steps.runs()[0].state == "running"
-    assert steps.output(run.id).output[0].text == "evil  text"
+    assert (await steps.output(run.id)).output[0].text == "evil  text"
     steps.end(run, False, "exit status 1")
-    assert steps.output(run.id).output[0].text == "evil  text", "also before the disk has it"
+    unwritten = await steps.output(run.id)
+    assert unwritten.output[0].text == "evil  text", "also before the disk has it"
     await steps.close()
     later = StepArchive("VM1", "node1", archive, lambda *line: None)
     await later.load()
     kept = later.runs()[0]
     assert (kept.id, kept.state, kept.exit_status) == (run.id, "ended", 1)
     assert kept == steps.runs()[0], "also how long it took and how much it said"
-    assert kept.lines == len(later.output(run.id).output) == 2
-    assert later.output(run.id).output[0].text == "evil  text"
+    said = (await later.output(run.id)).output
+    assert kept.lines == len(said) == 2
+    assert said[0].text == "evil  text"
     assert [line[0] for line in lines] == ["I", "E"]
     assert "FAILED" in lines[1][3]
 

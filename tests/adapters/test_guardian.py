@@ -471,3 +471,36 @@ def test_the_guardian_stays_small() -> None:
     )
     heavy = {"asyncio", "pydantic", "cryptography", "ssl", "subprocess", "httpx", "psutil"}
     assert not heavy & set(done.stdout.split())
+
+
+_HALF_DEAD = """
+import ctypes, json, os, socket, sys, threading, time
+daemon = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+daemon.connect(sys.argv[1])
+asked = {"id": 1, "do": "arm", "module": "VM1", "number": 7, "run": 4, "epoch": [3, "node1"],
+         "trees": [[sys.argv[2], "", 0]], "fences": ["abort-file"], "peel": "", "certify": True}
+socket.send_fds(daemon, [json.dumps(asked).encode()], [int(sys.argv[3])])
+daemon.recv(65536)
+threading.Thread(target=time.sleep, args=(100,)).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread only
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="a system call by its number")
+async def test_a_dead_daemon_with_a_thread_that_hangs_is_dead(bench: Bench) -> None:
+    """Killed while a thread waits for a disk, it keeps its descriptors, also this connection."""
+    bench.settings = replace(bench.settings, idle_ms=20_000)
+    await bench.client().connect()
+    await bench.clients.pop().abandon()
+    reading, writing = os.pipe()
+    command = [sys.executable, "-c", _HALF_DEAD, bench.settings.socket, "no-run", str(writing)]
+    with subprocess.Popen(command, pass_fds=(writing,)) as daemon:  # noqa: ASYNC220
+        try:
+            certificate = await bench.certificate()
+            assert certificate.run == 4
+            assert os.read(reading, 8) == b"1"
+            assert daemon.poll() is None, "its thread hangs until the end of the test"
+        finally:
+            daemon.kill()
+    os.close(reading)
+    os.close(writing)

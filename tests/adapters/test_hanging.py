@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -36,8 +37,9 @@ from hyperha.durable import DurableRecord
 from hyperha.logbook.audit import Audit
 from hyperha.logbook.outputs import OutputArchive
 from hyperha.scripts.runner import ScriptRunner
-from hyperha.spawn import tree
-from hyperha.spawn.tree import MARKER, ProcessTree
+from hyperha.spawn import looking
+from hyperha.spawn.looking import MARKER
+from hyperha.spawn.tree import ProcessTree
 from hyperha.threads import OwnThread, in_own_thread
 from hyperha.vm.port import StopMode, VmSpec
 from hyperha.vm.process import ProcessDriver
@@ -194,7 +196,21 @@ async def test_a_vm_starts_and_stops_without_its_log(
     await steps.close()
     assert sum("cannot be kept on the disk" in line for line in said) == 2
     start = next(run for run in steps.runs() if run.script == "start_prim")
-    assert any("done after" in line.text for line in steps.output(start.id).output)
+    assert any("done after" in line.text for line in (await steps.output(start.id)).output)
+
+
+async def test_reading_an_output_keeps_nobody_waiting(
+    tmp_path: Path, hung: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = OutputArchive(tmp_path)
+    steps = StepArchive("VM1", "node1", archive, lambda *_: None)
+    run = steps.begin("start_prim")
+    steps.end(run, True, "")
+    await steps.close()
+    monkeypatch.setattr(OutputArchive, "read", lambda *_: hung.wait(10))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(steps.output(run.id), 0.1)
+    assert not hung.is_set()
 
 
 # --- the audit ----------------------------------------------------------------------------
@@ -241,6 +257,40 @@ def test_the_audit_is_one_line_each(tmp_path: Path) -> None:
     assert [json.loads(line)["what"] for line in lines] == ["stop VM0", "stop VM1", "stop VM2"]
 
 
+def test_a_line_that_finds_no_room_leaves_the_next_one_whole(tmp_path: Path) -> None:
+    failed: list[str] = []
+    audit = Audit(tmp_path / "audit", lambda line, _: failed.append(line))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    audit.note({"what": "first"})
+    while not (tmp_path / "audit" / "audit.jsonl").exists():
+        time.sleep(0.01)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        audit.note({"what": "x" * (2 << 20)})
+        while not failed:
+            time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    audit.note({"what": "last"})
+    audit.close()
+    lines = (tmp_path / "audit" / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["what"] for line in lines] == ["first", "last"]
+
+
+def test_what_an_audit_cannot_keep_at_its_end_is_told(
+    tmp_path: Path, hung: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperha.logbook.audit.CLOSE_LIMIT_S", 0.1)
+    monkeypatch.setattr(Audit, "_append", lambda *_: hung.wait())
+    told: list[str] = []
+    audit = Audit(tmp_path / "audit", lambda line, _: told.append(json.loads(line)["what"]))
+    for number in range(3):
+        audit.note({"what": f"stop VM{number}"})
+    audit.close()
+    audit.note({"what": "late"})
+    assert told == ["stop VM0", "stop VM1", "stop VM2", "late"]
+
+
 # --- strangers ----------------------------------------------------------------------------
 
 
@@ -248,15 +298,15 @@ def test_the_audit_is_one_line_each(tmp_path: Path) -> None:
 def stranger(monkeypatch: pytest.MonkeyPatch, hung: threading.Event) -> Iterator[int]:
     """A process whose environment cannot be read."""
     with subprocess.Popen(["/bin/sleep", "100"]) as process:
-        real = tree._marker_of
+        real = looking._marker_of
 
         def marker_of(one: int) -> str:
             if one == process.pid:
                 hung.wait()
             return real(one)
 
-        monkeypatch.setattr(tree, "_marker_of", marker_of)
-        monkeypatch.setattr(tree, "_SILENT_S", 0.2)
+        monkeypatch.setattr(looking, "_marker_of", marker_of)
+        monkeypatch.setattr(looking, "SILENT_S", 0.2)
         yield process.pid
         process.kill()
 

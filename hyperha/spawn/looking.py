@@ -1,0 +1,174 @@
+"""Looking at processes that may be strangers: any of them may keep whoever looks waiting.
+
+Standard library only: the guardian uses this when the daemon is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+MARKER = "HYPERHA_RUN"
+"""The environment variable that every process of a run carries, with the run's id."""
+
+
+class Facts(NamedTuple):
+    """What /proc tells of a living process at once; `began` distinguishes it from a later one that
+    got its number."""
+
+    parent: int
+    session: int
+    began: bytes
+
+
+def facts_of(process: int) -> Facts | None:
+    """None for a zombie or a gone one."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return Facts(int(fields[1]), int(fields[3]), fields[19])
+
+
+def lives(process: int) -> bool:
+    """Whether a process has not ended: a zombie has, also where a thread of it still hangs."""
+    return facts_of(process) is not None
+
+
+def living_processes() -> dict[int, Facts]:
+    """All processes but this one."""
+    own = os.getpid()
+    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own]
+    return {process: facts for process in numbers if (facts := facts_of(process)) is not None}
+
+
+class _Look:
+    """Processes whose markers are read one after the other."""
+
+    def __init__(self, processes: Sequence[int]) -> None:
+        self.processes = processes
+        self.found: list[tuple[int, str]] = []
+        self.ended = threading.Event()
+        self.given_up = False
+
+    def go(self) -> None:
+        """Look at all of them, or until nobody waits any more."""
+        for process in self.processes:
+            self.found.append((process, _marker_of(process)))
+            if self.given_up:
+                break
+
+
+class _Lookers:
+    """Threads that look, since one may never come back. One waits in reserve: a run that has
+    filled the system with processes leaves no room for another thread when it is to be killed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._waiting: list[queue.SimpleQueue[_Look]] = []
+
+    def prepare(self) -> None:
+        """Have one wait. Raises RuntimeError where no thread can be started."""
+        with self.lock:
+            if not self._waiting:
+                self._start()
+
+    def send(self, look: _Look) -> bool:
+        """Have somebody look; False where nobody can."""
+        with self.lock:
+            if not self._waiting:
+                try:
+                    self._start()
+                except RuntimeError:  # No room for one more thread.
+                    return False
+            self._waiting.pop().put(look)
+        return True
+
+    def _start(self) -> None:
+        asked: queue.SimpleQueue[_Look] = queue.SimpleQueue()
+        threading.Thread(
+            target=self._serve, args=(asked,), name="look at processes", daemon=True
+        ).start()
+        self._waiting.append(asked)
+
+    def _serve(self, asked: queue.SimpleQueue[_Look]) -> None:
+        while True:
+            look = asked.get()
+            try:
+                look.go()
+            finally:
+                with self.lock:
+                    stays = len(self._waiting) < _IN_RESERVE
+                    if stays:
+                        self._waiting.append(asked)
+                look.ended.set()
+            if not stays:
+                return
+
+
+_IN_RESERVE = 2
+SILENT_S = 2.0
+"""Reading the environment of a process takes microseconds, or waits for its memory: for a disk that
+hangs, a file system that does not answer, a lock that a hanging system call holds. On a busy
+machine the thread itself may wait."""
+ALSO_SILENT_S = 0.5
+"""For those behind the first one that does not answer."""
+_lookers = _Lookers()
+_silent: dict[int, tuple[bytes, _Look]] = {}
+"""Processes that could not be looked at: the moment of their start, and the look that waits for
+them. None is asked again before that has come back."""
+
+
+def prepare() -> None:
+    """Start what `members` and `kill` need while there is room for it; at a program's start."""
+    _lookers.prepare()
+
+
+def markers_of(living: Mapping[int, Facts], patience_s: float) -> dict[int, str]:
+    """The markers of processes; what cannot be looked at is left out."""
+    with _lookers.lock:
+        for process, (began, look) in list(_silent.items()):
+            facts = living.get(process)
+            if facts is None or facts.began != began or look.ended.is_set():
+                del _silent[process]
+        rest = [one for one in living if one not in _silent]
+    found: dict[int, str] = {}
+    while rest:
+        look = _Look(rest)
+        if not _lookers.send(look):
+            break
+        seen = 0
+        while not look.ended.wait(patience_s) and len(look.found) > seen:
+            seen = len(look.found)
+        look.given_up = True
+        done = look.found[:]
+        found.update(done)
+        if len(done) == len(rest):
+            break
+        stuck = rest[len(done)]
+        with _lookers.lock:
+            _silent[stuck] = living[stuck].began, look
+        patience_s = min(patience_s, ALSO_SILENT_S)
+        rest = rest[len(done) + 1 :]
+    return found
+
+
+def _marker_of(process: int) -> str:
+    """The run that a process was started for, empty when it carries no marker."""
+    try:
+        with open(f"/proc/{process}/environ", "rb") as file:
+            variables = file.read().split(b"\0")
+    except OSError:
+        return ""
+    prefix = f"{MARKER}=".encode()
+    # The last one counts: a run that starts a run replaces the variable, it never has two.
+    for variable in reversed(variables):
+        if variable.startswith(prefix):
+            return variable[len(prefix) :].decode("utf-8", "replace")
+    return ""
