@@ -278,7 +278,7 @@ class Engine:
     def _let_go(self, *, clean_end: bool = False) -> None:
         """Undo covering, as far as it went."""
         # Taken before others can reach the folder: what they change has a later time (R14).
-        last = last_moment() if clean_end else None
+        last = last_moment(self._folder) if clean_end else None
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.uncover()

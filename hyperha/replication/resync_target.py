@@ -54,8 +54,9 @@ from hyperha.replication.wire_changes import (
 log = logging.getLogger(__name__)
 
 _PUNCH: Final = syscalls.FALLOC_PUNCH_HOLE | syscalls.FALLOC_KEEP_SIZE
-_INODE_FRAMES: Final = 1024
-"""Linux lists 64 KiB of names of attributes at most, each of which holds 64 KiB."""
+_FRAMES: Final = 1024
+"""Of one inode or one listing: Linux lists 64 KiB of names of attributes at most, each of which
+holds 64 KiB; a directory of millions of entries needs no more either."""
 _UNSETTLED: Final = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.EINVAL, errno.EEXIST)
 
 
@@ -109,8 +110,10 @@ class TargetSide:
     def _joined(self, frame: Frame) -> bytes | None:
         """Perform what comes in several frames when the last one is here."""
         if not frame.flags & wire.FLAG_LAST:
-            if frame.kind is Kind.INODE and len(self._begun) >= _INODE_FRAMES:
-                raise ReplicationError("an inode has more extended attributes than one can have")
+            if len(self._begun) >= _FRAMES:
+                raise ReplicationError(
+                    f"{frame.kind.name}: one of more than {_FRAMES} frames is too large"
+                )
             self._begun.append(frame.payload)
             self._begun_kind = frame.kind
             return None

@@ -162,7 +162,8 @@ class Store(Inodes):
             try:
                 entries = self.list(parent)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ESTALE):
+                # Gone, or looked at just when its name was given to a directory.
+                if error.errno in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
                     continue
                 raise
             for entry in entries:
@@ -279,6 +280,10 @@ class Store(Inodes):
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 return found
+            if error.errno == errno.E2BIG:
+                shown = os.readlink(path)
+                why = "has more names of extended attributes than Linux lists (64 KiB); remove some"
+                raise OSError(errno.E2BIG, why, shown) from None
             raise
         for name in names:
             if identity.is_hidden_xattr(name):

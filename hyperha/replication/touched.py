@@ -107,12 +107,21 @@ def _now(*, clean: bool) -> Stamp:
     return Stamp(time.time_ns(), clean, boot, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
 
-def last_moment() -> Stamp:
+def last_moment(folder_fd: int) -> Stamp:
     """The end of what this node does in the folder; when it returns, every time that a file gets
-    is later, though a kernel gives times of up to one of its ticks ago."""
+    is later, though a kernel gives times of up to one of its ticks ago, and some file systems whole
+    seconds only (ext3, small inodes of ext4)."""
     moment = _now(clean=True)
     time.sleep(_TICK_S)
+    if _whole_seconds(folder_fd):
+        time.sleep(1 - moment.wall_ns % 10**9 / 1e9)
     return moment
+
+
+def _whole_seconds(folder_fd: int) -> bool:
+    """Whether the file system keeps no parts of a second."""
+    found = os.fstat(folder_fd)
+    return not any(one % 10**9 for one in (found.st_ctime_ns, found.st_mtime_ns))
 
 
 def record_touched(store: Store, intent: IntentLog, stamp: Stamp | None) -> Touched:

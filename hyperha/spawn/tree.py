@@ -108,7 +108,7 @@ class ProcessTree:
 
 
 def _groups(path: str) -> list[str]:
-    """A cgroup and all below it, each before those in it; as deep as a run has made them."""
+    """A cgroup and all below it, each before those in it; as deep as a path reaches."""
     found = [path]
     for group in found:
         try:

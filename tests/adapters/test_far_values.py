@@ -12,10 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperha.core.actions import Acknowledge, CloseSafety, OpenSafety, SafetyEnd, SessionStart
+from hyperha.core.actions import (
+    Acknowledge,
+    CloseSafety,
+    EnterAlone,
+    OpenSafety,
+    Promote,
+    SafetyEnd,
+    SessionStart,
+)
 from hyperha.core.actions import UndoResync as Undo
 from hyperha.core.events import LocalDiskFailed, SessionLost
 from hyperha.core.records import Generation
+from hyperha.domain import Epoch
 from hyperha.errors import ReplicationError
 from hyperha.replication import resync_source, wire_changes
 from hyperha.replication.operations import (
@@ -32,7 +41,8 @@ from hyperha.replication.operations import (
 from hyperha.replication.safety.area import SafetyArea
 from hyperha.replication.safety.saver import Saver
 from hyperha.replication.safety.undo_log import Kind, SavedInode, decode_inode
-from tests.support.engine_pair import Guest, Pair, pair_at, wait_for
+from tests.support.engine_pair import Guest, Pair, free_ports, pair_at, wait_for
+from tests.support.engine_process import ProcessPair
 from tests.support.machine import lacking
 from tests.support.safety import Folder, file_system, folder_at, state_of
 
@@ -455,3 +465,57 @@ def test_attributes_of_files_are_not_listed_beside_all_others(pair: Pair, monkey
     assert [entry.xattrs for one in listed for entry in one.entries] == [(), ()]
     for name in ("one", "two"):
         assert _values(pair.b.folder / name) == {"trusted.a": b"value"}
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "in sync"])
+def test_a_first_name_for_more_attributes_than_a_frame_holds(tmp_path: Path, alone: bool) -> None:
+    """linkat(2) of what O_TMPFILE has made: what it brings comes in several changes."""
+    if not os.path.exists("/dev/loop-control"):
+        lacking("needs loop devices")
+    with file_system("xfs", tmp_path, 600) as mounted:
+        pair = ProcessPair(mounted, free_ports(2))
+        try:
+            pair.a.attach()
+            if alone:
+                pair.a.do(EnterAlone, "g0")
+                pair.a.do(Promote, Epoch(1, "node1"), Acknowledge.LOCAL)
+            else:
+                pair.b.attach()
+                pair.in_sync()
+            file = os.open(pair.a.folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+            directory = os.open(pair.a.folder, os.O_RDONLY)
+            try:
+                os.write(file, b"content")
+                for number in range(20):
+                    os.setxattr(file, f"user.{number}", os.urandom(60000))
+                os.link(
+                    f"/proc/self/fd/{file}", "named", dst_dir_fd=directory, follow_symlinks=True
+                )
+                os.fsync(file)
+            finally:
+                os.close(directory)
+                os.close(file)
+            assert os.listdir(pair.a.folder) == ["named"]
+            values = _values(pair.a.folder / "named")
+            assert len(values) == 20
+            if not alone:
+                assert not [one for one in pair.a.messages if isinstance(one, SessionLost)]
+                assert _values(pair.b.folder / "named") == values
+                assert (pair.b.folder / "named").read_bytes() == b"content"
+        finally:
+            pair.close()
+
+
+def test_more_names_of_attributes_than_linux_lists_are_told(tmp_path: Path) -> None:
+    if not os.path.exists("/dev/loop-control"):
+        lacking("needs loop devices")
+    with file_system("xfs", tmp_path) as mounted, pair_at(mounted) as pair:
+        (pair.a.folder / "disk").write_bytes(b"x")
+        for number in range(2500):
+            os.setxattr(pair.a.folder / "disk", f"user.{number:030}", b"")
+        pair.a.primary.promote(Acknowledge.LOCAL)
+        pair.connect(SessionStart.FULL)
+        wait_for(lambda: pair.a.has(SessionLost))
+        (lost,) = (one for one in pair.a.events if isinstance(one, SessionLost))
+        assert "disk" in str(lost)
+        assert "more names of extended attributes than Linux lists" in str(lost)

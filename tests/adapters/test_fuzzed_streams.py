@@ -184,14 +184,17 @@ def test_an_inode_or_a_listing_that_is_broken_off_changes_nothing(side: Side, ki
     assert snapshot(side.folder) == before
 
 
-def test_an_inode_without_end_ends_the_session(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resync_target, "_INODE_FRAMES", 3)
+@pytest.mark.parametrize("kind", [Kind.INODE, Kind.LISTING], ids=lambda one: one.name)
+def test_an_inode_or_a_listing_without_end_ends_the_session(
+    side: Side, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    monkeypatch.setattr(resync_target, "_FRAMES", 3)
     _with_a_file(side)
     with raw_primary(side, 1, SessionStart.FULL) as peer:
         for number in range(4):
-            peer.say(wire.frame(Kind.INODE, peer.tag, number + 1, bytes(1000)))
+            peer.say(wire.frame(kind, peer.tag, number + 1, bytes(1000)))
         peer.speak_to_the_end()
-    assert "more extended attributes" in side.acceptor.close()
+    assert f"{kind.name}: one of more than 3 frames" in side.acceptor.close()
 
 
 @pytest.mark.parametrize("kind", SAID_BY_PRIMARY, ids=lambda one: one.name)

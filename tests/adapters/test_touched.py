@@ -126,16 +126,16 @@ def test_a_stamp_of_a_former_release_is_understood(tmp_path: Path) -> None:
     (tmp_path / "alive").write_bytes(raw)
     place = os.open(tmp_path, os.O_RDONLY)
     stamp = StampFile(place)
-    os.close(place)
     try:
         assert stamp.read() == Stamp(1_700_000_000_000_000_000, clean=True)
-        stamp.write(clean=True, at=last_moment())
+        stamp.write(clean=True, at=last_moment(place))
         now = stamp.read()
         assert now is not None
         assert now.clean
         assert len(now.boot) == 16
         assert time.time_ns() - now.wall_ns >= 20_000_000
     finally:
+        os.close(place)
         stamp.close()
 
 
@@ -173,3 +173,31 @@ def test_what_is_changed_as_soon_as_the_folder_is_uncovered_is_found(tmp_path: P
         assert a.attach(fresh=False).candidates
     finally:
         pair.close()
+
+
+@pytest.mark.parametrize(
+    "how", [("ext4", "-I", "128"), ("ext4",), ("ext3", "-I", "128")], ids=" ".join
+)
+def test_what_came_at_once_after_a_clean_end_is_found(tmp_path: Path, how: tuple[str, ...]) -> None:
+    """R14, also where a file's times have no parts of a second."""
+    kind, *options = how
+    with file_system(kind, tmp_path, 64, options=options) as place:
+        folder = place / "folder"
+        folder.mkdir()
+        (folder / "disk").write_bytes(b"x")
+        (folder / "ours").write_bytes(b"x")
+        store, intent = opened(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            store.identify(ROOT_ID, b"disk")
+            store.identify(ROOT_ID, b"ours")
+            while time.time() % 1 > 0.5:
+                time.sleep(0.01)
+            stamp = last_moment(descriptor)
+            assert record_touched(store, intent, stamp).count == 0
+            (folder / "disk").write_bytes(b"y")
+            assert record_touched(store, intent, stamp).example == "disk"
+        finally:
+            os.close(descriptor)
+            intent.close()
+            store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import pytest
 
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import ResyncCopied, SessionUp
+from hyperha.replication import syscalls
 from hyperha.replication.operations import Attributes, Create, Record, RecordKind, Rename
+from hyperha.replication.store import Store
 from tests.support.engine_pair import ROOT_ID, Guest, Pair, Side, wait_for
 
 
@@ -108,3 +111,29 @@ def test_what_was_written_to_a_file_that_is_gone_is_not_looked_for(parted: Pair)
     node.store.walk = watched
     assert node.primary.read_again(node.store.new_id(), 0, 4096) == b""
     assert not walked
+
+
+def test_a_walk_outlives_a_name_that_is_given_to_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the lock of operations it may be looked at just then: `mv log log.1; mkdir log`."""
+    (tmp_path / "log").write_text("x")
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    store = Store(descriptor)
+    os.close(descriptor)
+    try:
+        store.identify(ROOT_ID, b"log")
+        real = syscalls.file_handle
+
+        def handle(directory: int, name: bytes = b"") -> tuple[bytes, int]:
+            found = real(directory, name)
+            if name == b"log" and not (tmp_path / "log.1").exists():
+                (tmp_path / "log").rename(tmp_path / "log.1")
+                (tmp_path / "log").mkdir()
+            return found
+
+        monkeypatch.setattr(syscalls, "file_handle", handle)
+        assert b"log" in {found.path for found in store.walk()}
+        assert (tmp_path / "log.1").exists()
+    finally:
+        store.close()

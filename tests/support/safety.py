@@ -8,7 +8,7 @@ import os
 import random
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hyperha.core.actions import CloseSafety, OpenSafety, SafetyEnd, UndoResync
@@ -313,7 +313,9 @@ class Breaker:
 
 
 @contextlib.contextmanager
-def file_system(kind: str, base: Path, mib: int = 0) -> Iterator[Path]:
+def file_system(
+    kind: str, base: Path, mib: int = 0, *, options: Sequence[str] = ()
+) -> Iterator[Path]:
     """A file system of its own on a loop image; `mib` 0: as small as it can be made."""
     image, place = base / f"{kind}.img", base / f"{kind}-mount"
     place.mkdir()
@@ -321,7 +323,7 @@ def file_system(kind: str, base: Path, mib: int = 0) -> Iterator[Path]:
     with open(image, "wb") as file:
         file.truncate(size << 20)
     run = subprocess.run
-    run([*FULL[kind], str(image)], check=True, capture_output=True)
+    run([*FULL[kind], *options, str(image)], check=True, capture_output=True)
     run(["mount", "-o", "loop", str(image), str(place)], check=True, capture_output=True)
     try:
         yield place

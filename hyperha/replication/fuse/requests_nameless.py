@@ -43,6 +43,8 @@ from hyperha.replication.syscalls import FALLOC_KEEP_SIZE
 DATA_LIMIT: Final = 64 << 20
 """Bytes; a larger file is not sent whole while the other requests wait."""
 _CHUNK: Final = 1 << 20
+_XATTRS_LIMIT: Final = 256 << 10
+"""Bytes of extended attributes that a file brings with its first name; others follow."""
 
 
 class NamelessRequests:
@@ -102,10 +104,12 @@ class NamelessRequests:
         c.store.assign_id(held.fd, file)
         rights = capability(held.fd)
 
+        first, others = _divided(c.store.xattrs(Target(file)))
+
         def appear() -> Change:
             os.link(f"/proc/self/fd/{held.fd}", _first_name(file), dst_dir_fd=directory.fd)
             mtime_ns = os.fstat(directory.fd).st_mtime_ns
-            xattrs = tuple(c.store.xattrs(Target(file)).items())
+            xattrs = tuple(first.items())
             attributes = attributes_of(status)
             return Create(parent.file, _first_name(file), file, attributes, mtime_ns, b"", xattrs)
 
@@ -121,6 +125,8 @@ class NamelessRequests:
                 c.pipeline.write(file, at, data, barrier=False, answer=discard)
 
         inode = (Record(RecordKind.INODE, file),)
+        for name, value in others.items():
+            c.note(inode, partial(done_already, SetXattr(Target(file), name, value)))
         for start, length in _reserved(held.fd):
             room = Allocate(
                 file, FALLOC_KEEP_SIZE, start, length, status.st_size, status.st_mtime_ns
@@ -163,6 +169,17 @@ class NamelessRequests:
 
         records = (Record(RecordKind.DIRECTORY, parent.file),)
         c.operation(unique, records, operation, Doubt([parent, source]))
+
+
+def _divided(xattrs: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    """As many as one frame surely holds, and the rest."""
+    size = 0
+    first: dict[bytes, bytes] = {}
+    others: dict[bytes, bytes] = {}
+    for name, value in xattrs.items():
+        size += len(name) + len(value)
+        (first if size <= _XATTRS_LIMIT else others)[name] = value
+    return first, others
 
 
 def _first_name(file: FileId) -> bytes:
