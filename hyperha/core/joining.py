@@ -176,6 +176,8 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict, *, way_back: bool)
         link=Link.OFFERED,
         resync=Resync(verdict.rule),
     )
+    # Of what this node has offered itself when it ran: that says nothing about this session.
+    turn.cancel(Timer.OFFER)
     if turn.state.no_room is None:
         turn.tell(Level.INFO, verdict.rule, f"{verdict.text} ({verdict.start})")
     turn.order(ExpectSession, Step.EXPECT, session=message.session, start=verdict.start)
