@@ -36,9 +36,15 @@ def facts_of(process: int) -> Facts | None:
     return Facts(int(fields[1]), int(fields[3]), fields[19])
 
 
-def lives(process: int) -> bool:
-    """Whether a process has not ended: a zombie has, also where a thread of it still hangs."""
-    return facts_of(process) is not None
+def is_zombie(process: int) -> bool:
+    """Whether a process has ended, though a thread of it may still hang. What cannot be read says
+    nothing: a lack of files or memory must not be taken for a death."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return fields[0] in (b"Z", b"X")
 
 
 def living_processes() -> dict[int, Facts]:
@@ -102,6 +108,9 @@ class _Lookers:
             look = asked.get()
             try:
                 look.go()
+            except MemoryError:
+                # What was not looked at counts as silent; the thread goes on.
+                pass
             finally:
                 with self.lock:
                     stays = len(self._waiting) < _IN_RESERVE

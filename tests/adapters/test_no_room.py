@@ -158,3 +158,34 @@ def test_who_got_the_number_of_another_is_not_killed() -> None:
         assert stranger.poll() is None
         tree._signal_all(run._of_session(found), found)
         assert stranger.wait(10) == -9
+
+
+async def test_what_hangs_keeps_no_thread_of_the_reserve(
+    full: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reserve is there again as soon as there is room, before it is needed."""
+    monkeypatch.setattr(threads, "_reserve", threads._Reserve())
+    threads.prepare()
+    hung = threading.Event()
+    hanging = [asyncio.ensure_future(in_own_thread("test", hung.wait)) for _ in range(RESERVE)]
+    await asyncio.sleep(0.1)
+    full(True)
+    assert await asyncio.wait_for(in_own_thread("test", lambda: 1), 5) == 1
+    hung.set()
+    await asyncio.gather(*hanging)
+
+
+def test_what_cannot_be_read_is_no_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guardian without a free descriptor does not take its daemon for dead."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("builtins.open", fails)
+    assert not looking.is_zombie(os.getpid())
+
+
+def test_a_process_that_nobody_waits_for_is_dead() -> None:
+    with subprocess.Popen(["/bin/true"]) as own:
+        while not looking.is_zombie(own.pid):
+            time.sleep(0.01)
