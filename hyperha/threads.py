@@ -80,8 +80,9 @@ class _Reserve:
     def served(self) -> bool:
         """Whether there is a thread for each job; tries to start one where not."""
         with self._changed:
-            if self._free < len(self._jobs):
-                with contextlib.suppress(RuntimeError):  # No room for one more thread.
+            with contextlib.suppress(RuntimeError):  # No room for one more thread.
+                # The reserve as well: what hangs keeps its thread, and there may be room only now.
+                while self._free < len(self._jobs) + RESERVE:
                     self._start()
             return self._free >= len(self._jobs)
 

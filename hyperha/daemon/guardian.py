@@ -363,7 +363,7 @@ class Guardian:
         if now_ms - self._watched_ms < _WATCH_MS:
             return False
         self._watched_ms = now_ms
-        return bool(self._daemon_process) and not looking.lives(self._daemon_process)
+        return bool(self._daemon_process) and looking.is_zombie(self._daemon_process)
 
     def _dismiss(self, connection: socket.socket) -> None:
         try:

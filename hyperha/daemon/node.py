@@ -384,7 +384,10 @@ class NodeDaemon:
         for server in self._servers:
             server.should_exit = True
         # At once: each may wait for a disk that does not answer.
-        await asyncio.gather(*(host.close() for host in self.modules.values()))
+        closing = (host.close() for host in self.modules.values())
+        for failure in await asyncio.gather(*closing, return_exceptions=True):
+            if isinstance(failure, Exception):
+                _log.error("a module was not closed cleanly", exc_info=failure)
         await in_own_thread("close the audit", self.audit.close)
         await asyncio.sleep(0)  # What the audit could not keep is in the log now.
         self.logbook.close()

@@ -6,11 +6,10 @@ node's log instead, with all that the line would have said, so that it is not lo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,42 +23,57 @@ class Audit:
     def __init__(self, directory: Path, failed: Callable[[str, str], None]) -> None:
         self._path = directory / "audit.jsonl"
         self._failed = failed
-        self._entries: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._writing: str | None = None
+        self._changed = threading.Condition()
+        self._waiting: deque[str] = deque()
+        """What is not on the disk; the first one is being written."""
         self._closed = False
         self._thread = threading.Thread(target=self._write_for_ever, name="audit", daemon=True)
         self._thread.start()
 
     def note(self, entry: dict[str, str]) -> None:
         """Keep an entry; later."""
-        if self._closed:
-            self._tell(json.dumps(entry), "the node is ending")
-            return
-        self._entries.put(json.dumps(entry))
+        line = json.dumps(entry)
+        with self._changed:
+            if not self._closed:
+                self._waiting.append(line)
+                self._changed.notify()
+                return
+        self._tell(line, "the node is ending")
 
     def close(self) -> None:
         """Write what waits, as long as the disk answers; what it does not take is told."""
-        self._closed = True
-        self._entries.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join(CLOSE_LIMIT_S)
-        if not self._thread.is_alive():
-            return
-        left = [self._writing]
-        with contextlib.suppress(queue.Empty):
-            while True:
-                left.append(self._entries.get_nowait())
+        with self._changed:
+            left = list(self._waiting)
+            self._waiting.clear()
         for line in left:
-            if line is not None:
-                self._tell(line, "the disk does not answer")
+            self._tell(line, "the disk does not answer")
 
     def _write_for_ever(self) -> None:
-        while (line := self._entries.get()) is not None:
-            self._writing = line
+        while (line := self._next()) is not None:
+            why = ""
             try:
                 self._append(line)
             except OSError as problem:
-                self._tell(line, problem.strerror or str(problem))
-            self._writing = None
+                why = problem.strerror or str(problem)
+            with self._changed:
+                told = not self._waiting
+                if self._waiting:
+                    self._waiting.popleft()
+            if why and not told:
+                self._tell(line, why)
+
+    def _next(self) -> str | None:
+        """What is to be written; it stays first until that is done. None at the end."""
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            return self._waiting[0]
 
     def _tell(self, line: str, why: str) -> None:
         _log.error("audit: %s: %s", why, line)

@@ -36,9 +36,15 @@ def facts_of(process: int) -> Facts | None:
     return Facts(int(fields[1]), int(fields[3]), fields[19])
 
 
-def lives(process: int) -> bool:
-    """Whether a process has not ended: a zombie has, also where a thread of it still hangs."""
-    return facts_of(process) is not None
+def is_zombie(process: int) -> bool:
+    """Whether a process has ended, though a thread of it may still hang. What cannot be read says
+    nothing: a lack of files or memory must not be taken for a death."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return fields[0] in (b"Z", b"X")
 
 
 def living_processes() -> dict[int, Facts]:
@@ -102,6 +108,9 @@ class _Lookers:
             look = asked.get()
             try:
                 look.go()
+            except MemoryError:
+                # What was not looked at counts as silent; the thread goes on.
+                pass
             finally:
                 with self.lock:
                     stays = len(self._waiting) < _IN_RESERVE
@@ -130,8 +139,9 @@ def prepare() -> None:
     _lookers.prepare()
 
 
-def markers_of(living: Mapping[int, Facts], patience_s: float) -> dict[int, str]:
-    """The markers of processes; what cannot be looked at is left out."""
+def markers_of(living: Mapping[int, Facts], patience_s: float) -> tuple[dict[int, str], list[int]]:
+    """The markers of processes, without those that do not answer; and who could not even be asked,
+    since there was no thread to ask."""
     with _lookers.lock:
         for process, (began, look) in list(_silent.items()):
             facts = living.get(process)
@@ -142,7 +152,7 @@ def markers_of(living: Mapping[int, Facts], patience_s: float) -> dict[int, str]
     while rest:
         look = _Look(rest)
         if not _lookers.send(look):
-            break
+            return found, rest
         seen = 0
         while not look.ended.wait(patience_s) and len(look.found) > seen:
             seen = len(look.found)
@@ -156,7 +166,7 @@ def markers_of(living: Mapping[int, Facts], patience_s: float) -> dict[int, str]
             _silent[stuck] = living[stuck].began, look
         patience_s = min(patience_s, ALSO_SILENT_S)
         rest = rest[len(done) + 1 :]
-    return found
+    return found, []
 
 
 def _marker_of(process: int) -> str:

@@ -41,8 +41,9 @@ class ProcessTree:
             found = _cgroup_members(self.cgroup)
             if found or not thorough:
                 return found
-            return self._stray(living_processes())[0]
-        found, silent = self._stray(living_processes())
+            strays, _, unasked = self._stray(living_processes())
+            return strays or unasked
+        found, silent, _ = self._stray(living_processes())
         # One that cannot be looked at may be of the run: nobody may say that all are gone.
         return found or silent
 
@@ -82,15 +83,17 @@ class ProcessTree:
             return []
         return [process for process, facts in living.items() if facts.session == self.session]
 
-    def _stray(self, living: Mapping[int, Facts]) -> tuple[list[int], list[int]]:
-        """By /proc: who carries the marker, is of the session, or descends from one of those; and
-        who cannot be looked at.
+    def _stray(self, living: Mapping[int, Facts]) -> tuple[list[int], list[int], list[int]]:
+        """By /proc: who carries the marker, is of the session, or descends from one of those; who
+        cannot be looked at; and who of these was not even asked.
 
         A descendant that carries another marker is of a run of its own: a daemon's VMs and its
         guardian are not part of the daemon.
         """
         # With a cgroup this finds those that left it: no reason to wait long for a stranger.
-        markers = markers_of(living, looking.ALSO_SILENT_S if self.cgroup else looking.SILENT_S)
+        markers, unasked = markers_of(
+            living, looking.ALSO_SILENT_S if self.cgroup else looking.SILENT_S
+        )
         silent = [process for process in living if process not in markers]
         found = {process for process, marker in markers.items() if marker == self.marker}
         found.update(self._of_session(living))
@@ -104,7 +107,7 @@ class ProcessTree:
             }
             grown = bool(more)
             found |= more
-        return sorted(found), sorted(set(silent) - found)
+        return sorted(found), sorted(set(silent) - found), sorted(set(unasked) - found)
 
 
 def _groups(path: str) -> list[str]:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -103,12 +104,18 @@ def test_a_run_is_found_and_killed(full: Callable[[bool], None]) -> None:
 
 
 def test_nobody_says_that_all_are_gone_when_nobody_could_look(
-    full: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+    full: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(looking, "_lookers", looking._Lookers())
     full(True)
     assert ProcessTree("run-none").members()
+    place = tmp_path / "group"
+    place.mkdir()
+    (place / "cgroup.procs").write_text("")
+    with_group = ProcessTree("run-none", str(place))
+    assert with_group.members(), "one that left the group may be among them"
     full(False)
+    assert with_group.members() == []
     assert ProcessTree("run-none").members() == []
 
 
@@ -119,7 +126,9 @@ def test_those_of_the_session_are_killed_before_anybody_is_looked_at(
         monkeypatch.setattr(looking, "SILENT_S", 0.1)
         hung = threading.Event()
         monkeypatch.setattr(looking, "_marker_of", lambda _: hung.wait() and "")
-        monkeypatch.setattr("hyperha.spawn.tree.markers_of", lambda *_: own.wait(10) is None or {})
+        monkeypatch.setattr(
+            "hyperha.spawn.tree.markers_of", lambda *_: own.wait(10) is None or ({}, [])
+        )
         ProcessTree("run-none", session=own.pid).kill()
         hung.set()
 
@@ -158,3 +167,34 @@ def test_who_got_the_number_of_another_is_not_killed() -> None:
         assert stranger.poll() is None
         tree._signal_all(run._of_session(found), found)
         assert stranger.wait(10) == -9
+
+
+async def test_what_hangs_keeps_no_thread_of_the_reserve(
+    full: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reserve is there again as soon as there is room, before it is needed."""
+    monkeypatch.setattr(threads, "_reserve", threads._Reserve())
+    threads.prepare()
+    hung = threading.Event()
+    hanging = [asyncio.ensure_future(in_own_thread("test", hung.wait)) for _ in range(RESERVE)]
+    await asyncio.sleep(0.1)
+    full(True)
+    assert await asyncio.wait_for(in_own_thread("test", lambda: 1), 5) == 1
+    hung.set()
+    await asyncio.gather(*hanging)
+
+
+def test_what_cannot_be_read_is_no_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guardian without a free descriptor does not take its daemon for dead."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("builtins.open", fails)
+    assert not looking.is_zombie(os.getpid())
+
+
+def test_a_process_that_nobody_waits_for_is_dead() -> None:
+    with subprocess.Popen(["/bin/true"]) as own:
+        while not looking.is_zombie(own.pid):
+            time.sleep(0.01)

@@ -103,8 +103,8 @@ class NamelessRequests:
         directory = c.store.directory(parent.file)
         c.store.assign_id(held.fd, file)
         rights = capability(held.fd)
-
-        first, others = _divided(c.store.xattrs(Target(file)))
+        first: dict[bytes, bytes] = {}
+        others: dict[bytes, bytes] = {}
 
         def appear() -> Change:
             os.link(f"/proc/self/fd/{held.fd}", _first_name(file), dst_dir_fd=directory.fd)
@@ -114,6 +114,7 @@ class NamelessRequests:
             return Create(parent.file, _first_name(file), file, attributes, mtime_ns, b"", xattrs)
 
         try:
+            first, others = _divided(c.store.xattrs(Target(file)))
             c.note((Record(RecordKind.DIRECTORY, parent.file),), appear)
         except OSError:
             c.store.forget(file)
