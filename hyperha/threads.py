@@ -91,20 +91,23 @@ class _Reserve:
         self._free += 1
 
     def _serve(self) -> None:
-        own = threading.current_thread()
-        while True:
-            with self._changed:
-                while not self._jobs:
-                    if self._free > RESERVE:
-                        self._free -= 1
-                        return
-                    self._changed.wait()
-                own.name, job = self._jobs.popleft()
-                self._free -= 1
-            job.run()
-            own.name, job = "in reserve", None  # type: ignore[assignment]
-            with self._changed:
-                self._free += 1
+        while self._serve_one():
+            threading.current_thread().name = "in reserve"
+
+    def _serve_one(self) -> bool:
+        """Do the next job; False where there are threads enough without this one."""
+        with self._changed:
+            while not self._jobs:
+                if self._free > RESERVE:
+                    self._free -= 1
+                    return False
+                self._changed.wait()
+            threading.current_thread().name, job = self._jobs.popleft()
+            self._free -= 1
+        job.run()
+        with self._changed:
+            self._free += 1
+        return True
 
 
 _reserve = _Reserve()

@@ -60,10 +60,10 @@ class Audit:
             except OSError as problem:
                 why = problem.strerror or str(problem)
             with self._changed:
-                told = not self._waiting
-                if self._waiting:
-                    self._waiting.popleft()
-            if why and not told:
+                if not self._waiting:
+                    return  # Closed meanwhile, and told.
+                self._waiting.popleft()
+            if why:
                 self._tell(line, why)
 
     def _next(self) -> str | None:

@@ -24,14 +24,22 @@ class Facts(NamedTuple):
     began: bytes
 
 
+_ENDED = (b"Z", b"X")
+
+
+def _stat(process: int) -> list[bytes]:
+    """The fields of /proc behind a process's name, its state first. Raises OSError."""
+    with open(f"/proc/{process}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
+
+
 def facts_of(process: int) -> Facts | None:
     """None for a zombie or a gone one."""
     try:
-        with open(f"/proc/{process}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = _stat(process)
     except OSError:
         return None
-    if fields[0] in (b"Z", b"X"):
+    if fields[0] in _ENDED:
         return None
     return Facts(int(fields[1]), int(fields[3]), fields[19])
 
@@ -40,11 +48,9 @@ def is_zombie(process: int) -> bool:
     """Whether a process has ended, though a thread of it may still hang. What cannot be read says
     nothing: a lack of files or memory must not be taken for a death."""
     try:
-        with open(f"/proc/{process}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        return _stat(process)[0] in _ENDED
     except OSError:
         return False
-    return fields[0] in (b"Z", b"X")
 
 
 def living_processes() -> dict[int, Facts]:

@@ -49,7 +49,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 
 def test_e4_syncing_a_whole_file_system_is_no_barrier(served: Served) -> None:
-    """M11: the kernel tells nobody of syncfs(2) and sync(2). The README states the limit."""
+    """M11: the kernel tells nobody of syncfs, sync and sync_file_range. The README states it."""
     path = served.folder / "f"
     path.write_bytes(b"x" * BLOCK)
     before = served.do("counters")["flushes"]
@@ -58,6 +58,7 @@ def test_e4_syncing_a_whole_file_system_is_no_barrier(served: Served) -> None:
         file.write(b"y" * BLOCK)
         assert library.syncfs(file.fileno()) == 0
         os.sync()
+        assert library.sync_file_range(file.fileno(), 0, 0, 7) == 0  # Written, and waited for.
         assert served.do("counters")["flushes"] == before
         os.fsync(file.fileno())
     assert served.do("counters")["flushes"] == before + 1

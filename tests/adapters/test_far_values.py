@@ -90,6 +90,14 @@ def _go_alone(pair: Pair) -> None:
     pair.a.primary.set_mode(Acknowledge.LOCAL)
 
 
+def _with_a_file(pair: Pair) -> tuple[Guest, FileId, FileId]:
+    """In sync; a folder and a file in it."""
+    pair.in_sync()
+    guest = Guest(pair.a)
+    folder = guest.create(ROOT_ID, b"folder", 0o40755)
+    return guest, folder, guest.create(folder, b"file")
+
+
 def _set_time(guest: Guest, file: FileId, mtime_ns: int) -> None:
     def execute() -> Change:
         store = guest.side.store
@@ -118,10 +126,7 @@ def test_the_undo_log_holds_every_time_of_a_file_system(seconds: int, part_ns: i
 
 @pytest.mark.parametrize("time_ns", _FAR_NS)
 def test_a_far_time_travels_in_a_session_and_in_a_resync(pair: Pair, time_ns: int) -> None:
-    pair.in_sync()
-    guest = Guest(pair.a)
-    folder = guest.create(ROOT_ID, b"folder", 0o40755)
-    file = guest.create(folder, b"file")
+    guest, folder, file = _with_a_file(pair)
     _set_time(guest, file, time_ns)
     # A directory's time travels with every change of its names as well.
     guest.create(folder, b"other")
@@ -146,10 +151,7 @@ def test_a_far_time_travels_in_a_session_and_in_a_resync(pair: Pair, time_ns: in
 
 @pytest.mark.parametrize("time_ns", _FAR_NS)
 def test_a_safety_copy_holds_far_times_and_gives_them_back(pair: Pair, time_ns: int) -> None:
-    pair.in_sync()
-    guest = Guest(pair.a)
-    folder = guest.create(ROOT_ID, b"folder", 0o40755)
-    file = guest.create(folder, b"file")
+    guest, folder, file = _with_a_file(pair)
     guest.write(file, 0, b"former")
     pair.barrier(pair.a)
     _set_time(guest, file, time_ns)

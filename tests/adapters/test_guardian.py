@@ -482,25 +482,30 @@ asked = {"id": 1, "do": "arm", "module": "VM1", "number": 7, "run": 4, "epoch": 
 socket.send_fds(daemon, [json.dumps(asked).encode()], [int(sys.argv[3])])
 daemon.recv(65536)
 threading.Thread(target=time.sleep, args=(100,)).start()
-ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread only
+ctypes.CDLL(None).syscall(int(sys.argv[4]), 0)  # exit, of this thread only
 """
+_EXIT = {"x86_64": "60", "aarch64": "93"}
+"""The number of that system call, for which no library has a name."""
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="a system call by its number")
+@pytest.mark.skipif(os.uname().machine not in _EXIT, reason="exit(2) of a thread has no name")
 async def test_a_dead_daemon_with_a_thread_that_hangs_is_dead(bench: Bench) -> None:
     """Killed while a thread waits for a disk, it keeps its descriptors, also this connection."""
     bench.settings = replace(bench.settings, idle_ms=20_000)
     await bench.client().connect()
     await bench.clients.pop().abandon()
     reading, writing = os.pipe()
-    command = [sys.executable, "-c", _HALF_DEAD, bench.settings.socket, "no-run", str(writing)]
-    with subprocess.Popen(command, pass_fds=(writing,)) as daemon:  # noqa: ASYNC220
-        try:
-            certificate = await bench.certificate()
-            assert certificate.run == 4
-            assert os.read(reading, 8) == b"1"
-            assert daemon.poll() is None, "its thread hangs until the end of the test"
-        finally:
-            daemon.kill()
+    arguments = bench.settings.socket, "no-run", str(writing), _EXIT[os.uname().machine]
+    daemon = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _HALF_DEAD, *arguments, pass_fds=(writing,)
+    )
+    try:
+        certificate = await bench.certificate()
+        assert certificate.run == 4
+        assert os.read(reading, 8) == b"1"
+        assert daemon.returncode is None, "its thread hangs until the end of the test"
+    finally:
+        daemon.kill()
+        await daemon.wait()
     os.close(reading)
     os.close(writing)

@@ -103,19 +103,17 @@ class NamelessRequests:
         directory = c.store.directory(parent.file)
         c.store.assign_id(held.fd, file)
         rights = capability(held.fd)
-        first: dict[bytes, bytes] = {}
-        others: dict[bytes, bytes] = {}
 
-        def appear() -> Change:
+        def appear(xattrs: dict[bytes, bytes]) -> Change:
             os.link(f"/proc/self/fd/{held.fd}", _first_name(file), dst_dir_fd=directory.fd)
             mtime_ns = os.fstat(directory.fd).st_mtime_ns
-            xattrs = tuple(first.items())
             attributes = attributes_of(status)
-            return Create(parent.file, _first_name(file), file, attributes, mtime_ns, b"", xattrs)
+            brings = tuple(xattrs.items())
+            return Create(parent.file, _first_name(file), file, attributes, mtime_ns, b"", brings)
 
         try:
             first, others = _divided(c.store.xattrs(Target(file)))
-            c.note((Record(RecordKind.DIRECTORY, parent.file),), appear)
+            c.note((Record(RecordKind.DIRECTORY, parent.file),), partial(appear, first))
         except OSError:
             c.store.forget(file)
             raise
