@@ -49,9 +49,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mirror(tmp_path: Path) -> Path:
-    (tmp_path / "mirror").mkdir()
-    return tmp_path / "mirror"
+def mirror(folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(folder, tmp_path / "mirror")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -146,8 +147,10 @@ def _seeds() -> list[int]:
 @pytest.mark.parametrize("seed", _seeds())
 def test_random_operations(tmp_path: Path, seed: int) -> None:
     print(f"HYPERHA_ORACLE_SEED={seed}")
-    for name in ("folder", "run", "mirror", "plain"):
+    for name in ("folder", "run"):
         (tmp_path / name).mkdir()
+    for name in ("mirror", "plain"):
+        shutil.copytree(tmp_path / "folder", tmp_path / name)
     rng = random.Random(seed)
     with Served(tmp_path / "folder", tmp_path / "run", mirror=tmp_path / "mirror") as session:
         mounted, plain = World(tmp_path / "folder"), World(tmp_path / "plain")

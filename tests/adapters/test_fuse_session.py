@@ -36,13 +36,14 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "folder").mkdir()
+    # Not of this second: a copy that began with times of its own must not look equal by chance.
+    os.utime(tmp_path / "folder", (1_500_000_000, 1_500_000_000))
     return tmp_path / "folder"
 
 
 @pytest.fixture
-def mirror(tmp_path: Path) -> Path:
-    (tmp_path / "mirror").mkdir()
-    return tmp_path / "mirror"
+def mirror(folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(folder, tmp_path / "mirror")
 
 
 @pytest.fixture
