@@ -256,12 +256,11 @@ class Guardian:
 
     def _go_on(self, armed: Armed, now_ms: int) -> None:
         """Until every process is gone and the fence has held there is no certificate."""
-        alive = [process for tree in armed.trees for process in tree.members()]
-        if alive or armed.complaint:
+        why = armed.complaint or self._left(armed)
+        if why:
             late = armed.fired_ms is not None and now_ms - armed.fired_ms > KILL_LIMIT_MS
             if late:
                 armed.fired_ms, armed.alerted = now_ms, True
-                why = armed.complaint or f"processes {alive[:8]} do not end"
                 self._log(f"ALERT: {armed.module}: {why}; no certificate is given")
                 self._notify({"event": "stuck", "module": armed.module, "reason": why})
             self._fence(armed)
@@ -286,6 +285,14 @@ class Guardian:
             "guardian": self.instance.hex(),
         }
         self._note(armed)
+
+    def _left(self, armed: Armed) -> str:
+        """Why nobody may say yet that every process is gone; empty when all are."""
+        try:
+            alive = [process for tree in armed.trees for process in tree.members()]
+        except OSError as problem:
+            return f"its processes cannot be looked for: {problem.strerror}"
+        return f"processes {alive[:8]} do not end" if alive else ""
 
     def _note(self, armed: Armed) -> None:
         """Make the certificate durable, then send it: it binds this node's next daemon (L8)."""
@@ -325,12 +332,12 @@ class Guardian:
             )
             datagram = self._sealer.seal(encode(header, sending.certificate))
             family = socket.AF_INET6 if ":" in peer else socket.AF_INET
-            with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as way:
-                try:
+            try:
+                with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as way:
                     way.bind((own, 0))
                     way.sendto(datagram, (peer, self._settings.port))
-                except OSError:
-                    continue  # That LAN is down; it is tried again with the next round.
+            except OSError:
+                continue  # That LAN is down; it is tried again with the next round.
 
     # --- the daemon -----------------------------------------------------------------------
 

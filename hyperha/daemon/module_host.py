@@ -153,10 +153,11 @@ class ModuleHost:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.task.cancel_timers()
-        await self.checks.close()
-        await self.vm.close()
-        await self.steps.close()
-        await self.engine.close()
+        async with contextlib.AsyncExitStack() as parts:  # Last first, each whatever the others do.
+            parts.push_async_callback(self.engine.close)
+            parts.push_async_callback(self.steps.close)
+            parts.push_async_callback(self.vm.close)
+            parts.push_async_callback(self.checks.close)
 
     def _core_ended(self, task: asyncio.Task[None]) -> None:
         """The core's task never ends by itself: if it does, the module is made safe."""

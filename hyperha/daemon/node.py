@@ -159,9 +159,11 @@ class NodeDaemon:
     async def _end_leftovers(self) -> None:
         """Runs of a daemon that is dead, where no guardian ended them."""
         for tree in self.place.leftovers():
-            if tree.members():
-                self.logbook.log("", "W", f"ends processes left by a former daemon: {tree.marker}")
-                tree.kill()
+            with contextlib.suppress(OSError):
+                if not tree.members():
+                    continue
+            self.logbook.log("", "W", f"ends processes left by a former daemon: {tree.marker}")
+            tree.kill()
 
     async def _begin(self) -> None:
         cluster, node = self.configuration.cluster, self.configuration.node
@@ -385,9 +387,10 @@ class NodeDaemon:
             server.should_exit = True
         # At once: each may wait for a disk that does not answer.
         closing = (host.close() for host in self.modules.values())
-        for failure in await asyncio.gather(*closing, return_exceptions=True):
-            if isinstance(failure, Exception):
-                _log.error("a module was not closed cleanly", exc_info=failure)
+        ends = await asyncio.gather(*closing, return_exceptions=True)
+        failures = [one for one in ends if isinstance(one, BaseException)]
+        for failure in failures:
+            _log.error("a module was not closed cleanly", exc_info=failure)
         await in_own_thread("close the audit", self.audit.close)
         await asyncio.sleep(0)  # What the audit could not keep is in the log now.
         self.logbook.close()
@@ -400,10 +403,16 @@ class NodeDaemon:
             self.links.stop()
         await self.peer_api.close()
         with contextlib.suppress(HyperhaError):
-            await self.guardian.release()
+            if failures:
+                # Something may still run: the guardian ends what is armed, and certifies it (L8).
+                await self.guardian.abandon()
+            else:
+                await self.guardian.release()
         self.place.close()
         with contextlib.suppress(FileNotFoundError):
             self.home.api_socket.unlink()
+        if failures:
+            raise failures[0]
 
 
 def _local_caller(transport: asyncio.BaseTransport) -> Caller | None:

@@ -332,13 +332,23 @@ class VmHost:
         return ""
 
     async def close(self) -> None:
-        """The daemon ends: nothing of the VM may remain."""
+        """The daemon ends: nothing of the VM may remain. Raises FailedError where it does."""
+        try:
+            await self._end_processes()
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _end_processes(self) -> None:
+        ways = [self._scripts.end_kept()]
         if self._driver is not None:
-            await self.driver.kill()
-        await self._scripts.end_kept()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            ways.append(self.driver.kill())
+        for gone in await asyncio.gather(*ways, return_exceptions=True):
+            if isinstance(gone, BaseException):
+                raise gone
+            if not gone:
+                raise FailedError("processes of the VM do not end")
 
 
 def _missing_folder(spec: VmSpec) -> Reason | None:

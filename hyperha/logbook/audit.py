@@ -59,6 +59,8 @@ class Audit:
                 self._append(line)
             except OSError as problem:
                 why = problem.strerror or str(problem)
+            except MemoryError:
+                why = "no memory"
             with self._changed:
                 if not self._waiting:
                     return  # Closed meanwhile, and told.

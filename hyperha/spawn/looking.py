@@ -5,6 +5,7 @@ Standard library only: the guardian uses this when the daemon is dead.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
@@ -24,7 +25,11 @@ class Facts(NamedTuple):
     began: bytes
 
 
+UNKNOWN = Facts(0, 0, b"")
+"""Of a process that is there, and of which no more can be told now."""
 _ENDED = (b"Z", b"X")
+LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Whoever looks has no descriptor or no memory for it: that says nothing about the process."""
 
 
 def _stat(process: int) -> list[bytes]:
@@ -34,11 +39,11 @@ def _stat(process: int) -> list[bytes]:
 
 
 def facts_of(process: int) -> Facts | None:
-    """None for a zombie or a gone one."""
+    """None for a zombie or a gone one; UNKNOWN for lack of descriptors or memory."""
     try:
         fields = _stat(process)
-    except OSError:
-        return None
+    except OSError as problem:
+        return UNKNOWN if problem.errno in LACK else None
     if fields[0] in _ENDED:
         return None
     return Facts(int(fields[1]), int(fields[3]), fields[19])
@@ -54,7 +59,7 @@ def is_zombie(process: int) -> bool:
 
 
 def living_processes() -> dict[int, Facts]:
-    """All processes but this one."""
+    """All processes but this one. Raises OSError for lack of descriptors or memory."""
     own = os.getpid()
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own]
     return {process: facts for process in numbers if (facts := facts_of(process)) is not None}
@@ -65,14 +70,18 @@ class _Look:
 
     def __init__(self, processes: Sequence[int]) -> None:
         self.processes = processes
-        self.found: list[tuple[int, str]] = []
+        self.found: list[tuple[int, str | None]] = []
+        """A marker is None where it could not be read for lack of descriptors or memory."""
         self.ended = threading.Event()
         self.given_up = False
 
     def go(self) -> None:
         """Look at all of them, or until nobody waits any more."""
         for process in self.processes:
-            self.found.append((process, _marker_of(process)))
+            try:
+                self.found.append((process, _marker_of(process)))
+            except (OSError, MemoryError):
+                self.found.append((process, None))
             if self.given_up:
                 break
 
@@ -115,7 +124,7 @@ class _Lookers:
             try:
                 look.go()
             except MemoryError:
-                # What was not looked at counts as silent; the thread goes on.
+                # Not even a note of that: who was not looked at is silent; the thread goes on.
                 pass
             finally:
                 with self.lock:
@@ -146,8 +155,8 @@ def prepare() -> None:
 
 
 def markers_of(living: Mapping[int, Facts], patience_s: float) -> tuple[dict[int, str], list[int]]:
-    """The markers of processes, without those that do not answer; and who could not even be asked,
-    since there was no thread to ask."""
+    """The markers of processes, without those that do not answer; and who could not even be asked:
+    for lack of a thread, of descriptors or of memory."""
     with _lookers.lock:
         for process, (began, look) in list(_silent.items()):
             facts = living.get(process)
@@ -155,16 +164,18 @@ def markers_of(living: Mapping[int, Facts], patience_s: float) -> tuple[dict[int
                 del _silent[process]
         rest = [one for one in living if one not in _silent]
     found: dict[int, str] = {}
+    unasked: list[int] = []
     while rest:
         look = _Look(rest)
         if not _lookers.send(look):
-            return found, rest
+            return found, unasked + rest
         seen = 0
         while not look.ended.wait(patience_s) and len(look.found) > seen:
             seen = len(look.found)
         look.given_up = True
         done = look.found[:]
-        found.update(done)
+        found.update((process, marker) for process, marker in done if marker is not None)
+        unasked += [process for process, marker in done if marker is None]
         if len(done) == len(rest):
             break
         stuck = rest[len(done)]
@@ -172,15 +183,18 @@ def markers_of(living: Mapping[int, Facts], patience_s: float) -> tuple[dict[int
             _silent[stuck] = living[stuck].began, look
         patience_s = min(patience_s, ALSO_SILENT_S)
         rest = rest[len(done) + 1 :]
-    return found, []
+    return found, unasked
 
 
 def _marker_of(process: int) -> str:
-    """The run that a process was started for, empty when it carries no marker."""
+    """The run that a process was started for, empty when it carries no marker. Raises OSError for
+    lack of descriptors or memory."""
     try:
         with open(f"/proc/{process}/environ", "rb") as file:
             variables = file.read().split(b"\0")
-    except OSError:
+    except OSError as problem:
+        if problem.errno in LACK:
+            raise
         return ""
     prefix = f"{MARKER}=".encode()
     # The last one counts: a run that starts a run replaces the variable, it never has two.

@@ -167,10 +167,9 @@ class Run:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
             if search:
-                left = await in_own_thread("search /proc", _kill_and_look, self.tree)
+                left = await in_own_thread("search /proc", _kill_and_look, self.tree, True)
             else:
-                self.tree.kill(thorough=False)
-                left = bool(self.tree.members(thorough=False))
+                left = _kill_and_look(self.tree, False)
             if not self.running and not left:
                 if search or not thorough:
                     break
@@ -280,9 +279,13 @@ def new_run_id(name: str) -> str:
     return f"{clean(name).replace('/', '-').replace(' ', '-')[:40]}-{secrets.token_hex(8)}"
 
 
-def _kill_and_look(tree: ProcessTree) -> bool:
-    tree.kill()
-    return bool(tree.members())
+def _kill_and_look(tree: ProcessTree, thorough: bool) -> bool:
+    """Whether somebody may be left."""
+    tree.kill(thorough=thorough)
+    try:
+        return bool(tree.members(thorough=thorough))
+    except OSError:  # Nobody can tell.
+        return True
 
 
 async def start(

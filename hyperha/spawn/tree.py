@@ -7,6 +7,7 @@ Standard library only: the guardian uses this when the daemon is dead. Never wai
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -16,7 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyperha.spawn import looking
-from hyperha.spawn.looking import Facts, facts_of, living_processes, markers_of
+from hyperha.spawn.looking import (
+    LACK,
+    UNKNOWN,
+    Facts,
+    facts_of,
+    living_processes,
+    markers_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,8 @@ class ProcessTree:
         """The living processes of the run; zombies do not count, they hold nothing any more.
 
         Thorough looks through all of /proc also where there is a cgroup: tens of milliseconds on
-        a busy machine, so not for an event loop.
+        a busy machine, so not for an event loop. Raises OSError where it cannot be told, for lack
+        of descriptors or memory.
         """
         if self.cgroup:
             found = _cgroup_members(self.cgroup)
@@ -43,18 +52,20 @@ class ProcessTree:
                 return found
             strays, _, unasked = self._stray(living_processes())
             return strays or unasked
-        found, silent, _ = self._stray(living_processes())
+        found, silent, unasked = self._stray(living_processes())
         # One that cannot be looked at may be of the run: nobody may say that all are gone.
-        return found or silent
+        return found or silent or unasked
 
     def kill(self, *, thorough: bool = True) -> None:
-        """One round of SIGKILL to everything; call again while `members` says something."""
+        """One round of SIGKILL to everything that can be found; call again while `members` says
+        something, or cannot."""
         self.kill_group()
         if thorough or not self.cgroup:
-            living = living_processes()
-            # Whose session it is can be told without a look at those that may not answer.
-            _signal_all(self._of_session(living), living)
-            _signal_all(self._stray(living)[0], living)
+            with contextlib.suppress(OSError):
+                living = living_processes()
+                # Whose session it is can be told without a look at those that may not answer.
+                _signal_all(self._of_session(living), living)
+                _signal_all(self._stray(living)[0], living)
 
     def kill_group(self) -> None:
         """SIGKILL to what is in the cgroup; nothing without one. Looks at no other process."""
@@ -63,13 +74,18 @@ class ProcessTree:
         try:
             _write(os.path.join(self.cgroup, "cgroup.kill"), "1")
         except OSError:  # Before Linux 5.14, or already removed.
-            _signal_all(_cgroup_members(self.cgroup), {})
+            with contextlib.suppress(OSError):
+                _signal_all(_cgroup_members(self.cgroup), {})
 
     def remove(self) -> bool:
         """Remove the empty cgroup with what the run made below it; False while it is in use."""
         if not self.cgroup:
             return True
-        for directory in reversed(_groups(self.cgroup)):
+        try:
+            groups = _groups(self.cgroup)
+        except OSError:
+            return False
+        for directory in reversed(groups):
             try:
                 os.rmdir(directory)
             except FileNotFoundError:
@@ -94,6 +110,12 @@ class ProcessTree:
         markers, unasked = markers_of(
             living, looking.ALSO_SILENT_S if self.cgroup else looking.SILENT_S
         )
+        # Without its marker, who has no known parent and session may be of the run.
+        unasked += [
+            process
+            for process, facts in living.items()
+            if facts is UNKNOWN and not markers.get(process)
+        ]
         silent = [process for process in living if process not in markers]
         found = {process for process, marker in markers.items() if marker == self.marker}
         found.update(self._of_session(living))
@@ -111,14 +133,16 @@ class ProcessTree:
 
 
 def _groups(path: str) -> list[str]:
-    """A cgroup and all below it, each before those in it; as deep as a path reaches."""
+    """A cgroup and all below it, each before those in it; as deep as a path reaches. Raises OSError
+    for lack of descriptors or memory."""
     found = [path]
     for group in found:
         try:
             with os.scandir(group) as entries:
                 found += [one.path for one in entries if one.is_dir(follow_symlinks=False)]
-        except OSError:
-            continue
+        except OSError as problem:
+            if problem.errno in LACK:
+                raise
     return found
 
 
@@ -128,8 +152,9 @@ def _cgroup_members(path: str) -> list[int]:
         try:
             with open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
                 found += [int(line) for line in file]
-        except OSError:
-            continue
+        except OSError as problem:
+            if problem.errno in LACK:
+                raise
     return [process for process in found if process and facts_of(process) is not None]
 
 
@@ -139,7 +164,7 @@ def _signal_all(processes: Iterable[int], living: Mapping[int, Facts]) -> None:
         seen = living.get(process)
         if seen is not None:
             now = facts_of(process)
-            if now is None or now.began != seen.began:
+            if now is None or now is UNKNOWN or now.began != seen.began:
                 continue
         try:
             os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
@@ -227,8 +252,9 @@ class RunPlace:
         False may become True without anybody doing anything.
         """
         for tree in self.leftovers():
-            if not tree.members():
-                tree.remove()
+            with contextlib.suppress(OSError):
+                if not tree.members():
+                    tree.remove()
         if self._root:
             try:
                 os.rmdir(self._root)

@@ -306,7 +306,10 @@ class ProcessDriver:
         """The process table says."""
         if self.pid is not None:
             return Observation(VmState.RUNNING, "process")
-        left = self._run.tree.members() if self._run is not None else []
+        try:
+            left = self._run.tree.members() if self._run is not None else []
+        except OSError as problem:
+            return Observation(VmState.UNKNOWN, "process", f"nobody can look: {problem.strerror}")
         if left:
             return Observation(VmState.UNKNOWN, "process", f"processes {left} are left")
         return Observation(VmState.ABSENT, "process")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import select
 import signal
 import socket
@@ -435,6 +436,27 @@ async def test_no_certificate_while_a_process_is_left(bench: Bench, held: HeldMo
     held.end()
     await bench.until(lambda: [n for n in bench.notices if n.what == "certified"])
     assert "ALERT" in bench.log()
+
+
+async def test_no_certificate_while_nobody_can_look(bench: Bench) -> None:
+    """A guardian without a free descriptor goes on guarding until it has one."""
+    client = bench.client()
+    await client.connect()
+    run = await bench.run(["/bin/sleep", "600"])
+    await _arm(client, run)
+    guardian = _guardian_of(bench.settings)
+    limit = resource.prlimit(guardian, resource.RLIMIT_NOFILE)
+    resource.prlimit(guardian, resource.RLIMIT_NOFILE, (1, limit[1]))
+    now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    await client.set_deadline("VM1", now_ms)
+    await bench.until(lambda: bench.lost or [n for n in bench.notices if n.what == "stuck"])
+    assert not bench.lost
+    assert "Too many open files" in bench.notices[-1].reason
+    with pytest.raises(BlockingIOError):
+        bench.ear.recv(4096)
+    resource.prlimit(guardian, resource.RLIMIT_NOFILE, limit)
+    await bench.until(lambda: [n for n in bench.notices if n.what == "certified"])
+    assert run.tree.members() == []
 
 
 @pytest.mark.root

@@ -4,6 +4,7 @@ killed nevertheless."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,6 +21,7 @@ from hyperha import threads
 from hyperha.demo.cluster import until
 from hyperha.spawn import looking, tree
 from hyperha.spawn.looking import MARKER
+from hyperha.spawn.run import start
 from hyperha.spawn.tree import ProcessTree
 from hyperha.threads import RESERVE, OwnThread, in_own_thread
 
@@ -117,6 +121,68 @@ def test_nobody_says_that_all_are_gone_when_nobody_could_look(
     full(False)
     assert with_group.members() == []
     assert ProcessTree("run-none").members() == []
+
+
+@pytest.mark.parametrize("lacks", ["stat", "environ", "cgroup.procs"])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_lack_of_files_or_memory_is_no_death(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacks: str, number: int, grouped: bool
+) -> None:
+    """Whoever looks is short of something: nobody says that all are gone, and killing goes on."""
+    place = tmp_path / "group"
+    place.mkdir()
+    (place / "cgroup.procs").write_text("")
+    variables = {**os.environ, MARKER: "run-lacking"}
+    real = open
+    with subprocess.Popen(["/bin/sleep", "100"], env=variables) as own:
+        run = ProcessTree("run-lacking", str(place) if grouped else "")
+        other = ProcessTree("run-none", run.cgroup)
+
+        def lacking(path: Any, *arguments: Any, **options: Any) -> Any:
+            if path in (f"/proc/{own.pid}/{lacks}", str(place / lacks)):
+                raise OSError(number, os.strerror(number))
+            return real(path, *arguments, **options)
+
+        with monkeypatch.context() as short:
+            short.setattr("builtins.open", lacking)
+            run.kill()
+            if lacks != "cgroup.procs":
+                assert own.pid in run.members()
+                assert (own.pid in other.members()) == (lacks == "environ")
+            elif grouped:
+                for thorough in (False, True):
+                    with pytest.raises(OSError, match=os.strerror(number)):
+                        run.members(thorough=thorough)
+        run.kill()
+        assert own.wait(10) == -9
+        assert other.members() == run.members() == []
+
+
+def test_whose_session_it_is_cannot_be_told_for_lack_of_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with subprocess.Popen(["/bin/sleep", "100"], start_new_session=True) as own:
+        run = ProcessTree("run-none", session=own.pid)
+        with monkeypatch.context() as short:
+            lack = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            short.setattr("hyperha.spawn.looking._stat", Mock(side_effect=lack))
+            run.kill()
+            assert own.pid in run.members()
+        run.kill()
+        assert own.wait(10) == -9
+
+
+async def test_a_run_has_not_ended_as_long_as_nobody_can_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = await start(["/bin/sleep", "100"], name="sleeps")
+    with monkeypatch.context() as short:
+        lack = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        short.setattr("os.listdir", Mock(side_effect=lack))
+        assert not await run.kill(0.5)
+    assert await run.kill()
+    await run.wait()
 
 
 def test_those_of_the_session_are_killed_before_anybody_is_looked_at(

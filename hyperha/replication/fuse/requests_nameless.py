@@ -102,7 +102,6 @@ class NamelessRequests:
             raise OSError(errno.EOPNOTSUPP, "too large to be given its first name")
         directory = c.store.directory(parent.file)
         c.store.assign_id(held.fd, file)
-        rights = capability(held.fd)
 
         def appear(xattrs: dict[bytes, bytes]) -> Change:
             os.link(f"/proc/self/fd/{held.fd}", _first_name(file), dst_dir_fd=directory.fd)
@@ -112,6 +111,7 @@ class NamelessRequests:
             return Create(parent.file, _first_name(file), file, attributes, mtime_ns, b"", brings)
 
         try:
+            rights = capability(held.fd)
             first, others = _divided(c.store.xattrs(Target(file)))
             c.note((Record(RecordKind.DIRECTORY, parent.file),), partial(appear, first))
         except OSError:
