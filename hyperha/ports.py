@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from hyperha.core.actions import EngineAction, Level, VmAction
-from hyperha.core.events import Event
+from hyperha.core.actions import Action, EngineAction, Level, VmAction
+from hyperha.core.events import Event, Stimulus
+from hyperha.core.lease import Request
 from hyperha.core.messages import PeerMessage
 from hyperha.core.records import Lineage, Settings
+from hyperha.core.state import ModuleState
 
 Post = Callable[[Event], None]
 """Puts an event into the module's mailbox; callable in the event loop's thread."""
@@ -49,6 +51,27 @@ class Prober(Protocol):
         """Begin; the result is posted as `ProbeDone`."""
 
 
+class Arbiter(Protocol):
+    """The way to the lease witness."""
+
+    def ask(self, operation: int, request: Request) -> None:
+        """Begin; the result is posted as `WitnessDone`, in the time that a question may take."""
+
+
+class Power(Protocol):
+    """Switches the other node off (D2c)."""
+
+    def off(self, operation: int) -> None:
+        """Begin; the result is posted as `PoweredOff`."""
+
+
+class Recorder(Protocol):
+    """Keeps the core's decisions for a replay."""
+
+    def record(self, before: ModuleState, stimulus: Stimulus, actions: Sequence[Action]) -> None:
+        """What it decided in a state."""
+
+
 class Teller(Protocol):
     """Where log lines and ends of operations go."""
 
@@ -57,6 +80,3 @@ class Teller(Protocol):
 
     def finish(self, operation_id: str, done: bool, text: str) -> None:
         """An operation has ended."""
-
-    def journal(self, cause: str, kind: str, body: dict[str, object]) -> None:
-        """One entry of the journal: an event and the actions it caused."""

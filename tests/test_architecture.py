@@ -17,7 +17,7 @@ import pytest
 from tests.support import ROOT
 
 BASE = {"domain", "errors", "text", "threads"}
-FOUNDATION = {"ports", "config", "durable", "spawn", "encoding"}
+FOUNDATION = {"ports", "config", "durable", "spawn", "encoding", "ping"}
 ADAPTERS = {
     "heartbeat",
     "witness",

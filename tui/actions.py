@@ -245,6 +245,20 @@ SETTINGS = (
         "{module} is started on {node} if it was started before the daemon ended.",
         "It starts and stops nothing now.",
     ),
+    _setting(
+        "drain-on",
+        "Drain",
+        Level.CONFIRM,
+        "{module} moves from {node} to {peer} as soon as that has an equal copy, and not back.",
+        "If {peer} fails, {node} still takes {module} over.",
+    ),
+    _setting(
+        "drain-off",
+        "End of drain",
+        Level.LIGHT,
+        "{module} may be moved to {node} again.",
+        "It moves nothing now.",
+    ),
 )
 CHECKERS = (
     Action(

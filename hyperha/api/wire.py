@@ -268,6 +268,8 @@ VerbWord = Literal[
     "boot-on",
     "boot-off",
     "boot-auto",
+    "drain-on",
+    "drain-off",
     "verify",
     "verify-stop",
     "safety-restore",

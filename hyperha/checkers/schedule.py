@@ -19,13 +19,13 @@ from hyperha.domain import ResourceState, Role
 
 _log = logging.getLogger(__name__)
 _ROLES: Mapping[str, frozenset[Role]] = {
-    "pre": frozenset({Role.WAIT}),
+    "pre": frozenset(Role) - {Role.STOP},
     "prim": frozenset({Role.PRIM, Role.ALONE}),
     "second": frozenset({Role.SECOND}),
     "both": frozenset({Role.PRIM, Role.ALONE, Role.SECOND}),
 }
 _ELSEWHERE: Mapping[str, str] = {
-    "pre": "looked at only in WAIT",
+    "pre": "looked at only while the module is started",
     "prim": "looked at only where the VM runs",
     "second": "looked at only on the secondary",
     "both": "looked at only while the module runs",
@@ -103,13 +103,14 @@ class CheckerSchedule:
     def set_role(self, role: Role, run: int) -> None:
         """The module's role or run changed: start what belongs to it, end what does not.
 
-        A new run gives every checker its grace.
+        A new run gives every checker its grace, but those that look at what was there before it.
         """
         begins = run != self._run
         self._role, self._run = role, run
         for one in self._watched.values():
             wanted = role in _ROLES[one.checker.when]
-            if one.task is not None and (not wanted or begins):
+            anew = begins and one.checker.when != "pre"
+            if one.task is not None and (not wanted or anew):
                 one.task.cancel()
                 one.task = None
             if wanted and one.task is None:

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 import hyperha
-from hyperha.cli import cluster, console, copies, demo, module, node, state, steering
+from hyperha.cli import (
+    cluster,
+    config,
+    console,
+    copies,
+    demo,
+    log,
+    module,
+    node,
+    replay,
+    state,
+    steering,
+    witness,
+)
 from hyperha.cli.context import options, show_json, the_home
 from hyperha.errors import HyperhaError
 
@@ -73,9 +86,13 @@ state.register(app)
 copies.register(app)
 console.register(app)
 demo.register(app)
+log.register(app)
+replay.register(app)
 app.add_typer(module.app, name="module")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(config.app, name="config")
 app.add_typer(node.app, name="node")
+app.add_typer(witness.app, name="witness")
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Commands that look: state, log, ready, wait, preflight."""
+"""Commands that look: state, ready, wait, preflight."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from typing import Annotated
 
 import typer
 
-from hyperha.api.wire import ClusterView, LogLine, ModuleView, ScriptOutput
+from hyperha.api.wire import ClusterView, ModuleView
 from hyperha.cli.context import JsonToo, ask, options, show_json
-from hyperha.cli.steering import Module, Node, side_of
+from hyperha.cli.steering import Module, Node, OptionalModule, side_of
 from hyperha.client.node_client import NodeClient
 from hyperha.client.sentences import HELD_BACK
 from hyperha.domain import Role
-from hyperha.errors import NotFoundError, TimedOutError, UsageError
+from hyperha.errors import TimedOutError, UsageError
 from hyperha.text import clean, size_text
-
-OptionalModule = Annotated[str | None, typer.Argument(help="Name of the module.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    for command in (state, log, ready, wait, preflight):
+    for command in (state, ready, wait, preflight):
         app.command()(command)
 
 
@@ -94,71 +92,6 @@ def _show_module(name: str, view: ModuleView, verbose: bool) -> None:
                 lost = f": {clean(kept.text)}" if kept.text else ""
                 size = size_text(kept.bytes)
                 print(f"  {'':10}safety copy {kept.id} {kept.state}, {size}{end}{lost}")
-
-
-def line_text(line: LogLine) -> str:
-    """A log line as people read it."""
-    rule = f"[{line.rule}] " if line.rule else ""
-    return f"{line.at[11:23]} {line.node:8}{line.level} {line.source:12}{rule}{clean(line.text)}"
-
-
-def log(
-    module: OptionalModule = None,
-    follow: Annotated[bool, typer.Option("-f", help="Go on showing new lines.")] = False,
-    script: Annotated[str | None, typer.Option(help="Newest output of this script.")] = None,
-    node: Node = None,
-    lines: Annotated[int, typer.Option("-n", help="How many lines at first.")] = 100,
-) -> None:
-    """The log of a module, or the output of a script."""
-
-    async def work(client: NodeClient) -> None:
-        cluster = await client.cluster()
-        names = [module] if module else list(cluster.modules)
-        for name in names:
-            side_of(cluster, name, cluster.answered_by)
-        if script is not None:
-            _show_script(await _newest(client, names, script, node or ""))
-            return
-        elsewhere = node is not None and node != cluster.answered_by
-        if follow and elsewhere:
-            raise UsageError(
-                f"only the lines of {cluster.answered_by} can be followed here",
-                f"Run it on {node}, or with --url of {node}.",
-            )
-        pages = [await client.log(name, 0, lines, node=node or "") for name in names]
-        found = [line for page in pages for line in page.lines]
-        found.sort(key=lambda line: line.seq)
-        for line in found[-lines:]:
-            print(line_text(line))
-        if follow:
-            await _follow(client, names, cluster.seq)
-
-    ask(work)
-
-
-async def _newest(client: NodeClient, names: list[str], script: str, node: str) -> ScriptOutput:
-    for name in names:
-        for run in await client.scripts(name, node=node):
-            if run.script == script:
-                return await client.script(name, run.id, node=node)
-    raise NotFoundError(f"no run of {script!r} is kept", "It has not run on this node yet.")
-
-
-def _show_script(output: ScriptOutput) -> None:
-    run = output.run
-    print(f"{run.script} on {run.node}, started {run.started}, {run.state}")
-    for line in output.output:
-        print(f"{line.at[11:23]} {line.stream} {clean(line.text)}")
-    if run.state == "ended":
-        how = f"signal {run.signal}" if run.signal else f"exit status {run.exit_status}"
-        print(f"{how} after {(run.duration_ms or 0) / 1000:.1f} s")
-
-
-async def _follow(client: NodeClient, names: list[str], after: int) -> None:
-    async for line in client.stream(after):
-        entry = line.log
-        if entry is not None and entry.module in names:
-            print(line_text(entry), flush=True)
 
 
 def ready(module: Module) -> None:

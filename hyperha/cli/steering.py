@@ -19,12 +19,15 @@ from hyperha.api.wire import (
     VerbWord,
 )
 from hyperha.cli.context import ask, follow, options, request_id, show_json
+from hyperha.cli.fleet import act_on_all
 from hyperha.client.node_client import NodeClient
 from hyperha.errors import LossError, NotFoundError, UsageError
 from hyperha.text import duration_s
 
 Module = Annotated[str, typer.Argument(help="Name of the module.")]
 Node = Annotated[str | None, typer.Option(help="On this node (default: the node asked).")]
+OptionalModule = Annotated[str | None, typer.Argument(help="Name of the module.")]
+AllModules = Annotated[bool, typer.Option("--all-modules", help="Every module.")]
 Everywhere = Annotated[bool, typer.Option("--all", help="On both nodes.")]
 Confirm = Annotated[
     str | None, typer.Option(metavar="MODULE", help="Accept the stated loss; name the module.")
@@ -49,7 +52,8 @@ _HELP: dict[VerbWord, str] = {
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     for verb, text in _HELP.items():
-        app.command(verb, help=text)(_action(verb))
+        make = _action_on_many if verb in ("start", "stop") else _action
+        app.command(verb, help=text)(make(verb))
     app.command()(swap)
     app.command()(failover)
     app.command()(boot)
@@ -76,6 +80,33 @@ def _action(verb: VerbWord) -> Callable[..., None]:
             reason=reason,
             timeout_s=timeout,
         )
+
+    return command
+
+
+def _action_on_many(verb: VerbWord) -> Callable[..., None]:
+    one = _action(verb)
+
+    def command(
+        module: OptionalModule = None,
+        node: Node = None,
+        everywhere: Everywhere = False,
+        all_modules: AllModules = False,
+        confirm: Confirm = None,
+        reason: Reason = "",
+        full: Full = False,
+        adopt: Adopt = False,
+        timeout: Timeout = 120.0,
+    ) -> None:
+        if all_modules == (module is not None):
+            what = "not both" if all_modules else "one of them is needed"
+            raise UsageError(f"{verb} takes the name of a module or --all-modules: {what}")
+        if module is not None:
+            one(module, node, everywhere, confirm, reason, full, adopt, timeout)
+        elif confirm is not None or full or adopt:
+            raise UsageError("--confirm, --full and --adopt are for one module, by its name")
+        else:
+            act_on_all(verb, node=node, everywhere=everywhere, reason=reason, timeout_s=timeout)
 
     return command
 

@@ -6,18 +6,20 @@ Pure: works on loaded models. Shapes and single values are the models' own busin
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from urllib.parse import urlsplit
 
 from hyperha.config.cluster import Cluster, Timing
+from hyperha.config.expressions import condition_of
 from hyperha.config.home import Home
 from hyperha.config.module import Checker, ModuleConfig
+from hyperha.core.conditions import resources_of
 from hyperha.text import nearest
 
 Key = tuple[str | int, ...]
-SUPPORTED_CHECKERS = ("vm", "custom", "tcp", "process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,9 @@ class Problem:
     key: Key
     text: str
     fix: str = ""
+
+
+_FINGERPRINT = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}")
 
 
 def cluster_rules(cluster: Cluster) -> Iterator[Problem]:
@@ -43,10 +48,32 @@ def cluster_rules(cluster: Cluster) -> Iterator[Problem]:
     for node, command in cluster.fence.items():
         if node not in cluster.nodes:
             yield Problem(("fence", node), f"{node!r} is no node of this cluster")
-        elif not command:
-            yield Problem(("fence", node), "the command is empty")
+        elif not command or not PurePosixPath(command[0]).is_absolute():
+            yield Problem(
+                ("fence", node),
+                f"{list(command)} is no command: the whole path of a program, then its arguments",
+            )
+    yield from _fence_rules(cluster)
     if cluster.ports.api == cluster.ports.peer:
         yield Problem(("ports", "peer"), f"port {cluster.ports.peer} is also the API's port")
+
+
+def _fence_rules(cluster: Cluster) -> Iterator[Problem]:
+    if not cluster.fence:
+        return
+    for node in cluster.nodes:
+        if node not in cluster.fence:
+            yield Problem(
+                ("fence",),
+                f"there is no command that switches {node} off: its peer could never go on alone",
+                f'Add {node} = ["/path/of/command", "{node}"].',
+            )
+    if cluster.witness is not None:
+        yield Problem(
+            ("fence",),
+            "a witness and commands that switch nodes off: only one of them can decide who goes on",
+            "Remove [fence] or [witness].",
+        )
 
 
 def _lan_rules(cluster: Cluster) -> Iterator[Problem]:
@@ -99,13 +126,19 @@ def _witness_rules(cluster: Cluster) -> Iterator[Problem]:
             host, _ = parts.hostname, parts.port
         except ValueError:
             parts, host = urlsplit(""), None
-        if parts.scheme not in ("https", "http") or not host:
+        if parts.scheme != "https" or not host:
             yield Problem(
                 ("witness", "url"),
                 f"a lease witness needs a URL like https://witness:9012, not {witness.url!r}",
             )
         else:
             hosts.append(host)
+        if not _FINGERPRINT.fullmatch(witness.fingerprint):
+            yield Problem(
+                ("witness", "fingerprint"),
+                f"a lease witness is known by its fingerprint, not {witness.fingerprint!r}",
+                "`hyperha witness run` shows it where the witness runs: 32 pairs of digits.",
+            )
     for lan in cluster.lan:
         for node, address in lan.addresses.items():
             if address in hosts:
@@ -187,6 +220,7 @@ def module_rules(module: ModuleConfig, cluster: Cluster | None = None) -> Iterat
             yield Problem(("checker", index), f"two checkers are called {checker.resource!r}")
         resources.add(checker.resource)
         yield from _checker_rules(index, checker)
+    yield from _failover_rules(module, sorted(resources))
     if module.driver == "process":
         yield from _process_rules(module)
     if cluster is None:
@@ -204,19 +238,53 @@ def module_rules(module: ModuleConfig, cluster: Cluster | None = None) -> Iterat
             yield Problem(("folder_on",), f"{node!r} is no node of this cluster")
 
 
+def _failover_rules(module: ModuleConfig, resources: Sequence[str]) -> Iterator[Problem]:
+    names: set[str] = set()
+    for index, rule in enumerate(module.rule):
+        if rule.name in names:
+            yield Problem(("rule", index, "name"), f"two rules are called {rule.name!r}")
+        names.add(rule.name)
+        for name in resources_of(condition_of(rule.when)):
+            if name not in resources:
+                guess = nearest(name, list(resources))
+                known = ", ".join(resources) or "none"
+                yield Problem(
+                    ("rule", index, "when"),
+                    f"no checker of this module is called {name!r}",
+                    f"Did you mean {guess!r}?" if guess else f"Its checkers: {known}.",
+                )
+
+
+_NEEDS: dict[str, tuple[str, str]] = {
+    "custom": ("command", "a command"),
+    "tcp": ("port", "a port"),
+    "process": ("process", "the name of a process"),
+    "ping": ("host", "a host"),
+    "interface": ("interface", "the name of a network interface"),
+    "ip": ("address", "an address"),
+    "service": ("service", "the name of a service"),
+    "module": ("module", "the name of another module"),
+}
+"""The key that a kind of checker cannot do without."""
+
+
 def _checker_rules(index: int, checker: Checker) -> Iterator[Problem]:
-    if checker.kind not in SUPPORTED_CHECKERS:
+    key, what = _NEEDS.get(checker.kind, ("kind", ""))
+    if not getattr(checker, key) or key not in checker.model_fields_set:
+        yield Problem(("checker", index), f"{checker.resource} needs {what}: {key} = ...")
+    for other, _ in _NEEDS.values():
+        given = other in checker.model_fields_set
+        if given and other != key and not (other == "host" and checker.kind == "tcp"):
+            yield Problem(
+                ("checker", index, other), f"a checker of kind {checker.kind!r} has no {other}"
+            )
+    holds = checker.action in ("wait", "none")
+    if checker.when == "pre" and not holds:
         yield Problem(
-            ("checker", index, "kind"),
-            f"checkers of kind {checker.kind!r} are not supported by this version",
-            f"Use one of {list(SUPPORTED_CHECKERS)}; a custom checker runs any command.",
+            ("checker", index, "action"),
+            f"{checker.action!r}: what is looked at before the start can only make the module wait",
+            'Use action = "wait" or "none", or another value of when.',
         )
-    elif checker.kind == "custom" and not checker.command:
-        yield Problem(("checker", index), f"{checker.resource} needs a command")
-    elif checker.kind == "tcp" and checker.port is None:
-        yield Problem(("checker", index), f"{checker.resource} needs a port")
-    elif checker.kind == "process" and not checker.process:
-        yield Problem(("checker", index), f"{checker.resource} needs the name of a process")
 
 
 def _process_rules(module: ModuleConfig) -> Iterator[Problem]:
@@ -243,7 +311,41 @@ def fleet_rules(modules: Sequence[ModuleConfig], cluster: Cluster) -> Iterator[t
                 ),
             )
         numbers[module.number] = module.name
+        yield from _named_modules(module, [one.name for one in modules])
+    yield from _circles(modules)
     yield from _overlaps(modules, cluster)
+
+
+def _named_modules(module: ModuleConfig, names: Sequence[str]) -> Iterator[tuple[str, Problem]]:
+    named: list[tuple[Key, str]] = [
+        (("checker", index, "module"), checker.module)
+        for index, checker in enumerate(module.checker)
+        if checker.module is not None
+    ]
+    named += [(("start_after",), other) for other in module.start_after]
+    for key, other in named:
+        if other == module.name:
+            yield module.name, Problem(key, f"{module.name} cannot wait for itself")
+        elif other not in names:
+            guess = nearest(other, list(names))
+            fix = f"Did you mean {guess!r}?" if guess else f"Known: {sorted(names)}."
+            yield module.name, Problem(key, f"there is no module {other!r}", fix)
+
+
+def _circles(modules: Sequence[ModuleConfig]) -> Iterator[tuple[str, Problem]]:
+    """Modules that start after each other."""
+    after = {module.name: module.start_after for module in modules}
+    for name in after:
+        way = [name]
+        while following := [other for other in after.get(way[-1], ()) if other in after]:
+            nearer = name if name in following else following[0]
+            way.append(nearer)
+            if nearer == name:
+                text = f"{' starts after '.join(way)}: nobody could begin"
+                yield name, Problem(("start_after",), text, "Remove one of them.")
+                return
+            if way.count(nearer) > 1:
+                break
 
 
 def _overlaps(modules: Sequence[ModuleConfig], cluster: Cluster) -> Iterator[tuple[str, Problem]]:

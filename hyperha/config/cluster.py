@@ -132,6 +132,8 @@ class Witness(Section):
     kind: Literal["ping", "lease"]
     addresses: tuple[AddressText, ...] = ()
     url: StrictStr = ""
+    fingerprint: StrictStr = ""
+    """SHA-256 of the certificate of a lease witness, as `hyperha witness run` shows it."""
     ttl_ms: Positive | None = None
 
     def ttl_for(self, timing: Timing) -> int:

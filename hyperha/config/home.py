@@ -125,6 +125,10 @@ class Home:
         """The captured outputs of a module's scripts and steps."""
         return self.log / "scripts" / module
 
+    def decisions(self, module: str) -> Path:
+        """What a module's core was told and decided, for `hyperha replay`."""
+        return self.log / "decisions" / module
+
     @property
     def audit(self) -> Path:
         """The directory of the audit log."""

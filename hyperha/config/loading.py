@@ -25,7 +25,7 @@ from hyperha.config.checking import (
 from hyperha.config.cluster import Cluster
 from hyperha.config.home import Home
 from hyperha.config.module import ModuleConfig
-from hyperha.config.release import cluster_gaps, module_gaps
+from hyperha.config.release import module_gaps
 from hyperha.domain import NodeName
 from hyperha.errors import ConfigError, FailedError, NotFoundError
 from hyperha.text import clean, nearest
@@ -174,7 +174,7 @@ def parse_cluster(text: str, file: str = "cluster.toml") -> Cluster:
         cluster = Cluster.model_validate(document)
     except ValidationError as problem:
         raise _complain(file, text, _first_only(_shape_problems(Cluster, problem))) from None
-    if problems := [*cluster_rules(cluster), *cluster_gaps(cluster)]:
+    if problems := [*cluster_rules(cluster)]:
         raise _complain(file, text, problems)
     return cluster
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from hyperha.config.cluster import NodeNameText, PortNumber, Positive, Section
+from hyperha.config.cluster import AddressText, NodeNameText, PortNumber, Positive, Section
+from hyperha.config.expressions import condition_of
 from hyperha.domain import MODULE_NAME_PATTERN
 
 Step = Literal["prestart", "start_prim", "stop_prim", "poststop", "transition"]
@@ -86,8 +87,10 @@ class RestartBudget(Section):
 class Checker(Section):
     """One check of the module; `KIND.NAME` is the name of its resource.
 
-    `command` is for kind custom, `host` and `port` for tcp, `process` (name of the executable or
-    a part of the command line) for process.
+    `command` is for kind custom, `host` for ping, `host` and `port` for tcp, `process` (name of the
+    executable or a part of the command line) for process, `interface` (its cable), `address` (of
+    this node) for ip, `service` (of the system) and `module` (another one of this cluster, which
+    runs ready on either node) for the kinds of these names.
     """
 
     name: ModuleNameText
@@ -102,11 +105,37 @@ class Checker(Section):
     host: StrictStr = "127.0.0.1"
     port: PortNumber | None = None
     process: StrictStr | None = None
+    interface: StrictStr | None = None
+    address: AddressText | None = None
+    service: StrictStr | None = None
+    module: ModuleNameText | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the module waits while the resource is not up."""
+        return self.when == "pre" and self.action == "wait"
 
     @property
     def resource(self) -> str:
         """The name under which its verdict is shown."""
         return f"{self.kind}.{self.name}"
+
+
+def _condition(value: str) -> str:
+    condition_of(value)
+    return value
+
+
+class Rule(Section):
+    """What a combination of the checkers' resources on both nodes leads to.
+
+    `when` is a condition such as `ping.gateway is down and remote.ping.gateway is up`.
+    """
+
+    name: ModuleNameText
+    when: Annotated[StrictStr, AfterValidator(_condition)]
+    action: Literal["swap", "restart", "stopstart", "stop", "wait", "none"] = "none"
+    stable_s: Seconds = 3
 
 
 class Scripts(Section):
@@ -139,6 +168,7 @@ class ModuleConfig(Section):
     safety_copy: SafetyCopy = SafetyCopy()
     restart_budget: RestartBudget = RestartBudget()
     checker: tuple[Checker, ...] = ()
+    rule: tuple[Rule, ...] = ()
     scripts: Scripts = Scripts()
 
     def folder_of(self, node: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hyperha.core.lease import Request
 from hyperha.core.messages import PeerMessage
 from hyperha.core.records import Generation, Lineage, Settings
 from hyperha.domain import Epoch, Marker, SessionKey
@@ -47,7 +48,7 @@ class Attach(EngineAction):
     data yet, whose folder may also carry none. A folder that carries another one, or none where
     one is expected, is covered all the same but reported, and `write` is then not written unless
     `adopt`.
-    The answer carries `events.AttachFacts`.
+    The answer carries `facts.AttachFacts`.
     """
 
     accept: tuple[Marker, ...]
@@ -277,6 +278,23 @@ class Probe(Action):
     operation: int
 
 
+@dataclass(frozen=True, slots=True)
+class PowerOff(Action):
+    """Switch the peer off by the command that the operator has configured for it (D2c).
+    Answered by `events.PoweredOff`."""
+
+    operation: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskWitness(Action):
+    """Put a request to the lease witness. Answered by `events.WitnessDone`, within the time that a
+    question may take (L3')."""
+
+    operation: int
+    request: Request
+
+
 class Timer(StrEnum):
     """The named deadlines of a module."""
 
@@ -304,6 +322,9 @@ class Timer(StrEnum):
     """How long a VM found down at the end of a suspension has to come back by itself."""
     LOOK = "look"
     """When a secondary whose peer is silent looks around again (W8)."""
+    WITNESS = "witness"
+    RULES = "rules"
+    """When the witness is asked again."""
     REJOIN = "rejoin"
     """When a secondary asks again to follow."""
 

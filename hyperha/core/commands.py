@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hyperha.core import covering, farewell, killing, leaving, quarantine
+from hyperha.core import arbitration, covering, farewell, killing, leaving, quarantine
 from hyperha.core.actions import Level, Timer
 from hyperha.core.events import CommandGiven, Verb
 from hyperha.core.messages import HandoverKind
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Command, Goal, Link, ModuleState, Phase, Why
+from hyperha.core.state import Command, Goal, Link, ModuleState, Phase, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
 
@@ -23,6 +23,8 @@ _BEFORE_RUNNING = (
     Phase.ATTACHING,
     Phase.WAITING,
     Phase.CLAIMING,
+    Phase.ARBITRATING,
+    Phase.FENCING,
     Phase.JOINING,
 )
 _PLANNED = (Phase.ASKING, Phase.STOPPING, Phase.FLUSHING, Phase.HANDING_OVER, Phase.KILLING)
@@ -50,7 +52,7 @@ def problem(state: ModuleState, event: CommandGiven) -> Problem | None:
     if text:
         busy = state.phase not in _STEADY
         return Problem("busy" if busy else "refused", text)
-    if event.verb in (Verb.PRIM, Verb.PRIMFORCE) and not event.confirmed:
+    if not event.confirmed and not event.automatic:
         loss = stated_loss(state, event.verb)
         if loss:
             return Problem("loss", loss)
@@ -113,15 +115,21 @@ def _swap_refusal(state: ModuleState) -> str:
         return f"{peer} has no equal copy"
     if state.phase is not Phase.RUNNING:
         return f"{node} is busy: {state.phase}"
+    if state.unwitnessed:
+        return "the witness does not answer: only it can say who may run after a move"
     if quarantine.active(state):
         return f"{quarantine.why(state)}; stop moves the VM there all the same"
     return ""
 
 
 def stated_loss(state: ModuleState, verb: Verb) -> str:
-    """What a `prim` would give up, in one sentence; empty when nothing can be lost."""
+    """What a command would give up, in one sentence; empty when nothing can be lost."""
     lineage = state.lineage
     peer = state.config.peer
+    if verb in (Verb.STOP, Verb.STOPSTART) and state.role is Role.PRIM and state.unwitnessed:
+        return f"the witness does not answer: {peer} may not take over, the VM would be down (H3)"
+    if verb not in (Verb.PRIM, Verb.PRIMFORCE):
+        return ""
     if lineage.label is DataLabel.INCONSISTENT:
         half = f"the copy is half made (from {lineage.sync_from})"
         if verb is Verb.PRIMFORCE:
@@ -162,7 +170,9 @@ def given(turn: Turn, event: CommandGiven) -> None:
         )
     )
     if not event.automatic:
-        settings = replace(turn.state.settings, recoveries_wall_ms=(), start_failed="")
+        settings = replace(
+            turn.state.settings, recoveries_wall_ms=(), start_failed="", took_over=False
+        )
         turn.persist(settings=settings)
     _perform(turn, verb, event.by)
 
@@ -200,7 +210,9 @@ def _start(turn: Turn, goal: Goal) -> None:
         return
     # In WAIT the folder is covered already: only the goal is new.
     turn.cancel(Timer.RETRY, Timer.PATIENCE)
-    turn.set(goal=goal, hold_until_ms=0, claim=None)
+    turn.set(goal=goal, hold_until_ms=0, claim=None, isolated="")
+    turn.forget(Step.POWER_OFF)
+    arbitration.leave(turn)
     if turn.state.phase is Phase.ATTACHING:
         return  # The folder is being covered: what was asked for is looked at then.
     command = turn.state.command

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import quarantine
+from hyperha.core import arbitration, quarantine
 from hyperha.core.actions import Attach, Detach, Level, Timer
-from hyperha.core.events import AttachFacts, EngineDone, MarkerState, Verb
+from hyperha.core.events import EngineDone, Verb
+from hyperha.core.facts import AttachFacts, MarkerState
 from hyperha.core.records import DataLabel
 from hyperha.core.state import Goal, Link, Phase, Step, Why
 from hyperha.core.turn import Turn
@@ -39,6 +40,7 @@ def attach(turn: Turn, goal: Goal) -> None:
     # A stop forgets all deadlines; these outlive it.
     arm_suspension(turn)
     quarantine.arm(turn)
+    arbitration.begin(turn)
 
 
 def arm_suspension(turn: Turn) -> None:
@@ -143,6 +145,7 @@ def uncovered(turn: Turn, event: EngineDone) -> None:
     end = state.end or Why("", "stopped")
     turn.set(facts=None, writable=False, goal=Goal.STOP, end=None, last_man=False, handover=None)
     turn.set(link=Link.NONE, session=None, resync=None, frozen_since_ms=None, paused=False)
+    turn.set(growing=False, need=None, request=None, witnessed=None)
     turn.enter(Role.STOP, Phase.IDLE, end)
     if not event.ok:
         turn.tell(Level.WARNING, "M3", f"the folder could not be uncovered: {event.text}")

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hyperha.core.actions import Timer
+from hyperha.core.facts import AttachFacts, Shortage
+from hyperha.core.lease import Answer
 from hyperha.core.messages import PeerMessage
 from hyperha.core.records import Lineage, Settings
-from hyperha.domain import DataState, Epoch, Marker, Readiness, Role, SessionKey
+from hyperha.domain import DataState, Epoch, Readiness, ResourceState, Role, SessionKey
 
 
 class Event:
@@ -65,12 +67,14 @@ class CommandGiven(Event):
 
 @dataclass(frozen=True, slots=True)
 class SettingsChanged(Event):
-    """An operator switched failover or boot, or suspended or resumed checkers."""
+    """An operator switched failover or boot, drained or resumed the node, or suspended or resumed
+    checkers."""
 
     operation_id: str
     by: str
     failover: bool | None = None
     boot: str | None = None
+    drained: bool | None = None
     suspend: str | None = None
     """Checker name, or empty for all of them."""
     resume: str | None = None
@@ -105,6 +109,10 @@ class PeerSilent(Event):
     """Every LAN and the session have been silent for `suspect`; the last sign came at that time."""
 
     last_heard_ms: int
+    runs_here: int = 0
+    """How many VMs this node runs."""
+    runs_there: int = 0
+    """How many the peer ran, as it said last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,37 +154,6 @@ class PersistFailed(Event):
     text: str
     lineage: Lineage
     settings: Settings
-
-
-class MarkerState(StrEnum):
-    """What the folder's marker says (R12)."""
-
-    MATCHES = "matches"
-    ABSENT = "absent"
-    DIFFERS = "differs"
-    DAMAGED = "damaged"
-
-
-@dataclass(frozen=True, slots=True)
-class AttachFacts:
-    """What was found when the folder was covered."""
-
-    marker: MarkerState
-    found: Marker | None
-    folder_empty: bool
-    candidates: int
-    """Records in the log plus dirty zones; -1 when log or map are damaged (Z6)."""
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Shortage:
-    """Room that a folder's file system lacks: bytes needed at least, and free."""
-
-    needed_bytes: int
-    free_bytes: int
-    text: str = ""
-    """What is short where these figures do not show it: a quota, inodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +320,54 @@ class CheckerFailed(Event):
     checker: str
     run: int
     action: CheckerAction
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WitnessDone(Event):
+    """The lease witness has answered, or has not within its time (`answer` is None)."""
+
+    operation: int
+    answer: Answer | None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceSeen(Event):
+    """What a checker of this node knows of its resource."""
+
+    checker: str
+    kind: str
+    state: ResourceState
+    text: str = ""
+
+    @property
+    def resource(self) -> str:
+        """The name that rules give it."""
+        return f"{self.kind}.{self.checker}"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerResources(Event):
+    """What the checkers of the other node know; nothing while it is not heard."""
+
+    resources: tuple[ResourceSeen, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PoweredOff(Event):
+    """`ok`: the command that switches the peer off has confirmed that it is off (D2c)."""
+
+    operation: int
+    ok: bool
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseExpired(Event):
+    """The guardian found the deadline passed: the VM is fenced and killed, or is about to be
+    (L6)."""
+
     text: str
 
 

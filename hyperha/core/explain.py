@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyperha.core import room
+from hyperha.core import arbitration, room
 from hyperha.core.commands import refusal, stated_loss
 from hyperha.core.events import Verb
 from hyperha.core.state import Goal, Link, ModuleState, Phase, Vm
@@ -48,7 +48,12 @@ def readiness(state: ModuleState) -> Readiness:
             return Readiness.NOT_READY
         case Role.WAIT:
             blocked = state.phase is Phase.WAITING and not state.listening
-            stuck = blocked or state.goal is Goal.BLOCKED or bool(state.unknown_data)
+            stuck = (
+                blocked
+                or arbitration.in_vain(state)
+                or state.goal is Goal.BLOCKED
+                or bool(state.unknown_data)
+            )
             lacking = stuck or state.no_room is not None
             return Readiness.NOT_READY if lacking else Readiness.TRANSIENT
         case Role.SECOND:
@@ -75,10 +80,9 @@ def explain(state: ModuleState) -> Explanation:
             refused.append((verb.value, reason))
             continue
         allowed.append(verb.value)
-        if verb in (Verb.PRIM, Verb.PRIMFORCE):
-            loss = stated_loss(state, verb)
-            if loss:
-                losses.append((verb.value, loss))
+        loss = stated_loss(state, verb)
+        if loss:
+            losses.append((verb.value, loss))
     return Explanation(
         role=state.role,
         readiness=readiness(state),
@@ -97,6 +101,28 @@ def _full(state: ModuleState) -> bool:
 
 
 def _reasons(state: ModuleState) -> tuple[Reason, ...]:
+    found = list(_disk_reasons(state))
+    if state.unwitnessed and state.role.runs_vm and state.phase is Phase.RUNNING:
+        found.append(Reason("witness-silent", _NO_SAFETY_NET, _WITNESS_FIX))
+    for one in state.rules_hold:
+        text = f"rule {one.name} holds" + ("" if one.fired else ", and acts when it can")
+        found.append(Reason("rule-holds", text, "See what it says in the module's file."))
+    if by := state.settings.drained_by:
+        node = state.config.node
+        text = f"{node} was drained by {by}: nothing is moved to it"
+        found.append(Reason("drained", text, f"`hyperha node resume --node {node}` ends that."))
+    return tuple(found)
+
+
+_NO_SAFETY_NET = (
+    "no safety net: the witness does not answer, and only it may let a node go on alone"
+)
+_WITNESS_FIX = (
+    "Start `hyperha witness run` on its machine, or mend the network to it; moves wait for it, too."
+)
+
+
+def _disk_reasons(state: ModuleState) -> tuple[Reason, ...]:
     fix = "Delete what is not needed on the folder's file system, or enlarge it."
     if state.full is not None:
         return (Reason("disk-full", room.sentence(state, state.full), fix),)

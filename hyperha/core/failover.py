@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import commands, covering, farewell, joining, killing, leaving, running, source
+from hyperha.core import commands, covering, farewell, joining, killing, leaving, losing, running
 from hyperha.core.actions import Acknowledge, Level, Release, SetMarker, Timer
 from hyperha.core.events import (
     CheckerAction,
@@ -214,7 +214,7 @@ def _primary_engine_replaced(turn: Turn) -> None:
         turn.order(SetMarker, Step.MARK, write=marker)
     if state.link in (Link.IN_SYNC, Link.ENDING, Link.LOST):
         turn.set(paused=False)
-        source.freeze(turn, "the replication process was replaced")
+        losing.freeze(turn, "the replication process was replaced")
         turn.set(departed=False)
     else:
         turn.set(link=Link.NONE, session=None, resync=None)

@@ -17,7 +17,8 @@ from hyperha.core.actions import (
     SessionStart,
     Timer,
 )
-from hyperha.core.events import EngineDone, SafetyShort, SessionLost, SessionUp, Shortage
+from hyperha.core.events import EngineDone, SafetyShort, SessionLost, SessionUp
+from hyperha.core.facts import Shortage
 from hyperha.core.lineage import Direction, Verdict, decide
 from hyperha.core.messages import (
     JoinAccept,
@@ -159,6 +160,9 @@ def _accept(turn: Turn, message: JoinOffer, verdict: Verdict, *, way_back: bool)
         intent_primary=False,
         # Whatever proved that the other node was out, it is in now (P6).
         peer_out=None,
+        sole=False,
+        pending="",
+        shrink_owed=False,
     )
     turn.set(before=turn.state.lineage)
     if verdict.direction is not Direction.EQUAL:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import covering, failover, killing, running
+from hyperha.core import arbitration, covering, failover, killing, running
 from hyperha.core.actions import (
     Barrier,
     CloseSession,
@@ -29,7 +29,7 @@ from hyperha.core.messages import (
     Taken,
 )
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Goal, Handover, Link, ModuleState, Phase, Step, Vm, Why
+from hyperha.core.state import Goal, Handover, Link, ModuleState, Need, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
 
@@ -39,7 +39,8 @@ def begin(turn: Turn, goal: Goal, why: Why, *, force: bool = False) -> None:
     state = turn.state
     turn.set(goal=goal, end=why)
     in_sync = state.link is Link.IN_SYNC and state.role is Role.PRIM
-    if in_sync and state.settings.failover and state.peer_heard and not state.peer_leaving:
+    may = state.settings.failover and not state.unwitnessed
+    if in_sync and may and state.peer_heard and not state.peer_leaving:
         ask_handover(turn, HandoverKind.STOP)
     else:
         turn.set(last_man=state.peer_leaving)
@@ -163,12 +164,37 @@ def swaps(turn: Turn) -> bool:
 
 def flush_overdue(turn: Turn) -> None:
     """No proof came while the VM was already stopped: leave as after a crash, outdating nobody."""
+    if turn.state.need is Need.HAND_OVER:
+        _undecided(turn)
+        return
     if swaps(turn):
         return  # Nobody asked for an end: whoever may answer first decides what becomes of it.
     if turn.state.frozen and not turn.state.awaits(Step.DEMOTE):
         turn.tell(Level.WARNING, "H1", "stops without the other node's word: neither is outdated")
         turn.set(handover=None)
         demote(turn)
+
+
+def not_handed_over(turn: Turn, text: str) -> None:
+    """The witness did not move the module: only this node may still run it (H2, H3)."""
+    turn.cancel(Timer.PATIENCE)
+    turn.tell(Level.ERROR, "H3", f"the VM is not handed over: {text}")
+    if swaps(turn):
+        stay(turn)
+    else:
+        _leave(turn, clean=True)
+
+
+def _undecided(turn: Turn) -> None:
+    """The witness may have the commit or not: neither runs the VM before it says which (H2)."""
+    peer = turn.state.config.peer
+    text = f"the witness does not say whether {peer} may run: the VM is down until it does"
+    turn.tell(Level.ERROR, "H3", text)
+    if swaps(turn):
+        turn.set(goal=Goal.RESTART)
+    arbitration.drop(turn)
+    turn.set(handover=None)
+    demote(turn)
 
 
 def flushed(turn: Turn, event: EngineDone) -> None:
@@ -182,14 +208,22 @@ def flushed(turn: Turn, event: EngineDone) -> None:
         turn.tell(Level.ERROR, "F2", f"the final barrier failed: {event.text}")
     handover = state.handover
     if handover is not None and handover.ready and state.link is Link.IN_SYNC and event.ok:
-        commit(turn, handover)
+        if state.config.leased:
+            arbitration.hand_over(turn)
+        else:
+            commit(turn, handover)
         return
     if swaps(turn):
         stay(turn)
         return
     if state.last_man and state.link is Link.IN_SYNC and event.ok:
         turn.send(LastManStopped(state.session_number))
-    lineage = replace(state.lineage, intent_primary=not event.ok)
+    _leave(turn, clean=event.ok)
+
+
+def _leave(turn: Turn, *, clean: bool) -> None:
+    """Nobody takes over: the folder is left as it is."""
+    lineage = replace(turn.state.lineage, intent_primary=not clean)
     turn.set(handover=None)
     turn.persist(lineage=lineage)
     demote(turn)

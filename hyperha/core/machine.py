@@ -11,16 +11,22 @@ from dataclasses import replace
 from typing import Any
 
 from hyperha.core import (
+    arbitration,
     commands,
     covering,
     failover,
     farewell,
+    fencing,
+    holding,
     joining,
     killing,
     leaving,
     looking,
+    losing,
+    preferring,
     results,
     room,
+    rules,
     running,
     safety,
     settings,
@@ -53,6 +59,9 @@ def step(state: ModuleState, stimulus: Stimulus) -> tuple[ModuleState, tuple[Act
         leaving.no_handover(turn, "the session with it was lost")
     if turn.state.role is Role.WAIT and turn.state.phase is Phase.WAITING:
         waiting.settle(turn)
+    rules.settle(turn)
+    holding.settle(turn)
+    preferring.settle(turn)
     room.settle(turn)
     _keep_split_told(turn)
     check(turn.state)
@@ -64,6 +73,7 @@ def _peer_heard(turn: Turn, event: e.PeerHeard) -> None:
     if not state.peer_heard and state.phase is not Phase.IDLE:
         turn.tell(Level.INFO, "L9", f"{state.config.peer} is heard ({event.status.role})")
     turn.set(peer=event.status, peer_heard=True, last_heard_ms=turn.now_ms)
+    turn.set(isolated="", shoots_last=False)
     looking.forget(turn)
     if event.status.role is Role.STOP and state.phase is Phase.JOINING:
         turn.set(yielded=False)
@@ -82,7 +92,7 @@ def _both_run(turn: Turn, status: e.PeerStatus) -> None:
         return
     if state.frozen or state.role is Role.PRIM:
         if status.epoch > state.lineage.held.counter:
-            source.superseded(turn)
+            losing.superseded(turn)
         return
     if status.role is Role.PRIM and status.epoch < state.lineage.held.counter:
         # It stood still, acknowledges nothing without this node, and gives way when it hears (L1).
@@ -110,14 +120,16 @@ def _peer_silent(turn: Turn, event: e.PeerSilent) -> None:
     if state.peer_heard and state.phase is not Phase.IDLE:
         turn.tell(Level.WARNING, "L9", f"{state.config.peer} is silent on every path")
     turn.set(peer_heard=False, last_heard_ms=event.last_heard_ms, yielded=False)
-    timing = state.config.timing
+    turn.set(shoots_last=fencing.shoots_last(state, event))
+    wait_ms = state.config.timing.stall_limit_ms + fencing.delay_ms(turn.state)
     if state.phase is Phase.FOLLOWING:
         takeover.await_takeover(turn)
     elif state.role.runs_vm and state.link in (Link.IN_SYNC, Link.ENDING):
-        source.freeze(turn, f"{state.config.peer} is silent")
-        turn.arm_at(Timer.RELEASE, event.last_heard_ms + timing.stall_limit_ms)
+        losing.freeze(turn, f"{state.config.peer} is silent")
+        turn.arm_at(Timer.RELEASE, event.last_heard_ms + wait_ms)
     elif state.role.runs_vm and state.link is Link.LOST:
-        turn.arm_at(Timer.RELEASE, event.last_heard_ms + timing.stall_limit_ms)
+        turn.arm_at(Timer.RELEASE, event.last_heard_ms + wait_ms)
+        looking.look(turn)
     elif state.phase in (Phase.CLAIMING, Phase.JOINING, Phase.PROVING, Phase.OPENING):
         turn.cancel(Timer.RETRY, Timer.PATIENCE)
         turn.set(claim=None)
@@ -219,7 +231,9 @@ def _released(turn: Turn, event: e.EngineDone) -> None:
         failover.after_freeze(turn)
 
 
-def _done(turn: Turn, event: e.EngineDone | e.VmDone | e.ProbeDone) -> None:
+def _done(
+    turn: Turn, event: e.EngineDone | e.VmDone | e.ProbeDone | e.WitnessDone | e.PoweredOff
+) -> None:
     if isinstance(event, e.EngineDone) and event.candidates is not None and turn.state.facts:
         turn.set(facts=replace(turn.state.facts, candidates=event.candidates))
     purpose = turn.take(event.operation)
@@ -251,6 +265,8 @@ _RESULTS: dict[Step, type[e.Event]] = {
     Step.PREFLIGHT: e.VmDone,
     Step.PROBE: e.ProbeDone,
     Step.LOOK: e.ProbeDone,
+    Step.WITNESS: e.WitnessDone,
+    Step.POWER_OFF: e.PoweredOff,
 }
 """Who answers; every other step is the engine's."""
 
@@ -288,6 +304,8 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.PREFLIGHT: takeover.preflight_done,
     Step.PROBE: takeover.probed,
     Step.LOOK: looking.looked,
+    Step.WITNESS: arbitration.done,
+    Step.POWER_OFF: fencing.done,
 }
 
 
@@ -296,7 +314,7 @@ _MESSAGES: dict[type[m.PeerMessage], Callable[[Turn, Any], None]] = {
     m.Grant: waiting.granted,
     m.Refusal: waiting.refused,
     m.OutdateRequest: takeover.outdate_requested,
-    m.OutdateAnswer: source.outdate_answered,
+    m.OutdateAnswer: losing.outdate_answered,
     m.JoinRequest: source.join_requested,
     m.JoinOffer: joining.offered,
     m.JoinAccept: source.accepted,
@@ -311,7 +329,7 @@ _MESSAGES: dict[type[m.PeerMessage], Callable[[Turn, Any], None]] = {
     m.Taken: leaving.taken,
     m.LeaveRequest: farewell.requested,
     m.LeaveAnswer: farewell.answered,
-    m.Goodbye: source.goodbye,
+    m.Goodbye: losing.goodbye,
     m.LastManStopped: farewell.last_man_stopped,
     m.Abdicated: takeover.abdicated,
 }
@@ -337,6 +355,9 @@ _EVENTS: dict[type[e.Event], Callable[[Turn, Any], None]] = {
     e.EngineDone: _done,
     e.VmDone: _done,
     e.ProbeDone: _done,
+    e.WitnessDone: _done,
+    e.PoweredOff: _done,
+    e.LeaseExpired: arbitration.expired,
     e.SessionUp: _session_up,
     e.SessionLost: _session_lost,
     e.SessionStalled: _session_stalled,
@@ -352,4 +373,6 @@ _EVENTS: dict[type[e.Event], Callable[[Turn, Any], None]] = {
     e.MountLost: _mount_lost,
     e.VmExited: failover.vm_exited,
     e.CheckerFailed: failover.checker_failed,
+    e.ResourceSeen: holding.seen,
+    e.PeerResources: rules.peer_resources,
 }

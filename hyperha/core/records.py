@@ -29,6 +29,8 @@ class ProofKind(StrEnum):
     CERTIFICATE = "certificate"
     POWER_FENCED = "power-fenced"
     WITNESS = "witness"
+    PING = "ping"
+    """Only this node reached the ping witness, as far as the network lets only one (W8)."""
     POLICY_PRIMARY = "policy-primary"
     POLICY_RUN = "policy-run"
     OPERATOR = "operator"
@@ -36,7 +38,7 @@ class ProofKind(StrEnum):
     @property
     def durable(self) -> bool:
         """Whether it still proves after a crash that the peer is out (P6)."""
-        return self not in (ProofKind.POLICY_RUN, ProofKind.OPERATOR)
+        return self not in (ProofKind.PING, ProofKind.POLICY_RUN, ProofKind.OPERATOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,15 @@ class Lineage:
     was_primary: bool = False
     """Whether this node was the last of the two to run the module, as far as it knows."""
     alone_since_wall_ms: int = 0
+    pending: str = ""
+    """The generation that the witness was asked to shrink to: the next one (W9)."""
+    shrink_owed: bool = False
+    """This node went on alone by another proof, which the witness has not been told yet (W9)."""
+    sole: bool = False
+    """Nobody else can be granted to run: the witness counts no other copy, or the other node has
+    written that its own is out (L6)."""
+    witness_version: int = 0
+    """The highest version of the witness's record that this node has seen (W10)."""
 
     @property
     def data(self) -> DataState:
@@ -177,5 +188,9 @@ class Settings:
     room_handover_wall_ms: int = 0
     """When the VM was last handed over, or was to be, because a disk was full, on either node
     (D11); 0: never."""
+    drained_by: str = ""
+    """Who drained this node for maintenance: nothing is moved here until it is resumed."""
+    took_over: bool = False
+    """Whether this node runs the VM because the peer, which ran it, was lost or stopped (P5)."""
     certified_epoch: Epoch | None = None
     """A certificate was sent for this epoch: no start under it before the peer answered (L8)."""

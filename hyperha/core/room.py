@@ -78,6 +78,8 @@ def _obstacle(turn: Turn, full: FullDisk) -> str:
         return "failover is off"
     if quarantine.active(state):
         return quarantine.why(state)
+    if state.unwitnessed:
+        return "the witness does not answer"
     if moved_lately(turn):
         return "it was moved, or was to be, for want of room less than an hour ago"
     return ""

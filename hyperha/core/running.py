@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import quarantine
+from hyperha.core import arbitration, quarantine
 from hyperha.core.actions import (
     Acknowledge,
     AllowCertificate,
@@ -25,13 +25,14 @@ from hyperha.core.events import EngineDone, Verb, VmDone
 from hyperha.core.records import DataLabel, Proof, ProofKind
 from hyperha.core.state import Goal, Link, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
-from hyperha.domain import Role
+from hyperha.domain import Epoch, Role
 
 PROOF_TEXT = {
     ProofKind.PEER_SAID_SO: "it said that its copy is out",
     ProofKind.CERTIFICATE: "its guardian certified that the VM is stopped there",
     ProofKind.POWER_FENCED: "it was powered off",
     ProofKind.WITNESS: "the witness agreed",
+    ProofKind.PING: "this node is not the isolated one, says the ping witness",
     ProofKind.POLICY_PRIMARY: "the primary continues by policy (isolation = primary)",
     ProofKind.POLICY_RUN: "both nodes could run now (isolation = run)",
     ProofKind.OPERATOR: "an operator said so",
@@ -43,6 +44,7 @@ def enter_alone(turn: Turn, kind: ProofKind) -> None:
     state = turn.state
     proof = Proof(kind, state.lineage.held if state.role.runs_vm else state.lineage.epoch)
     turn.set(proof=proof)
+    arbitration.drop(turn)
     if not state.role.runs_vm:
         turn.enter(Role.WAIT, Phase.ENTERING, Why("D3", f"continuing alone: {PROOF_TEXT[kind]}"))
     turn.cancel(Timer.RETRY, Timer.PROOF, Timer.RELEASE, Timer.TAKEOVER, Timer.PATIENCE)
@@ -61,8 +63,13 @@ def entered(turn: Turn, event: EngineDone) -> None:
     turn.set(proof=None)
     quarantine.note(turn)
     reason = proof.kind.value
+    # The witness may know the next generation already (W9).
+    generation = state.lineage.pending or turn.stimulus.entropy
     lineage = replace(
-        state.lineage.minted(turn.stimulus.entropy, reason, turn.stimulus.wall_ms),
+        state.lineage.minted(generation, reason, turn.stimulus.wall_ms),
+        pending="",
+        sole=True,
+        shrink_owed=state.config.leased and proof.kind is not ProofKind.WITNESS,
         label=DataLabel.UPTODATE,
         sync_from="",
         target_generation="",
@@ -124,13 +131,14 @@ def promote(turn: Turn, acknowledge: Acknowledge) -> None:
     turn.order(Promote, Step.PROMOTE, epoch=turn.state.lineage.held, acknowledge=acknowledge)
 
 
-def continue_line(turn: Turn) -> None:
+def continue_line(turn: Turn, epoch: Epoch | None = None) -> None:
     """P6: a line that was alone by a durable proof goes on alone, minting nothing (G3').
 
-    Under an epoch of its own: a certificate of the run before binds the former one (L8).
+    Under an epoch of its own, or the one that the witness gave: a certificate of the run before
+    binds the former one (L8).
     """
     lineage = turn.state.lineage
-    epoch = lineage.epoch.next_for(turn.state.config.node)
+    epoch = epoch or lineage.epoch.next_for(turn.state.config.node)
     lineage = replace(lineage, intent_primary=True, was_primary=True, epoch=epoch, held=epoch)
     turn.persist(lineage=lineage)
     turn.tell(Level.INFO, "P6", "continues its own line alone, as before")

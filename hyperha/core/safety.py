@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hyperha.core.actions import CloseSafety, Level, OpenSafety, SafetyEnd, UndoResync
-from hyperha.core.events import EngineDone, SafetyLost, Shortage
+from hyperha.core.events import EngineDone, SafetyLost
+from hyperha.core.facts import Shortage
 from hyperha.core.lineage import Direction, Verdict
 from hyperha.core.messages import JoinOffer
+from hyperha.core.options import SafetyMode
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Goal, ModuleState, Phase, SafetyMode, Step, Why
+from hyperha.core.state import Goal, ModuleState, Phase, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
 from hyperha.text import size_text

@@ -19,6 +19,11 @@ def changed(turn: Turn, event: SettingsChanged) -> None:
         turn.tell(Level.INFO, "command", f"failover {_on(event.failover)} by {event.by}")
     if event.boot is not None:
         settings = replace(settings, boot=event.boot)
+    if event.drained is not None:
+        settings = replace(settings, drained_by=event.by if event.drained else "")
+        what = "is drained" if event.drained else "is resumed"
+        turn.tell(Level.INFO, "command", f"{turn.state.config.node} {what} by {event.by}")
+        turn.set(returned=event.drained or turn.state.returned)
     others = settings.suspensions
     if event.suspend is not None:
         others = tuple(s for s in others if s.checker != event.suspend)

@@ -1,4 +1,4 @@
-"""The primary's side of a session: offers, the end of a resync (R11), and losing the peer (D1-D3).
+"""The primary's side of a session: offers, and the end of a resync (R11).
 
 Everything here holds in every phase of a node that runs the VM, also while it is being started or
 stopped: what the link does and what the VM does are two facts.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import killing, running
+from hyperha.core import arbitration, fencing, losing, running
 from hyperha.core.actions import (
     Acknowledge,
     AllowCertificate,
     Barrier,
     ClearMap,
     CloseSession,
-    EndParked,
     EndResync,
-    Freeze,
     Level,
     OpenSession,
     SessionStart,
@@ -26,18 +24,15 @@ from hyperha.core.actions import (
 from hyperha.core.events import EngineDone, ResyncCopied, SessionLost, SessionStalled, SessionUp
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import (
-    Goodbye,
     JoinAccept,
     JoinOffer,
     JoinRefusal,
     JoinRequest,
-    OutdateAnswer,
-    OutdateRequest,
     ResyncConfirmed,
     ResyncDone,
 )
 from hyperha.core.records import DataLabel, ProofKind
-from hyperha.core.state import Isolation, Link, Phase, Resync, Step, Why
+from hyperha.core.state import Link, Phase, Resync, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role, SessionKey
 
@@ -54,7 +49,7 @@ def join_requested(turn: Turn, message: JoinRequest) -> None:
         # A request from before the lost session proves nothing: its attempt is not a newer one.
         out = message.summary.label in (DataLabel.OUTDATED, DataLabel.INCONSISTENT)
         if out and message.attempt > state.attempt:
-            _found_proof(turn, ProofKind.PEER_SAID_SO)
+            losing.found_proof(turn, ProofKind.PEER_SAID_SO)
         return
     if state.phase not in SERVING or state.link in (Link.COPYING, Link.ENDING, Link.IN_SYNC):
         _session_is_over(turn, message)
@@ -70,7 +65,7 @@ def join_requested(turn: Turn, message: JoinRequest) -> None:
         turn.send(JoinRefusal(message.attempt, verdict.text))
         return
     if state.phase is Phase.OPENING and verdict.direction is not Direction.EQUAL:
-        request_outdate(turn)
+        losing.request_outdate(turn)
         return
     _make_offer(turn, message, verdict.rule, verdict.start)
 
@@ -112,7 +107,7 @@ def _session_is_over(turn: Turn, message: JoinRequest) -> None:
         turn.order(CloseSession, Step.CLOSE)
         turn.set(link=Link.NONE, session=None, resync=None)
     elif turn.state.link in (Link.ENDING, Link.IN_SYNC):
-        freeze(turn, f"{turn.state.config.peer} has left the session")
+        losing.freeze(turn, f"{turn.state.config.peer} has left the session")
 
 
 def join_refused(turn: Turn, message: JoinRefusal) -> None:
@@ -149,6 +144,7 @@ def session_up(turn: Turn, event: SessionUp) -> None:
                 held=state.lineage.epoch,
                 label=DataLabel.UPTODATE,
                 peer_out=None,
+                sole=False,
                 base="",
                 released_to=None,
             )
@@ -171,14 +167,14 @@ def session_lost(turn: Turn, event: SessionLost) -> None:
     if state.phase is Phase.OPENING:
         turn.set(link=Link.NONE, session=None, resync=None)
         if event.refused:
-            request_outdate(turn)
+            losing.request_outdate(turn)
         return
     if state.link in (Link.OFFERED, Link.OPENING, Link.COPYING):
         turn.order(CloseSession, Step.CLOSE)
         turn.set(link=Link.NONE, session=None, resync=None)
         return
     if state.link in (Link.ENDING, Link.IN_SYNC):
-        freeze(turn, "the replication session was lost")
+        losing.freeze(turn, "the replication session was lost")
 
 
 def stalled(turn: Turn, event: SessionStalled) -> None:
@@ -193,145 +189,10 @@ def stalled(turn: Turn, event: SessionStalled) -> None:
         turn.order(CloseSession, Step.CLOSE)
         turn.set(link=Link.NONE, session=None, resync=None)
     elif state.link in (Link.ENDING, Link.IN_SYNC):
-        freeze(turn, f"{state.config.peer} made no progress for {event.waited_ms} ms")
+        losing.freeze(turn, f"{state.config.peer} made no progress for {event.waited_ms} ms")
         if state.peer_heard:
             return
-        turn.arm(Timer.RELEASE, 0)
-
-
-def freeze(turn: Turn, text: str) -> None:
-    """D1: nothing is acknowledged any more until there is a proof (D2)."""
-    state = turn.state
-    turn.order(Freeze, Step.FREEZE)
-    turn.order(CloseSession, Step.CLOSE)
-    turn.forget(Step.END_RESYNC, Step.RESYNC_BARRIER)
-    turn.set(
-        link=Link.LOST,
-        session=None,
-        resync=None,
-        acknowledge=Acknowledge.NONE,
-        frozen_since_ms=turn.now_ms,
-        # Its goodbye may come behind the end of the session, and even behind the proof.
-        departed=state.leave_granted != state.session_number,
-    )
-    turn.enter(state.role, state.phase, Why("D1", f"writes are held: {text}"))
-    turn.tell(Level.WARNING, "D1", f"writes are held: {text}")
-    turn.arm(Timer.PAUSE, state.config.timing.pause_after_ms)
-    turn.arm(Timer.RELEASE, state.config.timing.stall_limit_ms)
-    if state.phase is Phase.FLUSHING:
-        turn.arm(Timer.PATIENCE, 2 * state.config.timing.stall_limit_ms)
-    request_outdate(turn)
-
-
-def request_outdate(turn: Turn) -> None:
-    """D2a, D9: ask the peer to write OUTDATED; it refuses when it is primary."""
-    turn.set(nonce=turn.stimulus.entropy)
-    if not turn.state.role.runs_vm:
-        if turn.state.session is not None:
-            # One that comes about now would be of a node that says that its copy is out.
-            turn.order(CloseSession, Step.CLOSE)
-            turn.set(session=None, link=Link.NONE, resync=None)
-        why = Why("D2", f"asks {turn.state.config.peer} to write that its copy is out")
-        turn.enter(Role.WAIT, Phase.PROVING, why)
-    send_outdate(turn)
-
-
-def send_outdate(turn: Turn) -> None:
-    """The request, again until it is answered."""
-    state = turn.state
-    epoch = state.lineage.held if state.role.runs_vm else state.lineage.epoch
-    generation = state.lineage.current.id
-    turn.send(OutdateRequest(generation, epoch, state.session_number, state.nonce))
-    turn.arm(Timer.PROOF, state.config.timing.retry_ms)
-
-
-def proof_due(turn: Turn) -> None:
-    """Ask again while nothing was found."""
-    if seeks_proof(turn):
-        send_outdate(turn)
-
-
-def seeks_proof(turn: Turn) -> bool:
-    """Whether a proof that the peer is out is being waited for."""
-    state = turn.state
-    busy = any(map(state.awaits, (Step.ENTER, Step.FORBID_CERTIFICATE, Step.RELEASE)))
-    return (state.link is Link.LOST or state.phase is Phase.PROVING) and not busy
-
-
-def _found_proof(turn: Turn, kind: ProofKind) -> None:
-    if seeks_proof(turn):
-        running.enter_alone(turn, kind)
-
-
-def outdate_answered(turn: Turn, message: OutdateAnswer) -> None:
-    """The peer's word, for exactly this request (D9)."""
-    state = turn.state
-    if message.nonce != state.nonce or not seeks_proof(turn):
-        return
-    if message.outdated:
-        _found_proof(turn, ProofKind.PEER_SAID_SO)
-        return
-    # Asked again many times a second, it says the same.
-    turn.tell_once(Level.WARNING, "D9", f"{state.config.peer} does not step back: {message.reason}")
-    if message.ran or (message.epoch > state.lineage.held and turn.peer_runs):
-        # Also while it runs no more: what it has acknowledged since is nowhere else.
-        superseded(turn)
-
-
-def goodbye(turn: Turn, message: Goodbye) -> None:
-    """The secondary has left (D7)."""
-    state = turn.state
-    if not state.role.runs_vm or message.session != state.session_number:
-        return
-    if state.link in (Link.IN_SYNC, Link.ENDING):
-        freeze(turn, f"{state.config.peer} has left")
-    turn.set(departed=False)
-    if message.outdated:
-        turn.tell(Level.INFO, "D7", f"{state.config.peer} has left cleanly")
-        _found_proof(turn, ProofKind.PEER_SAID_SO)
-
-
-def release_due(turn: Turn) -> None:
-    """stall_limit has passed since the peer's last sign of life (L3', W6')."""
-    state = turn.state
-    if not seeks_proof(turn):
-        return
-    if state.peer_heard:
-        # It lives but does not answer for this module: keep asking, until it is silent.
-        turn.arm(Timer.RELEASE, state.config.timing.retry_ms)
-        return
-    if state.phase is Phase.PROVING:
-        turn.enter(Role.WAIT, Phase.WAITING)
-        return
-    if state.listening:
-        turn.arm(Timer.RELEASE, state.config.timing.retry_ms)
-        return
-    match state.config.isolation:
-        case Isolation.PRIMARY:
-            _found_proof(turn, ProofKind.POLICY_PRIMARY)
-        case Isolation.RUN:
-            _found_proof(turn, ProofKind.POLICY_RUN)
-        case Isolation.HOLD:
-            text = f"{state.config.peer} is silent: writes are held until it is back (hold)"
-            if state.why.text != text:
-                turn.tell(Level.ERROR, "W6", text)
-            turn.explain(Why("W6", text))
-
-
-def pause_due(turn: Turn) -> None:
-    """M7: the guest is paused rather than left to time out."""
-    if turn.state.frozen and not turn.state.paused:
-        turn.set(paused=True)
-        turn.tell(Level.WARNING, "M7", "the freeze lasts: pending writes end with an error")
-        turn.order(EndParked, Step.END_PARKED)
-
-
-def superseded(turn: Turn) -> None:
-    """The other node runs, or has run, under a higher epoch: fence, kill, follow it (L5', C02)."""
-    runs = "runs" if turn.peer_runs else "has run"
-    text = f"{turn.state.config.peer} {runs} under a higher epoch: this node gives way"
-    turn.tell(Level.ERROR, "L1", text)
-    killing.begin(turn, Why("L1", text))
+        turn.arm(Timer.RELEASE, fencing.delay_ms(state))
 
 
 def copied(turn: Turn, event: ResyncCopied) -> None:
@@ -348,10 +209,11 @@ def resync_ended(turn: Turn, event: EngineDone) -> None:
     if turn.state.link is not Link.ENDING:
         return
     if not event.ok:
-        freeze(turn, event.text or "the resync could not be ended")
+        losing.freeze(turn, event.text or "the resync could not be ended")
         return
     lineage = turn.state.lineage
-    turn.persist(lineage=replace(lineage, peer_out=None, base=lineage.current.id))
+    # From here on the peer may become whole, and be the one that goes on (L6).
+    turn.persist(lineage=replace(lineage, peer_out=None, base=lineage.current.id, sole=False))
     turn.order(Barrier, Step.RESYNC_BARRIER)
 
 
@@ -360,7 +222,7 @@ def resync_barrier(turn: Turn, event: EngineDone) -> None:
     if turn.state.link is not Link.ENDING:
         return
     if not event.ok:
-        freeze(turn, event.text or "the barrier failed")
+        losing.freeze(turn, event.text or "the barrier failed")
         return
     send_resync_done(turn)
 
@@ -384,11 +246,24 @@ def send_resync_done(turn: Turn) -> None:
 
 
 def confirmed(turn: Turn, message: ResyncConfirmed) -> None:
-    """The target is UPTODATE on its disk: forget the map (F10), PRIM."""
+    """The target is UPTODATE on its disk; the witness is told before the map is forgotten (R11)."""
     state = turn.state
     if state.link is not Link.ENDING or message.session != state.session:
         return
     turn.cancel(Timer.RETRY)
+    if not state.config.leased:
+        complete(turn)
+    elif not state.growing:
+        turn.set(growing=True)
+        arbitration.grow(turn)
+
+
+def complete(turn: Turn) -> None:
+    """The other copy counts, for the witness too: forget the map (F10), PRIM."""
+    state = turn.state
+    if state.link is not Link.ENDING:
+        return
+    turn.set(growing=False, returned=True)
     turn.persist(lineage=replace(state.lineage, base="", full_compare_owed=False))
     turn.order(ClearMap, Step.CLEAR)
     turn.order(AllowCertificate, Step.ALLOW_CERTIFICATE, allowed=True)

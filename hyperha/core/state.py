@@ -1,4 +1,4 @@
-"""The state of one module on one node, as a frozen value; and what the core needs of its settings.
+"""The state of one module on one node, as a frozen value.
 
 Old states stay usable: logs, tests and `explain` compare them. Nothing here decides.
 """
@@ -9,65 +9,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hyperha.core.actions import Acknowledge, SessionStart
-from hyperha.core.events import AttachFacts, CheckerAction, PeerStatus, ProbeDone, Verb
+from hyperha.core.events import PeerStatus, ProbeDone, ResourceSeen, Verb
+from hyperha.core.facts import AttachFacts
+from hyperha.core.lease import Answer, Request
 from hyperha.core.messages import HandoverKind, JoinOffer
+from hyperha.core.options import Config, WitnessKind
 from hyperha.core.records import Lineage, Proof, Settings
 from hyperha.domain import Epoch, Role, SessionKey
-
-
-class SafetyMode(StrEnum):
-    """What is kept before a resync overwrites a copy (R15). A line of data of its own is never
-    overwritten without one, whatever is configured (N3)."""
-
-    REQUIRED = "required"
-    BEST_EFFORT = "best_effort"
-    OFF = "off"
-
-
-class Isolation(StrEnum):
-    """What happens when the peer is silent on every path and there is no witness (W6')."""
-
-    PRIMARY = "primary"
-    RUN = "run"
-    HOLD = "hold"
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Durations in milliseconds; checked at load by L3'."""
-
-    suspect_ms: int = 1500
-    stall_limit_ms: int = 3000
-    takeover_wait_ms: int = 3500
-    pause_after_ms: int = 5000
-    retry_ms: int = 250
-
-    @property
-    def patience_ms(self) -> int:
-        """How long a planned step waits for an answer of a peer that is heard."""
-        return 4 * self.stall_limit_ms
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """What the core needs to know of a module's configuration."""
-
-    module: str
-    number: int
-    node: str
-    peer: str
-    isolation: Isolation = Isolation.RUN
-    timing: Timing = Timing()
-    restarts: int = 3
-    restart_window_ms: int = 24 * 3600 * 1000
-    exit_action: CheckerAction = CheckerAction.RESTART
-    """What the end of the VM's process asks for: the action of the module's vm checker."""
-    vm_checker: str = ""
-    grace_ms: int = 120_000
-    """How long a VM found down at the end of a suspension has to come back by itself."""
-    safety: SafetyMode = SafetyMode.BEST_EFFORT
-    first_node: str = ""
-    """Settles claims when nothing else does (P7)."""
 
 
 class Phase(StrEnum):
@@ -77,7 +25,11 @@ class Phase(StrEnum):
     ATTACHING = "attaching"
     WAITING = "waiting"
     CLAIMING = "claiming"
+    ARBITRATING = "arbitrating"
+    """The witness is asked who may run."""
     PROVING = "proving"
+    FENCING = "fencing"
+    """The peer is being switched off (D2c)."""
     OPENING = "opening"
     JOINING = "joining"
     RESYNCING = "resyncing"
@@ -157,7 +109,29 @@ class Step(StrEnum):
     PREFLIGHT = "preflight"
     PROBE = "probe"
     LOOK = "look"
-    """Like PROBE, ahead of the takeover that may need it."""
+    """Like PROBE, ahead of the decision that may need it."""
+    POWER_OFF = "power-off"
+    WITNESS = "witness"
+
+
+class Need(StrEnum):
+    """What the witness is asked to change."""
+
+    TAKEOVER = "takeover"
+    SHRINK = "shrink"
+    GROW = "grow"
+    HAND_OVER = "hand-over"
+    REGISTER = "register"
+
+
+class Agreed(StrEnum):
+    """What the peer has granted before the witness is asked (P7)."""
+
+    NOTHING = ""
+    ALONE = "alone"
+    """Its copy is out, durably."""
+    IN_SYNC = "in-sync"
+    """It will follow with an equal copy."""
 
 
 class Goal(StrEnum):
@@ -222,6 +196,16 @@ class Resync:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleHolds:
+    """A failover rule whose condition holds."""
+
+    name: str
+    since_ms: int
+    fired: bool = False
+    """Its action was carried out; again only when it has ceased to hold in between."""
+
+
+@dataclass(frozen=True, slots=True)
 class FullDisk:
     """The guest is refused room by the file system of its folder (D11)."""
 
@@ -254,6 +238,12 @@ class ModuleState:
     looked: ProbeDone | None = None
     """What was found around us since the peer fell silent; None: nothing that counts (W8)."""
     looked_ms: int = 0
+    isolated: str = ""
+    """Since the peer fell silent the ping witness once did not answer: that is final until the
+    peer is heard (W8). How it was found; empty: it answered, or was not asked."""
+    shoots_last: bool = False
+    """When the peer fell silent it ran more VMs than this node: it may switch this one off before
+    this one switches it off (D2c)."""
     listening: bool = True
     """A full window has not passed since the start or since this node itself stalled (L7)."""
 
@@ -288,6 +278,14 @@ class ModuleState:
     paused: bool = False
     """The freeze was ended towards the hypervisor (M7)."""
 
+    resources: tuple[ResourceSeen, ...] = ()
+    """What this node's checkers found last."""
+    peer_resources: tuple[ResourceSeen, ...] = ()
+    """What the other node's found; empty while it is not heard."""
+    rules_hold: tuple[RuleHolds, ...] = ()
+    rules_next_ms: int = 0
+    """When the next rule may have held for long enough; 0: none is awaited."""
+
     full: FullDisk | None = None
     """While this node runs the VM and its disk is full (D11)."""
 
@@ -300,10 +298,22 @@ class ModuleState:
     proof: Proof | None = None
     """The proof that this node is about to continue with; in the record only with the generation
     that rests on it, so that it can never outlive what it proved (D2, P6)."""
+    need: Need | None = None
+    """What the witness is being asked for; None: only whether it is there."""
+    request: Request | None = None
+    """The last request to it, asked again under the same id until it is answered (W7)."""
+    witnessed: Answer | None = None
+    """What it said last, if that counts: not that it has lost what it knew (W4)."""
+    witness_answers: bool = False
+    agreed: Agreed = Agreed.NOTHING
+    growing: bool = False
+    """The peer's copy is up to date on its disk, and the witness does not know that yet (R11)."""
     claim: Epoch | None = None
     granted: Epoch | None = None
     """The peer's claim that was granted last: asked again, it is answered again."""
     handover: Handover | None = None
+    returned: bool = False
+    """The peer has just come back with an equal copy: it may be preferred (P5)."""
     last_man: bool = False
     peer_leaving: bool = False
     told: str = ""
@@ -333,6 +343,26 @@ class ModuleState:
         """Whether the VM may be held up by what is no fault of its own: no checker judges it while
         its writes are held (K3), or while there is no room for them (D11)."""
         return self.frozen or self.full is not None
+
+    @property
+    def on_lease(self) -> bool:
+        """Whether the VM may run only as long as nobody else can be granted to run it (L6)."""
+        asks = self.config.witness is not WitnessKind.NONE
+        return asks and self.role.runs_vm and not self.lineage.sole
+
+    @property
+    def promised(self) -> bool:
+        """Whether what the peer says of itself promises not to take over for takeover_wait (L6).
+        Where there is no lease to be granted, only a node that follows ever takes over."""
+        if not self.peer_heard or self.peer is None:
+            return False
+        follows = self.peer.role is Role.SECOND
+        return follows or (self.config.pinged and not self.peer.role.runs_vm)
+
+    @property
+    def unwitnessed(self) -> bool:
+        """Whether there is a lease witness that does not answer: nothing can be moved (H3)."""
+        return self.config.leased and not self.witness_answers
 
     def awaits(self, step: Step) -> bool:
         """Whether an operation of that step is outstanding."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import farewell, looking, room, running, waiting
+from hyperha.core import arbitration, farewell, fencing, looking, preferring, room, running, waiting
 from hyperha.core.actions import CloseSession, Level, Preflight, Probe, Timer
 from hyperha.core.events import (
     CertificateReceived,
@@ -29,8 +29,9 @@ from hyperha.core.messages import (
     Released,
     Taken,
 )
+from hyperha.core.options import Isolation
 from hyperha.core.records import DataLabel, Proof, ProofKind
-from hyperha.core.state import Goal, Handover, Isolation, Link, ModuleState, Phase, Step, Why
+from hyperha.core.state import Agreed, Goal, Handover, Link, ModuleState, Phase, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
 
@@ -58,7 +59,8 @@ def session_lost(turn: Turn, event: SessionLost) -> None:
 def await_takeover(turn: Turn) -> None:
     """The secondary acts last: takeover_wait after the peer's last sign of life (L3')."""
     state = turn.state
-    turn.arm_at(Timer.TAKEOVER, state.last_heard_ms + state.config.timing.takeover_wait_ms)
+    wait_ms = state.config.timing.takeover_wait_ms + fencing.delay_ms(state)
+    turn.arm_at(Timer.TAKEOVER, state.last_heard_ms + wait_ms)
     looking.look(turn)
 
 
@@ -121,16 +123,25 @@ def takeover_due(turn: Turn) -> None:
     if state.listening:
         turn.arm(Timer.TAKEOVER, state.config.timing.retry_ms)
         return
-    if state.config.isolation is not Isolation.RUN:
-        leave_following(
-            turn,
-            "W6",
-            f"{state.config.peer} is silent; without a certificate it may still run "
-            f"(isolation = {state.config.isolation}): start it, or command prim here",
-        )
+    reason = _must_wait(state)
+    if reason is not None:
+        leave_following(turn, *reason)
         return
     turn.set(departed=True)
     begin(turn, None)
+
+
+def _must_wait(state: ModuleState) -> tuple[str, str] | None:
+    """Why a secondary whose peer is silent does not even ask, by rule."""
+    peer, policy = state.config.peer, state.config.policy
+    if policy in (Isolation.PRIMARY, Isolation.HOLD):
+        return "W6", (
+            f"{peer} is silent; without a certificate it may still run "
+            f"(isolation = {policy}): start it, or command prim here"
+        )
+    if state.isolated:
+        return "W8", f"does not take over: {state.isolated}"
+    return None
 
 
 def leave_following(turn: Turn, rule: str, text: str) -> None:
@@ -150,7 +161,7 @@ def begin(turn: Turn, kind: ProofKind | None) -> None:
     if state.settings.start_failed:
         leave_following(turn, "B09", f"start_prim failed here: {state.settings.start_failed}")
         return
-    turn.set(proof=Proof(kind, state.lineage.epoch) if kind is not None else None)
+    turn.set(proof=Proof(kind, _followed(turn)) if kind is not None else None)
     turn.cancel(Timer.TAKEOVER, Timer.RETRY, Timer.PATIENCE)
     text = f"taking over from {state.config.peer}"
     turn.enter(Role.WAIT, Phase.DRAINING, Why("P8", text))
@@ -168,9 +179,14 @@ def drained(turn: Turn, event: EngineDone) -> None:
         return
     epoch = state.lineage.epoch.next_for(state.config.node)
     turn.persist(lineage=replace(state.lineage, epoch=epoch))
+    preferring.taken_over(turn)
     found = looking.fresh(turn)
-    if state.proof is not None:
+    if state.config.leased:
+        arbitration.take_over(turn, Agreed.NOTHING)
+    elif state.proof is not None:
         running.enter_alone(turn, state.proof.kind)
+    elif state.config.fences:
+        fencing.begin(turn)
     elif found is not None:
         probed(turn, found)
     else:
@@ -178,16 +194,18 @@ def drained(turn: Turn, event: EngineDone) -> None:
 
 
 def probed(turn: Turn, event: ProbeDone) -> None:
-    """W6': only a node that is not the isolated one, and whose peer answers nowhere."""
+    """W6', W8: only a node that is not the isolated one, and whose peer answers nowhere."""
     if turn.state.phase is not Phase.DRAINING:
         return
-    if event.peer_answers or event.isolated:
+    looking.remember(turn, event)
+    pinged = turn.state.config.pinged
+    if event.peer_answers or event.isolated or turn.state.isolated:
         turn.enter(Role.WAIT, Phase.WAITING, Why("W8", event.text))
         turn.tell(Level.WARNING, "W8", f"does not take over: {event.text}")
         turn.set(goal=Goal.RUN)
         return
-    turn.tell(Level.INFO, "W6", event.text)
-    running.enter_alone(turn, ProofKind.POLICY_RUN)
+    turn.tell(Level.INFO, "W8" if pinged else "W6", event.text)
+    running.enter_alone(turn, ProofKind.PING if pinged else ProofKind.POLICY_RUN)
 
 
 def outdate_requested(turn: Turn, message: OutdateRequest) -> None:
@@ -217,12 +235,22 @@ def _in_session(state: ModuleState) -> bool:
     return state.phase in (Phase.FOLLOWING, Phase.RESYNCING)
 
 
+_TAKING_OVER = (
+    Phase.DRAINING,
+    Phase.ARBITRATING,
+    Phase.FENCING,
+    Phase.ENTERING,
+    Phase.OPENING,
+    Phase.PROVING,
+)
+
+
 def _cannot_step_back(turn: Turn, message: OutdateRequest) -> str:
     state = turn.state
     node = state.config.node
     if state.role.runs_vm:
         return f"{node} runs the VM"
-    if state.phase in (Phase.DRAINING, Phase.ENTERING, Phase.OPENING, Phase.PROVING):
+    if state.phase in _TAKING_OVER:
         return f"{node} is taking over"
     if message.epoch < state.lineage.held:
         return f"{node} has run under epoch {state.lineage.held} since"
@@ -291,6 +319,8 @@ def _cannot_take(turn: Turn, message: HandoverRequest) -> str:
         return f"it was moved for want of room within the last hour, as {node} remembers"
     if state.settings.start_failed:
         return f"start_prim failed on {node}: {state.settings.start_failed}"
+    if preferring.drained(state):
+        return f"{node} was drained by {state.settings.drained_by}"
     if message.epoch <= state.lineage.epoch:
         return f"{node} has seen epoch {state.lineage.epoch}"
     return ""
@@ -359,6 +389,7 @@ def taken(turn: Turn, event: EngineDone) -> None:
     turn.persist(lineage=lineage)
     turn.send(Taken(handover.epoch))
     if handover.kind.leaves:
+        preferring.taken_over(turn)
         running.enter_alone(turn, ProofKind.PEER_SAID_SO)
     else:
         waiting.open_in_sync(turn)

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hyperha.core import (
+    arbitration,
     failover,
     farewell,
+    fencing,
     joining,
     killing,
     leaving,
     looking,
+    losing,
     quarantine,
+    rules,
     settings,
     source,
     takeover,
@@ -45,8 +49,10 @@ def _retry(turn: Turn) -> None:
         farewell.send_request(turn)
     elif state.phase is Phase.KILLING:
         killing.kill_again(turn)
+    elif state.phase is Phase.FENCING:
+        fencing.begin(turn)
     elif state.link is Link.ENDING and not (
-        state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
+        state.growing or state.awaits(Step.RESYNC_BARRIER) or state.awaits(Step.END_RESYNC)
     ):
         source.send_resync_done(turn)
 
@@ -75,7 +81,7 @@ def _patience(turn: Turn) -> None:
     elif state.phase is Phase.LEAVING:
         farewell.close_and_go(turn)
     elif state.phase is Phase.OPENING:
-        source.request_outdate(turn)
+        losing.request_outdate(turn)
     elif state.phase is Phase.FLUSHING:
         leaving.flush_overdue(turn)
     elif state.phase is Phase.JOINING:
@@ -90,16 +96,18 @@ def _rejoin(turn: Turn) -> None:
 
 HANDLERS: dict[Timer, Callable[[Turn], None]] = {
     Timer.RETRY: _retry,
-    Timer.PROOF: source.proof_due,
-    Timer.RELEASE: source.release_due,
+    Timer.PROOF: losing.proof_due,
+    Timer.RELEASE: losing.release_due,
     Timer.TAKEOVER: takeover.takeover_due,
     Timer.LISTEN: _listen,
-    Timer.PAUSE: source.pause_due,
+    Timer.PAUSE: losing.pause_due,
     Timer.SUSPENSION: settings.suspension_ended,
     Timer.OFFER: source.offer_overdue,
     Timer.QUARANTINE: quarantine.ended,
     Timer.PATIENCE: _patience,
     Timer.LOOK: looking.look,
     Timer.GRACE: failover.grace_over,
+    Timer.WITNESS: arbitration.due,
+    Timer.RULES: rules.due,
     Timer.REJOIN: _rejoin,
 }

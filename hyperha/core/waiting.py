@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import covering, joining, running, safety
+from hyperha.core import arbitration, covering, holding, joining, running, safety
 from hyperha.core.actions import Level, Timer
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Claim, Grant, Refusal, Summary
+from hyperha.core.options import Isolation
 from hyperha.core.records import DataLabel, ProofKind
-from hyperha.core.state import Goal, Isolation, Phase, Why
+from hyperha.core.state import Agreed, Goal, Phase, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
 
@@ -23,18 +24,15 @@ _BUSY = (
     Phase.DETACHING,
     Phase.ATTACHING,
     Phase.UNDOING,
+    Phase.ARBITRATING,
+    Phase.FENCING,
 )
 
 
 def settle(turn: Turn) -> None:
     """What a node in WAIT may do now; called after every event while it waits."""
     state = turn.state
-    if state.goal is Goal.BLOCKED:
-        return
-    if state.unknown_data:
-        _wait(turn, "R12", state.unknown_data)
-        # Nothing will come of it by itself: whoever commanded it hears so at once.
-        turn.finish(False, state.unknown_data)
+    if state.goal is Goal.BLOCKED or _held_back(turn):
         return
     if turn.peer_runs:
         if state.goal in (Goal.PRIMARY, Goal.FORCE):
@@ -59,8 +57,24 @@ def settle(turn: Turn) -> None:
     elif state.peer_heard:
         if turn.now_ms >= state.hold_until_ms:
             claim(turn)
+    elif state.config.leased:
+        if turn.now_ms >= state.hold_until_ms:
+            arbitration.take_over(turn, Agreed.NOTHING)
     else:
         _settle_alone(turn)
+
+
+def _held_back(turn: Turn) -> bool:
+    """Whether this node may neither run nor follow, for a reason of its own, which is told."""
+    state = turn.state
+    held = holding.reason(state)
+    if state.unknown_data:
+        _wait(turn, "R12", state.unknown_data)
+        # Nothing will come of it by itself: whoever commanded it hears so at once.
+        turn.finish(False, state.unknown_data)
+    elif held is not None:
+        _wait(turn, held.rule, held.text)
+    return bool(state.unknown_data) or held is not None
 
 
 def _wait(turn: Turn, rule: str, text: str) -> None:
@@ -117,6 +131,9 @@ def _settle_alone(turn: Turn) -> None:
         )
     elif state.lineage.released_to is not None:
         _wait(turn, "H2", f"handed over to {state.lineage.released_to.node}: waits for it")
+    elif state.isolated:
+        text = f"{state.isolated}: mend its network, or command prim here if {peer} is off"
+        _wait(turn, "W8", text)
     elif proof is None:
         _wait(
             turn,
@@ -126,7 +143,7 @@ def _settle_alone(turn: Turn) -> None:
         )
     elif proof.kind.durable:
         running.continue_line(turn)
-    elif state.config.isolation is Isolation.RUN:
+    elif state.config.policy is Isolation.RUN:
         turn.tell(Level.WARNING, "P6", f"both nodes could run: {peer} does not answer")
         running.continue_line(turn)
     else:
@@ -245,14 +262,16 @@ def granted(turn: Turn, message: Grant) -> None:
     turn.set(claim=None, settings=replace(state.settings, certified_epoch=None))
     turn.cancel(Timer.RETRY)
     verdict = decide(turn.summary(), message.summary)
-    if message.outdated:
-        running.enter_alone(turn, ProofKind.PEER_SAID_SO)
-        return
-    if verdict.direction is Direction.TARGET and verdict.rule != "R4":
+    behind = verdict.direction is Direction.TARGET and verdict.rule != "R4"
+    if behind and not message.outdated:
         turn.enter(Role.WAIT, Phase.WAITING)
-        _hold(turn, "P7", f"{state.config.peer} has the better copy: {verdict.text}")
-        return
-    open_in_sync(turn)
+        hold(turn, "P7", f"{state.config.peer} has the better copy: {verdict.text}")
+    elif state.config.leased:
+        arbitration.take_over(turn, Agreed.ALONE if message.outdated else Agreed.IN_SYNC)
+    elif message.outdated:
+        running.enter_alone(turn, ProofKind.PEER_SAID_SO)
+    else:
+        open_in_sync(turn)
 
 
 def open_in_sync(turn: Turn) -> None:
@@ -283,10 +302,11 @@ def refused(turn: Turn, message: Refusal) -> None:
         # The command would give up what the other copy has: not without a confirmation.
         turn.set(goal=Goal.RUN)
         turn.finish(False, f"{message.reason}; to give that up, confirm the command")
-    _hold(turn, "P7", message.reason)
+    hold(turn, "P7", message.reason)
 
 
-def _hold(turn: Turn, rule: str, text: str) -> None:
+def hold(turn: Turn, rule: str, text: str) -> None:
+    """Wait with that reason, and look again in a while."""
     _pause(turn)
     _wait(turn, rule, text)
 

@@ -414,8 +414,10 @@ class Guardian:
                 found.close()
             busy = any(armed.module == request["module"] for armed in self._acting)
             return {"ok": not busy, "text": "it was fired already" if busy else ""}
-        elif verb == "deadline":
-            self._armed[request["module"]].deadline_ms = request["at_ms"]
+        elif verb == "deadlines":
+            for module, at_ms in request["at_ms"].items():
+                if module in self._armed:
+                    self._armed[module].deadline_ms = at_ms
         elif verb == "forget":
             self._forget(request["module"])
         elif verb == "release":

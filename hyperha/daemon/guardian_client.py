@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -217,9 +217,10 @@ class GuardianClient:
         """After a clean end of the run; False when the guardian was acting on it already."""
         return bool((await self._ask({"do": "disarm", "module": module}, must=False))["ok"])
 
-    async def set_deadline(self, module: str, at_ms: int | None) -> None:
-        """Act at this CLOCK_BOOTTIME unless it is moved on (L6); None: when the daemon dies."""
-        await self._ask({"do": "deadline", "module": module, "at_ms": at_ms})
+    async def set_deadlines(self, at_ms: Mapping[str, int | None]) -> None:
+        """By module: act at this CLOCK_BOOTTIME unless it is moved on (L6); None: only when the
+        daemon dies. Modules that are not armed are passed over."""
+        await self._ask({"do": "deadlines", "at_ms": dict(at_ms)})
 
     async def forget(self, module: str) -> None:
         """The peer or the witness has answered whether the certificate was used (L8)."""

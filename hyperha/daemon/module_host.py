@@ -9,32 +9,40 @@ import logging
 import os
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hyperha.api.wire import CheckerView, ModuleReport, OperationView, PreflightItem
 from hyperha.config import Configuration, Home
+from hyperha.config.expressions import condition_of
 from hyperha.config.module import ModuleConfig
 from hyperha.core import actions as a
+from hyperha.core.conditions import Rule, RuleAction
 from hyperha.core.events import CheckerAction, EngineDone, Event
 from hyperha.core.explain import data_state, readiness
+from hyperha.core.options import Config, Isolation, SafetyMode, Timing, WitnessKind
 from hyperha.core.records import DataLabel, Lineage, Settings
-from hyperha.core.state import Config, Isolation, ModuleState, Phase, SafetyMode, Timing
+from hyperha.core.state import ModuleState, Phase
+from hyperha.daemon.arbitrating import ModuleArbiter
 from hyperha.daemon.checks import ModuleChecks
 from hyperha.daemon.engine_host import Callbacks, EngineHost, Kept
+from hyperha.daemon.fleet import Fleet
 from hyperha.daemon.guardian_client import GuardianClient
 from hyperha.daemon.module_task import ModuleTask, Ports, boottime_ms
 from hyperha.daemon.observed import Observed, Pace
 from hyperha.daemon.peer_link import PeerChannel
-from hyperha.daemon.probe import Prober, ProbeTargets
+from hyperha.daemon.power import ModulePower
+from hyperha.daemon.probe import Prober
+from hyperha.daemon.recorder import Recorder
 from hyperha.daemon.records import ModuleRecords
 from hyperha.daemon.safety_copies import SafetyKeeper
 from hyperha.daemon.steps import StepArchive
+from hyperha.daemon.transitions import Transitions
 from hyperha.daemon.verifying import Verifying
 from hyperha.daemon.views import core_reasons, side
 from hyperha.daemon.vm_host import Stops, VmHost
+from hyperha.daemon.witnesses import Witnesses
 from hyperha.domain import Epoch
 from hyperha.errors import HyperhaError
 from hyperha.heartbeat.links import HeartbeatLinks
@@ -65,12 +73,15 @@ class Surroundings:
     guardian: GuardianClient
     links: HeartbeatLinks
     logbook: Logbook
-    probe_targets: ProbeTargets
-    client_context: Any
+    witnesses: Witnesses
     finished: Callable[[str, bool, str], None]
     progressed: Callable[[str, int, int], None]
     """An operation has done so many of so many bytes."""
     changed: Callable[[], None]
+    fleet: Fleet
+    recorder: Recorder
+    runs_ready: Callable[[str], str]
+    """The node on which another module runs and is ready; empty: on none."""
 
 
 def resource_id(cluster_id: str, module: str) -> str:
@@ -95,7 +106,6 @@ class ModuleHost:
         self._given_up = False
         self.operation: OperationView | None = None
         self.statistics: Statistics | None = None
-        self.events: deque[dict[str, object]] = deque(maxlen=2000)
         self.preflight: list[PreflightItem] = []
         state_directory = around.home.module_state(config.name)
         self._records = ModuleRecords(state_directory, self.node, config.name)
@@ -130,17 +140,37 @@ class ModuleHost:
         await self.steps.load()
         self.vm = self._make_vm()
         self.engine = self._make_engine()
+        self.transitions = self._make_transitions()
         self.checks = ModuleChecks(self)
         self.vm.running_changed = self.checks.running_changed
-        prober = Prober(around.probe_targets, around.client_context, self.post)
+        witnesses, deadlines = around.witnesses, around.witnesses.deadlines
+        pinged = cluster.witness is not None and cluster.witness.kind == "ping"
+        prober = Prober(witnesses.lookout, self.post, self._reached if pinged else None)
         timeout_ms = 2 * cluster.timing.heartbeat_ms
         channel = PeerChannel(around.links, self.number, timeout_ms)
-        self.task.connect(Ports(self._records, self, self.vm, channel, prober, self))
+        arbiter = ModuleArbiter(witnesses.arbiters, self.name, self.post)
+        power = ModulePower(witnesses.power, self.post)
+        recorder = around.recorder.of(around.home.decisions(self.name))
+        self.vm.turn = lambda say: around.fleet.turn(
+            self.name, self.number, config.priority, config.start_after, say
+        )
+        if deadlines is not None:
+            deadlines.add(self.name, lambda: self.task.durable_state)
+            self.vm.before_start = lambda: deadlines.keep(self.name)
+        self.task.connect(
+            Ports(self._records, self, self.vm, channel, prober, arbiter, power, self, recorder)
+        )
         if self.damage:
             self.log("E", "daemon", "C12", self.damage)
         core = asyncio.get_running_loop().create_task(self.task.run(), name=f"core {self.name}")
         core.add_done_callback(self._core_ended)
         self._tasks.append(core)
+
+    def _reached(self, asked_ms: int) -> None:
+        """The ping witness answers this node (L6)."""
+        deadlines = self.around.witnesses.deadlines
+        if deadlines is not None:
+            deadlines.renewed(self.name, asked_ms)
 
     def go(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside the core, until it is done or the module is closed."""
@@ -193,10 +223,32 @@ class ModuleHost:
             restart_window_ms=config.restart_budget.window_h * 3_600_000,
             exit_action=CheckerAction(vm_checker.action if vm_checker else "restart"),
             vm_checker=vm_checker.name if vm_checker else self.name,
+            rules=tuple(
+                Rule(
+                    one.name,
+                    condition_of(one.when),
+                    RuleAction(one.action),
+                    round(1000 * one.stable_s),
+                )
+                for one in config.rule
+            ),
+            default_primary=config.default_primary,
+            pre_checkers=tuple(one.name for one in config.checker if one.holds),
             grace_ms=round(1000 * vm_checker.grace_s) if vm_checker else 0,
             safety=SafetyMode(config.safety_copy.mode),
             first_node=cluster.nodes[0],
+            witness=WitnessKind(cluster.witness.kind if cluster.witness else ""),
+            ttl_ms=cluster.ttl_ms or 0,
+            fences=self.peer in cluster.fence,
         )
+
+    def _make_transitions(self) -> Transitions:
+        around, config = self.around, self.config
+        spec = VmSpec(self.name, self.number, self.node, self.peer, self.folder)
+        directory = around.home.scripts_directory(self.name)
+        made = Transitions(spec, self.steps, directory, around.place, config.scripts.timeout_s)
+        self.go(made.run())
+        return made
 
     def _make_vm(self) -> VmHost:
         around, config = self.around, self.config
@@ -289,10 +341,6 @@ class ModuleHost:
         """`ports.Teller`: an operation has ended."""
         self.around.finished(operation_id, done, text)
 
-    def journal(self, cause: str, kind: str, body: dict[str, object]) -> None:
-        """`ports.Teller`: an event and what it caused, for the support bundle."""
-        self.events.append({"id": cause, "what": kind, **body})
-
     def log(
         self, level: str, source: str, rule: str, text: str, cause: str = "", run: str = ""
     ) -> None:
@@ -365,6 +413,7 @@ class ModuleHost:
             self.observed.resync_bytes_per_s = rate
             self.go(self._keep_observed())
         self.checks.state_changed(state)
+        self.transitions.role_is(state.role, state.run)
         self.around.changed()
 
     async def _look_at_safety_copies(self) -> None:
@@ -386,7 +435,7 @@ class ModuleHost:
 
     async def _fire(self) -> None:
         with contextlib.suppress(HyperhaError):
-            await self.around.guardian.set_deadline(self.name, boottime_ms())
+            await self.around.guardian.set_deadlines({self.name: boottime_ms()})
 
     async def _forget(self) -> None:
         """The peer has answered: the guardian need not remember the certificate (L8)."""
@@ -399,6 +448,11 @@ class ModuleHost:
         return self.engine.take_socket(lan, raw, connection)
 
     # --- views -------------------------------------------------------------------------------
+
+    @property
+    def runs_vm(self) -> bool:
+        """Whether this node runs its VM."""
+        return self.state.role.runs_vm
 
     @property
     def state(self) -> ModuleState:

@@ -18,11 +18,21 @@ from hyperha.core import actions as a
 from hyperha.core.events import Event, PersistFailed, Stimulus, TimerFired
 from hyperha.core.invariants import InvariantBroken
 from hyperha.core.machine import step
+from hyperha.core.options import Config
 from hyperha.core.records import Lineage, Settings
-from hyperha.core.state import Config, ModuleState, Why
-from hyperha.encoding import EncodingError, to_plain
+from hyperha.core.state import ModuleState, Why
 from hyperha.errors import HyperhaError
-from hyperha.ports import PeerChannel, Prober, RecordStore, Replicator, Teller, VmHost
+from hyperha.ports import (
+    Arbiter,
+    PeerChannel,
+    Power,
+    Prober,
+    Recorder,
+    RecordStore,
+    Replicator,
+    Teller,
+    VmHost,
+)
 from hyperha.threads import OwnThread
 
 _log = logging.getLogger(__name__)
@@ -38,7 +48,10 @@ class Ports:
     vm: VmHost
     peer: PeerChannel
     prober: Prober
+    arbiter: Arbiter
+    power: Power
     teller: Teller
+    recorder: Recorder
 
 
 def boottime_ms() -> int:
@@ -112,8 +125,9 @@ class ModuleTask:
             self._break(event, problem)
             return
         changed = state != self.state
+        _log.debug("%s %s -> %s %s: %s", stimulus.id, event, *_where(state), actions)
+        self._ports.recorder.record(self.state, stimulus, actions)
         self.state = state
-        self._record(stimulus, actions)
         for action in actions:
             if isinstance(action, a.Fence | a.KillVm):
                 self._ports.vm.perform(action)
@@ -140,24 +154,6 @@ class ModuleTask:
             self.state.config, *self._durable, why=Why("K", self.broken)
         )
         self._changed(self.state)
-
-    def _record(self, stimulus: Stimulus, actions: tuple[a.Action, ...]) -> None:
-        assert self._ports is not None
-        event = stimulus.event
-        body: dict[str, object] = {
-            "now_ms": stimulus.now_ms,
-            "event": type(event).__name__,
-            "role": self.state.role.value,
-            "phase": self.state.phase.value,
-            "actions": [type(action).__name__ for action in actions],
-        }
-        try:
-            body["fields"] = to_plain(event)
-        except EncodingError:
-            body["fields"] = repr(event)
-        _log.debug("%s %s -> %s %s: %s", stimulus.id, event, *_where(self.state), actions)
-        if actions or type(event).__name__ != "ResyncProgressed":
-            self._ports.teller.journal(stimulus.id, type(event).__name__, body)
 
     async def _perform_all(self) -> None:
         while True:
@@ -218,6 +214,10 @@ class ModuleTask:
                 ports.peer.send(message)
             case a.Probe(operation):
                 ports.prober.probe(operation)
+            case a.AskWitness(operation, request):
+                ports.arbiter.ask(operation, request)
+            case a.PowerOff(operation):
+                ports.power.off(operation)
             case a.ArmTimer(timer, at_ms):
                 self._arm(timer, at_ms)
             case a.CancelTimer(timer):

@@ -23,15 +23,20 @@ from hyperha.api.server import ApiServer, local_socket, make_server, serve, tcp_
 from hyperha.api.service import Caller
 from hyperha.api.wire import CheckerChange, NodeReport
 from hyperha.config import Home, load_all
-from hyperha.core.events import CommandGiven, Verb
+from hyperha.core.events import CommandGiven, LeaseExpired, Verb
+from hyperha.core.explain import readiness
+from hyperha.core.fleet import Others
 from hyperha.core.state import Phase
+from hyperha.daemon.fleet import Fleet
 from hyperha.daemon.guardian_client import GuardianClient, GuardianSettings, Notice
 from hyperha.daemon.listener import ReplicationListener
 from hyperha.daemon.module_host import ModuleHost, Surroundings
 from hyperha.daemon.peer_api import PeerApi
 from hyperha.daemon.peer_link import PeerLink
-from hyperha.daemon.probe import ProbeTargets
+from hyperha.daemon.recorder import Recorder
 from hyperha.daemon.service import Service
+from hyperha.daemon.witnesses import Witnesses
+from hyperha.domain import Readiness, Role
 from hyperha.durable import DaemonLock
 from hyperha.errors import ConfigError, DeniedError, FailedError, HyperhaError
 from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings
@@ -62,6 +67,7 @@ class NodeDaemon:
         self.configuration = load_all(home)
         self.boot_id = secrets.token_hex(8)
         self.modules: dict[str, ModuleHost] = {}
+        self.fleet = Fleet(self._others)
         self.limits: list[str] = []
         self.peer_report: NodeReport | None = None
         self._all_idle = asyncio.Event()
@@ -110,6 +116,7 @@ class NodeDaemon:
             ) from None
         self.logbook = Logbook(home.journal)
         self.audit = Audit(home.audit, self._unaudited(asyncio.get_running_loop()))
+        self.recorder = Recorder()
         self.place = RunPlace.for_home(node, home.run)
         if self.place.limit:
             self.limits.append(self.place.limit)
@@ -151,6 +158,10 @@ class NodeDaemon:
         )
         self.peer_link.links = self.links
         self.peer_link.lans = {lan.name: False for lan in cluster.lan}
+        self.witnesses = Witnesses(
+            configuration, home, self.place, self._client_context, self.guardian, self.links
+        )
+        self.peer_link.on_heard = self.witnesses.power.peer_heard
         self.service = Service(self)
         self.listener = ReplicationListener(
             cluster.ports.peer, cluster.id, peer, self._take, self.peer_link.refused
@@ -174,11 +185,13 @@ class NodeDaemon:
             guardian=self.guardian,
             links=self.links,
             logbook=self.logbook,
-            probe_targets=ProbeTargets.of(self.configuration),
-            client_context=self._client_context,
+            witnesses=self.witnesses,
             finished=self._finished,
             progressed=lambda *told: self.service.operations.progress(*told),
             changed=self._changed,
+            fleet=self.fleet,
+            recorder=self.recorder,
+            runs_ready=self._runs_ready,
         )
         for name, config in self.configuration.modules.items():
             host = ModuleHost(config, around)
@@ -199,6 +212,8 @@ class NodeDaemon:
         await self._serve_api()
         self._go(self._poll_peer())
         self._go(self._look_ahead())
+        for work in self.witnesses.work(self._changed):
+            self._go(work)
         for host in self.modules.values():
             self._go(self._boot(host))
 
@@ -254,6 +269,24 @@ class NodeDaemon:
             return False
         return host.take_socket(lan, found, raw, connection)
 
+    def _others(self) -> Others:
+        """All modules of the cluster, as the queue of starts wants to know them."""
+        ready = frozenset(name for name in self.modules if self._runs_ready(name))
+        stopped = {name for name, host in self.modules.items() if host.state.phase is Phase.IDLE}
+        report = None if self.peer_link.silent else self.peer_report
+        there = {} if report is None else report.modules
+        stopped -= {name for name, one in there.items() if one.side.role is not Role.STOP}
+        return Others(ready, frozenset(self.modules) - stopped - ready)
+
+    def _runs_ready(self, module: str) -> str:
+        host, report = self.modules.get(module), self.peer_report
+        if host is not None and host.runs_vm and readiness(host.state) is Readiness.READY:
+            return self.configuration.node
+        there = None if report is None or self.peer_link.silent else report.modules.get(module)
+        if there is not None and there.side.role.runs_vm and there.side.readiness == "Ready":
+            return self.configuration.peer
+        return ""
+
     def _finished(self, operation_id: str, done: bool, text: str) -> None:
         if operation_id:
             self.service.operations.finish(operation_id, done, text)
@@ -270,6 +303,7 @@ class NodeDaemon:
         statuses = tuple(status for status in told if status is not None)
         self.links.set_status(statuses, config_version=self.configuration.cluster.version)
         self.service.subscribers.state_changed()
+        self.fleet.changed()
 
     def _guardian_lost(self, why: str) -> None:
         if self._stop.is_set():
@@ -285,6 +319,7 @@ class NodeDaemon:
             try:
                 if not self.guardian.connected:
                     await self.guardian.connect()
+                self.witnesses.guardian_is_new()
                 for host in self.modules.values():
                     await host.vm.arm()
             except (HyperhaError, OSError) as problem:
@@ -316,6 +351,8 @@ class NodeDaemon:
     def _guardian_notice(self, notice: Notice) -> None:
         self.logbook.log(notice.module, "W", f"guardian {notice.what}: {notice.reason}", rule="L5'")
         host = self.modules.get(notice.module)
+        if host is not None and notice.what == "fired":
+            host.post(LeaseExpired(notice.reason))
         if host is not None and notice.what in ("certified", "ended"):
             # The certificate goes first: a follower that hears of STOP waits instead (P7, L8).
             loop = asyncio.get_running_loop()
@@ -336,8 +373,11 @@ class NodeDaemon:
                 absent = False
                 if report != self.peer_report:
                     self.peer_report = report
+                    self._tell_resources(report)
                     self.service.subscribers.state_changed()
             elif self.peer_link.silent:
+                if not absent:
+                    self._tell_resources(None)
                 absent = True
                 self.service.subscribers.state_changed()
             self._peer_changed.clear()
@@ -345,6 +385,12 @@ class NodeDaemon:
                 async with asyncio.timeout(POLL_S):
                     await self._peer_changed.wait()
             await asyncio.sleep(0.1)
+
+    def _tell_resources(self, report: NodeReport | None) -> None:
+        """What the other node's checkers say is for the rules of each module."""
+        for name, host in self.modules.items():
+            theirs = report.modules.get(name) if report is not None else None
+            host.checks.peer_has(theirs.side.checkers if theirs is not None else [])
 
     async def _tell_suspensions(self, report: NodeReport) -> None:
         """A node that was absent learns what was suspended meanwhile, before it may act."""
@@ -394,6 +440,7 @@ class NodeDaemon:
         await in_own_thread("close the audit", self.audit.close)
         await asyncio.sleep(0)  # What the audit could not keep is in the log now.
         self.logbook.close()
+        self.recorder.close()
         for task in self._tasks:
             if not task.done():
                 task.cancel()
@@ -401,6 +448,7 @@ class NodeDaemon:
         await self.listener.close()
         if self._started:
             self.links.stop()
+        await self.witnesses.close()
         await self.peer_api.close()
         with contextlib.suppress(HyperhaError):
             if failures:

@@ -33,6 +33,10 @@ class Mailbox(Protocol):
 
     number: int
 
+    @property
+    def runs_vm(self) -> bool:
+        """Whether this node runs its VM."""
+
     def post(self, event: Event) -> None:
         """An event for its core."""
 
@@ -48,6 +52,8 @@ class PeerLink:
         """Write a sentence into the node's log."""
         self._addresses = addresses
         """Where the peer is configured to be: what is refused from there is about the peer."""
+        self.on_heard: Callable[[], None] = _nothing
+        """Called with each word of the peer."""
         self._modules: dict[int, Mailbox] = {}
         self._told: dict[int, PeerStatus] = {}
         self.links: HeartbeatLinks | None = None
@@ -80,6 +86,7 @@ class PeerLink:
     def peer_heard(self, view: PeerView, again: bool) -> None:
         """The peer is heard: tell each module what concerns it, when it changed."""
         self.silent = False
+        self.on_heard()
         # What was refused before the peer was put right is no fact any more.
         self._refusals = [one for one in self._refusals if one[0] not in self._addresses]
         self.heard_at_ms = boottime_ms()
@@ -104,9 +111,11 @@ class PeerLink:
         """Every path is silent."""
         self.silent = True
         self.heard_at_ms = last_heard_ms
+        there = sum(one.role.runs_vm for one in self._told.values())
+        here = sum(one.runs_vm for one in self._modules.values())
         self._told.clear()
         for module in self._modules.values():
-            module.post(PeerSilent(last_heard_ms))
+            module.post(PeerSilent(last_heard_ms, here, there))
         self._changed()
 
     def message_received(self, module: int, payload: bytes) -> None:
@@ -136,6 +145,10 @@ class PeerLink:
         self._say(text)
         self._refusals = [*self._refusals, (source, text)][-8:]
         self._changed()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _status(status: ModuleStatus, instance: str) -> PeerStatus:

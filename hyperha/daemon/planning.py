@@ -22,8 +22,8 @@ from hyperha.api.wire_copies import (
 )
 from hyperha.core import safety
 from hyperha.core.actions import SessionStart
-from hyperha.core.events import MarkerState
 from hyperha.core.explain import data_state
+from hyperha.core.facts import MarkerState
 from hyperha.core.lineage import Direction, Verdict, decide
 from hyperha.core.messages import Summary
 from hyperha.core.records import DataLabel

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hyperha.api.wire import PreflightItem
 from hyperha.api.wire_copies import SafetyCopyView
-from hyperha.core.events import Shortage
+from hyperha.core.facts import Shortage
 from hyperha.core.state import Phase
 from hyperha.daemon.views import rfc3339
 from hyperha.errors import BusyError, FailedError, NotFoundError

@@ -93,6 +93,7 @@ class Service:
             version=hyperha.__version__,
             config_version=self._daemon.configuration.cluster.version,
             lans={lan: resource_state(up) for lan, up in link.lans.items()},
+            witness=self._daemon.witnesses.view(),
             limits=[*self._daemon.limits, *link.refusals, *([distrust] if distrust else [])],
         )
 
@@ -304,6 +305,7 @@ class Service:
                 by=caller.name,
                 failover=value == "on" if what == "failover" else None,
                 boot=value if what == "boot" else None,
+                drained=value == "on" if what == "drain" else None,
                 reason=request.reason,
             )
         )

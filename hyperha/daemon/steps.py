@@ -87,6 +87,10 @@ class StepArchive:
         self._line("I", step, "", "begins", run.id)
         return run
 
+    def waits(self, text: str) -> None:
+        """A start that is not begun yet, and why."""
+        self._line("I", "start_prim", "", text, "")
+
     def end(self, run: StepRun, ok: bool, text: str) -> None:
         """It has ended: keep its output, say how it ended and how long it took. What the VM does
         depends on no log: the output goes to the disk later, and stays in memory if it cannot."""

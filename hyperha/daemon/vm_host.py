@@ -7,9 +7,11 @@ the guardian is armed for it (P1, L5').
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from hyperha.core import actions as a
@@ -28,6 +30,8 @@ from hyperha.vm.port import Driver, Reason, StopMode, VmSpec
 
 _log = logging.getLogger(__name__)
 _TELL_AGAIN_S = 0.1
+FORCED = "force"
+"""The argument of a script's second pass, when the first one has failed or took too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,17 @@ class Stops:
     normal: StopMode
     force: StopMode
     timeout_s: float
+
+
+@contextlib.asynccontextmanager
+async def _at_once(say: Callable[[str], None]) -> AsyncIterator[None]:
+    """Nobody else starts."""
+    del say
+    yield
+
+
+async def _nothing() -> None:
+    """The guardian need not be told more."""
 
 
 class VmHost:
@@ -73,6 +88,10 @@ class VmHost:
         self._armed: tuple[int, Epoch] | None = None
         self._certify = False
         self.running_changed: Callable[[int | None], None] = lambda run: None
+        self.turn: Callable[[Callable[[str], None]], AbstractAsyncContextManager[None]] = _at_once
+        """Its place among the modules that start; told where to say what it waits for."""
+        self.before_start: Callable[[], Awaitable[None]] = _nothing
+        """What the guardian must be told when it is armed, before a VM runs."""
 
     def use(self, driver: Driver) -> None:
         """Give the host its driver; once."""
@@ -221,8 +240,13 @@ class VmHost:
     async def _start(self, run: int, epoch: Epoch) -> str:
         if not self._guardian.connected:
             raise FailedError("the guardian does not run: no VM is started without it (P1)")
-        self._armed = (run, epoch)
-        await self.arm()
+        async with self.turn(self._steps.waits):
+            self._armed = (run, epoch)
+            await self.arm()
+            await self.before_start()
+            return await self._start_now(run)
+
+    async def _start_now(self, run: int) -> str:
         step = self._step = self._steps.begin(Step.START_PRIM)
         environment = self._spec.environment("PRIM", run)
         try:
@@ -244,9 +268,15 @@ class VmHost:
         return ""
 
     async def _script(
-        self, step: Step, environment: dict[str, str], log: StepRun, *, keep: bool = False
+        self,
+        step: Step,
+        environment: dict[str, str],
+        log: StepRun,
+        *,
+        keep: bool = False,
+        arguments: Sequence[str] = (),
     ) -> None:
-        result = await self._scripts.run(step, environment, keep_tree=keep)
+        result = await self._scripts.run(step, environment, arguments=arguments, keep_tree=keep)
         if result is None:
             return
         log.say(result.text)
@@ -279,11 +309,16 @@ class VmHost:
         return how
 
     async def _script_soft(self, step: Step, environment: dict[str, str], log: StepRun) -> None:
-        """A script whose failure must not keep the VM running: said, then by force."""
-        try:
-            await self._script(step, environment, log)
-        except HyperhaError as problem:
-            log.say(f"went on by force: {problem}")
+        """A script whose failure must not keep the VM running: said, once more with the argument
+        `force`, then on without it."""
+        for arguments in ((), (FORCED,)):
+            try:
+                await self._script(step, environment, log, arguments=arguments)
+            except HyperhaError as problem:
+                again = "is run with force" if not arguments else "went on by force"
+                log.say(f"{step} {again}: {problem}")
+            else:
+                return
 
     async def _preflight(self) -> str:
         reasons = [reason.text for reason in await self.driver.preflight()]

@@ -136,6 +136,9 @@ class HeartbeatLinks:
         self._status: tuple[ModuleStatus, ...] = ()
         self._version = settings.config_version
         self._orders: list[tuple[int, bytes, int]] = []
+        self.echoed_ms = 0
+        """When this node sent the newest heartbeat that the peer has answered: whatever the peer
+        promises, it promises since then (L6)."""
         self._session_heard: deque[int] = deque(maxlen=16)
         """Told by other threads since the last turn."""
         self._sockets: dict[str, socket.socket] = {}
@@ -391,6 +394,7 @@ class HeartbeatLinks:
             self._echo[lan] = max(self._echo.get(lan, 0), header.counter)
             mine = body.echo_instance == self._instance and body.echo_counter > 0
             changes = self._tracker.received(lan, body.echo_counter if mine else None, now_ms)
+            self.echoed_ms = self._tracker.echoed_ms
             changed = self._note(header, body)
             self._report(changes)
             if changed and self._tracker.heard and PeerFound() not in changes:

@@ -124,6 +124,12 @@ class Tracker:
             changes.append(PeerLost(self.last_heard_ms))
         return changes
 
+    @property
+    def echoed_ms(self) -> int:
+        """When the newest heartbeat of ours was sent that the peer has answered on any LAN (L6);
+        0: none."""
+        return max((lan.echoed_ms or 0 for lan in self._by_name.values()), default=0)
+
     def up(self) -> dict[str, bool]:
         """Which LANs are up."""
         return {lan.name: lan.up for lan in self._by_name.values()}

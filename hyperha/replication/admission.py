@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from hyperha.core.events import MarkerState
+from hyperha.core.facts import MarkerState
 from hyperha.domain import Marker
 from hyperha.errors import RefusedError, ReplicationError
 from hyperha.replication import marker as markers

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
-from hyperha.core.events import Shortage
+from hyperha.core.facts import Shortage
 from hyperha.errors import ReplicationError
 from hyperha.replication import syscalls, wire
 from hyperha.replication.footprint import records_of

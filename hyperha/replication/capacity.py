@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
-from hyperha.core.events import Shortage
+from hyperha.core.facts import Shortage
 from hyperha.replication import allocation, syscalls
 from hyperha.replication.entries import PRIVATE_NAME
 from hyperha.replication.operations import OFFSET_LIMIT

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hyperha.core import actions, events
-from hyperha.core.events import Shortage
+from hyperha.core.facts import Shortage
 from hyperha.encoding import EncodingError, from_plain, to_plain
 from hyperha.errors import ReplicationError
 from hyperha.replication.safety.copy import Facts

@@ -18,7 +18,8 @@ from typing import Final
 
 from hyperha.core import actions
 from hyperha.core.actions import Acknowledge, SessionStart
-from hyperha.core.events import AttachFacts, EngineDone, Event, MarkerState, MountLost, Shortage
+from hyperha.core.events import EngineDone, Event, MountLost
+from hyperha.core.facts import AttachFacts, MarkerState, Shortage
 from hyperha.errors import HyperhaError, RefusedError, ReplicationError
 from hyperha.replication import marker as markers
 from hyperha.replication import preamble as preambles

@@ -27,8 +27,8 @@ from hyperha.core.events import (
     SafetyShort,
     SessionLost,
     SessionUp,
-    Shortage,
 )
+from hyperha.core.facts import Shortage
 from hyperha.domain import SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication import handshake, wire

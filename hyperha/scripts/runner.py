@@ -111,6 +111,7 @@ class ScriptRunner:
         step: Step,
         environment: Mapping[str, str],
         *,
+        arguments: Sequence[str] = (),
         keep_tree: bool = False,
         run_id: str = "",
     ) -> ScriptResult | None:
@@ -125,7 +126,7 @@ class ScriptRunner:
         begun_ms = time.time_ns() // 1_000_000
         on_line = self._on_line
         run = await start(
-            [str(path)],
+            [str(path), *arguments],
             name=f"{self._module}-{step}",
             place=self._place,
             cwd=str(self._directory),

@@ -107,6 +107,20 @@ class Authority:
         return Credentials(_pem(certificate), _private_pem(key))
 
 
+def self_signed(name: str) -> Credentials:
+    """A certificate that vouches for itself: of a service that is known by its fingerprint."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = _name(name, "")
+    certificate = (
+        _builder(subject, subject, key.public_key(), key.public_key())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Credentials(_pem(certificate), _private_pem(key))
+
+
 def fingerprint(certificate_pem: bytes) -> str:
     """SHA-256 of a certificate, as people compare it: pairs of digits with colons."""
     digest = x509.load_pem_x509_certificate(certificate_pem).fingerprint(hashes.SHA256())

@@ -171,6 +171,17 @@ class Pair(DemoCluster):
         await self.act(primary, "prim")
         await self.roles(30, **{primary: "PRIM", OTHER[primary]: "SECOND"})
 
+    async def redundant_again(self, limit_s: float = 30) -> None:
+        """Wait until one of them runs the VM, whichever it is, and the other one is equal."""
+
+        async def so() -> bool:
+            sides = [await self.side(node) for node in NODES]
+            return {side.role.value for side in sides} == {"PRIM", "SECOND"} and all(
+                side.readiness == "Ready" for side in sides
+            )
+
+        await until(so, limit_s, "PRIM and SECOND")
+
     async def more_orders(self, count: int = 20, limit_s: float = 20) -> None:
         """Wait until the observer has heard of more."""
         wanted = self.observer.count + count

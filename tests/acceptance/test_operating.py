@@ -47,9 +47,14 @@ async def test_each_nodes_log_and_scripts_can_be_read_through_the_other(protecte
     status, said = await protected.cli("node1", "log", "orders", "--node", "node2")
     assert status == 0, said
     assert {line.split()[1] for line in said.splitlines()} == {"node2"}
-    status, said = await protected.cli("node1", "log", "orders", "--node", "node2", "-f")
+    status, said = await protected.cli("node1", "log", "orders")
+    assert status == 0, said
+    assert {line.split()[1] for line in said.splitlines()} == {"node1", "node2"}
+    times = [line.split()[0] for line in said.splitlines()]
+    assert times == sorted(times), "one time line"
+    status, said = await protected.cli("node1", "log", "orders", "--since", "yesterday")
     assert status == 2
-    assert "Run it on node2" in said
+    assert "--since 'yesterday' is no time" in said
     async with NodeClient(protected.target("node2")) as client:
         page = await client.log(MODULE, node="node1")
         assert {line.node for line in page.lines} == {"node1"}

@@ -163,7 +163,7 @@ async def test_a_suspended_checker_looks_and_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("when", "roles"),
     [
-        ("pre", {Role.WAIT}),
+        ("pre", set(Role) - {Role.STOP}),
         ("prim", {Role.PRIM, Role.ALONE}),
         ("second", {Role.SECOND}),
         ("both", {Role.PRIM, Role.ALONE, Role.SECOND}),
@@ -212,6 +212,7 @@ async def _answer(**values: object) -> Answer:
     check = make_check(
         Checker(name="x", **values),  # type: ignore[arg-type]
         vm=vm,
+        module=lambda name: Answer(name == "DB", f"{name} was asked for"),
         place=None,
         environment=lambda: {"HYPERHA_MODULE": "VM1"},
         directory="/",
@@ -237,5 +238,19 @@ async def test_the_kinds() -> None:
     own = await _answer(kind="process", process="test_checkers.py")
     missing = await _answer(kind="process", process=f"no-such-{os.getpid()}-{id(own)}")
     assert not missing.ok
-    with pytest.raises(ConfigError, match="not supported"):
-        await _answer(kind="ping")
+    with pytest.raises(ConfigError, match="a key of kind 'service' is missing"):
+        await _answer(kind="service")
+
+
+async def test_the_kinds_that_look_around_the_vm() -> None:
+    assert (await _answer(kind="ip", address="127.0.0.1")).text == "127.0.0.1 is on lo"
+    assert not (await _answer(kind="ip", address="192.0.2.1")).ok
+    assert (await _answer(kind="interface", interface="lo")).ok
+    assert (await _answer(kind="interface", interface="lan9")).text == "there is no interface lan9"
+    assert (await _answer(kind="module", module="DB")).ok
+    assert (await _answer(kind="module", module="WEB")).text == "WEB was asked for"
+    assert (await _answer(kind="ping", host="localhost")).ok
+    silent = await _answer(kind="ping", host="2001:db8::1", timeout_s=0.5)
+    assert not silent.ok
+    assert "does not answer" in silent.text
+    assert not (await _answer(kind="service", service="no-such-service")).ok

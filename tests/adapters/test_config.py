@@ -27,6 +27,7 @@ from tests.support import ROOT
 TEMPLATES = ROOT / "config"
 CLUSTER = (TEMPLATES / "cluster.toml").read_text("utf-8")
 MODULE = (TEMPLATES / "module-process.toml").read_text("utf-8")
+RULE = '[[rule]]\nname = "a"\nwhen = "vm.APP is down"\naction = "swap"\n[scripts]'
 WITNESS = '[witness]\nkind = "lease"\nurl = "https://10.0.0.254:9012"\nttl_ms = 2750\n[ports]'
 
 
@@ -105,17 +106,18 @@ def test_the_fast_profile_loads_with_and_without_a_witness() -> None:
         ("[ports]", WITNESS.replace("https", "ftp"), "needs a URL like"),
         ("[ports]", '[witness]\nkind = "ping"\n[ports]', "needs at least one address"),
         ("[ports]", '[fence]\nnode9 = ["x"]\n[ports]', "'node9' is no node"),
-        ("[ports]", WITNESS, "line 42: witness.kind: 'lease': not in this release. Remove"),
-        (
-            "[ports]",
-            '[witness]\nkind = "ping"\naddresses = ["10.0.0.254"]\n[ports]',
-            "witness.kind: 'ping': not in this release",
-        ),
+        ("[ports]", WITNESS, "witness.fingerprint: a lease witness is known by its"),
         (
             "[ports]",
             '[fence]\nnode1 = ["/sbin/off", "node1"]\n[ports]',
-            "line 42: fence.node1: '/sbin/off node1': not in this release",
+            "fence: there is no command that switches node2 off",
         ),
+        (
+            "[ports]",
+            f'[fence]\nnode1 = ["/sbin/off"]\nnode2 = ["/sbin/off"]\n{WITNESS}',
+            "only one of them can decide",
+        ),
+        ("[ports]", '[fence]\nnode1 = ["off", "node1"]\n[ports]', "the whole path of a program"),
         ("[ports]", "[ports", "not valid TOML"),
     ],
 )
@@ -145,11 +147,16 @@ def test_mistakes_in_cluster_toml(old: str, new: str, says: str) -> None:
             "needs command =",
         ),
         ('kind = "vm"', 'kind = "tcp"', "tcp.APP needs a port"),
-        ('kind = "vm"', 'kind = "ping"', "not supported by this version"),
+        ('kind = "vm"', 'kind = "ping"', "ping.APP needs a host: host = ..."),
+        ('kind = "vm"', 'kind = "vm"\nport = 80', "a checker of kind 'vm' has no port"),
+        ('when = "prim"', 'when = "pre"', "can only make the module wait"),
+        ("[scripts]", RULE.replace("vm.APP", "vm.APQ"), "no checker of this module is called"),
+        ("[scripts]", RULE.replace("vm.APP", "vm.APQ"), "Did you mean 'vm.APP'?"),
+        ("[scripts]", RULE.replace("is down", "is gone"), "'gone' is no state: up, down, init or"),
+        ("[scripts]", RULE.replace("swap", "swop"), "rule[1].action: 'swop'"),
         ('kind = "vm"', 'kidn = "vm"', "Did you mean 'kind'?"),
         ("failures = 2", "failures = 0", "checker[1].failures: 0"),
         ("replace = []", 'replace = ["begin"]', "scripts.replace[1]"),
-        ("start_after = []", 'start_after = ["DB"]', "line 13: start_after: ['DB']: not in this"),
         *(
             (
                 'driver = "process"',
@@ -158,8 +165,6 @@ def test_mistakes_in_cluster_toml(old: str, new: str, says: str) -> None:
             )
             for driver in ("qemu", "libvirt", "hyperv")
         ),
-        ('primary = "none"', 'primary = "last"', "default_primary: 'last': not in this release"),
-        ("priority = 100", "priority = 1", "priority: 1: not in this release"),
         ('normal = "stop"', 'normal = "save"', "stop.normal: 'save': not in this release"),
         ("replace = []", 'replace = ["transition"]', "'transition': not in this release"),
         (

@@ -31,7 +31,7 @@ from hyperha.daemon import peer_codec
 from hyperha.daemon.listener import ReplicationListener
 from hyperha.daemon.operations import Operations
 from hyperha.daemon.peer_link import PeerLink
-from hyperha.daemon.probe import Prober, ProbeTargets, ping
+from hyperha.daemon.probe import Lookout, Prober, ProbeTargets
 from hyperha.daemon.records import ModuleRecords
 from hyperha.daemon.steps import StepArchive
 from hyperha.daemon.vm_host import _missing_folder
@@ -41,6 +41,7 @@ from hyperha.errors import FailedError, NotFoundError
 from hyperha.heartbeat.links import PeerView
 from hyperha.heartbeat.message import MESSAGE_LIMIT, ModuleStatus
 from hyperha.logbook.outputs import OutputArchive
+from hyperha.ping import echoes
 from hyperha.replication import preamble
 from hyperha.replication.control import Statistics
 from hyperha.replication.fuse.mount import MNT_DETACH, raw_mount, raw_unmount
@@ -200,7 +201,7 @@ def _prober(ports, others=(), own=("10.0.0.1",)):
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    return Prober(targets, context, done.set_result), done
+    return Prober(Lookout(targets, context), done.set_result), done
 
 
 @pytest.mark.anyio
@@ -252,7 +253,7 @@ async def test_a_look_that_fails_is_answered_all_the_same(monkeypatch):
     async def broken(*_: object) -> bool:
         raise RuntimeError("no more descriptors")
 
-    monkeypatch.setattr("hyperha.daemon.probe.ping", broken)
+    monkeypatch.setattr("hyperha.ping.echoes", broken)
     prober, done = _prober((1,), others=("127.0.0.1",))
     prober.probe(7)
     found = await asyncio.wait_for(done, 5)
@@ -289,7 +290,7 @@ async def test_a_host_that_pings_but_whose_ports_say_nothing_is_behind_a_filter(
         found = await done
         for one in waiting:
             one.close()
-    if not await ping("127.0.0.1", 0.5):
+    if not await echoes("127.0.0.1", 0.5):
         lacking("the right to ping (net.ipv4.ping_group_range)")
     assert found.peer_answers
     assert "filter" in found.text

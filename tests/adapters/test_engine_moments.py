@@ -10,7 +10,7 @@ import pytest
 
 from hyperha.core import actions
 from hyperha.core.actions import Acknowledge
-from hyperha.core.events import MarkerState
+from hyperha.core.facts import MarkerState
 from hyperha.domain import Epoch
 from tests.support import dying_process
 from tests.support.engine_pair import free_ports

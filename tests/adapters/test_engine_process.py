@@ -12,14 +12,8 @@ import pytest
 import hyperha
 from hyperha.core import actions
 from hyperha.core.actions import Acknowledge, SessionStart
-from hyperha.core.events import (
-    EngineDone,
-    MarkerState,
-    ResyncCopied,
-    SessionLost,
-    SessionStalled,
-    SessionUp,
-)
+from hyperha.core.events import EngineDone, ResyncCopied, SessionLost, SessionStalled, SessionUp
+from hyperha.core.facts import MarkerState
 from hyperha.domain import Epoch
 from hyperha.replication.control import LogLine
 from tests.support.engine_pair import free_ports, wait_for

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from hyperha.core import actions as a
 from hyperha.core import events as e
+from hyperha.core.facts import AttachFacts, MarkerState
 from hyperha.core.invariants import InvariantBroken
+from hyperha.core.options import Config, Timing
 from hyperha.core.records import DataLabel, Lineage, Proof, ProofKind, Settings
-from hyperha.core.state import Config, Phase, Timing, Vm
+from hyperha.core.state import Phase, Vm
 from hyperha.daemon import module_task
 from hyperha.daemon.module_task import ModuleTask, Ports, boottime_ms
 from hyperha.domain import Epoch, Role
@@ -60,7 +62,7 @@ class World:
     def finish(self, operation_id: str, done: bool, text: str) -> None:
         self._note(("finish", operation_id, done, text))
 
-    def journal(self, cause: str, kind: str, body: dict[str, object]) -> None:
+    def record(self, before: object, stimulus: object, actions: object) -> None:
         pass
 
     async def until(self, check) -> None:
@@ -78,7 +80,7 @@ async def running():
     world = World()
     config = Config("VM1", 1, "node1", "node2", timing=Timing(stall_limit_ms=1000))
     task = ModuleTask(config, Lineage("r1", "node1", "node2"), Settings(), lambda state: None)
-    task.connect(Ports(world, world, world, world, world, world))
+    task.connect(Ports(*[world] * len(fields(Ports))))
     job = asyncio.ensure_future(task.run())
     yield world, task
     world.gate.set()
@@ -145,7 +147,7 @@ async def test_a_fence_overtakes_a_persist_that_hangs(running):
         phase=Phase.RUNNING,
         vm=Vm.RUNNING,
         run=3,
-        facts=e.AttachFacts(e.MarkerState.MATCHES, None, False, 0),
+        facts=AttachFacts(MarkerState.MATCHES, None, False, 0),
     )
     world.gate.clear()
     task.post(e.SettingsChanged("op2", "ann", failover=False))

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from hyperha.core.actions import SafetyEnd
-from hyperha.core.events import SafetyLost, Shortage
+from hyperha.core.events import SafetyLost
+from hyperha.core.facts import Shortage
 from hyperha.errors import HyperhaError, NotFoundError, RefusedError, ReplicationError
 from hyperha.replication import syscalls
 from hyperha.replication.control import LogLine

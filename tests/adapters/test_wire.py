@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hyperha.core import actions, events
+from hyperha.core import actions, events, facts
 from hyperha.domain import Epoch, Marker, SessionKey
 from hyperha.errors import ReplicationError
 from hyperha.replication import control, preamble, wire, wire_changes
@@ -281,7 +281,7 @@ MESSAGES = [
     actions.OpenSession(3, KEY, actions.SessionStart.FULL),
     actions.Promote(4, Epoch(1, "node1"), actions.Acknowledge.BOTH),
     events.EngineDone(
-        1, True, attach=events.AttachFacts(events.MarkerState.ABSENT, None, True, -1, "x\u20ac")
+        1, True, attach=facts.AttachFacts(facts.MarkerState.ABSENT, None, True, -1, "x\u20ac")
     ),
     events.ResyncProgressed(KEY, 1, 2, 3, None),
     control.Start(

@@ -14,9 +14,11 @@ import pytest
 
 from hyperha.api.wire_copies import CopyView
 from hyperha.client.sentences import plan_facts
-from hyperha.core.events import AttachFacts, MarkerState, PeerStatus
+from hyperha.core.events import PeerStatus
+from hyperha.core.facts import AttachFacts, MarkerState
+from hyperha.core.options import Config, Isolation, SafetyMode, Timing
 from hyperha.core.records import DataLabel, Generation, Lineage, Settings
-from hyperha.core.state import Config, Isolation, Link, ModuleState, Phase, SafetyMode, Timing
+from hyperha.core.state import Link, ModuleState, Phase
 from hyperha.daemon import sizes
 from hyperha.daemon.engine_host import Kept
 from hyperha.daemon.planning import diff, own_copy, plan, summary_of

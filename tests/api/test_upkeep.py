@@ -13,7 +13,7 @@ import pytest
 
 from hyperha.api.service import Caller
 from hyperha.api.wire import ActionOptions, ActionRequest, OperationView
-from hyperha.core.events import Shortage
+from hyperha.core.facts import Shortage
 from hyperha.core.state import Link, Phase
 from hyperha.daemon import verifying
 from hyperha.daemon.observed import Observed

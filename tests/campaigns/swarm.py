@@ -9,8 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from hyperha.core.state import Isolation
-from tests.simulation.test_swarm import run_seed
+from tests.simulation.test_swarm import WAYS, run_seed
 from tests.support.world import Violation
 
 
@@ -19,12 +18,12 @@ def main() -> int:
     first, count, report = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     worlds = 0
     for seed in range(first, first + count):
-        for isolation in Isolation:
+        for way in WAYS:
             try:
-                run_seed(seed, isolation)
+                run_seed(seed, way)
             except Violation as violation:
                 headline, _, story = str(violation).partition("\n")
-                print(story, headline, f"failed: seed {seed}, policy {isolation}", sep="\n")
+                print(story, headline, f"failed: seed {seed}, {way}", sep="\n")
                 return 1
             worlds += 1
     report.write_text(json.dumps({"seeds": count, "worlds": worlds}), encoding="utf-8")

@@ -10,8 +10,9 @@ from hyperha.core.actions import Acknowledge
 from hyperha.core.explain import explain
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Summary
+from hyperha.core.options import Isolation
 from hyperha.core.records import DataLabel, Generation, Lineage
-from hyperha.core.state import Isolation, Link, Phase
+from hyperha.core.state import Link, Phase
 from hyperha.domain import Role
 from tests.support.world import Folder, pair
 

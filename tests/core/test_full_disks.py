@@ -9,8 +9,9 @@ import pytest
 from hyperha.core import events as e
 from hyperha.core import room
 from hyperha.core.explain import explain
+from hyperha.core.options import SafetyMode
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Phase, SafetyMode, Vm
+from hyperha.core.state import Phase, Vm
 from hyperha.domain import Readiness, Role
 from tests.support.world import Node, World, pair
 

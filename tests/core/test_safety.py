@@ -9,8 +9,10 @@ import pytest
 from hyperha.core import actions as a
 from hyperha.core import events as e
 from hyperha.core.explain import explain
+from hyperha.core.facts import Shortage
+from hyperha.core.options import SafetyMode
 from hyperha.core.records import DataLabel, Lineage
-from hyperha.core.state import Link, Phase, SafetyMode
+from hyperha.core.state import Link, Phase
 from hyperha.domain import Role
 from hyperha.encoding import from_plain, to_plain
 from tests.support.world import Node, World, pair
@@ -249,7 +251,7 @@ def test_a_line_that_gave_way_can_be_put_back_while_it_waits_for_room():
 def test_what_the_figures_do_not_show_is_said():
     world = _giving_way(SafetyMode.BEST_EFFORT)
     world.b.safety_fails = True
-    world.b.event(e.SafetyShort(e.Shortage(1 << 30, 5 << 30, "Disk quota exceeded")))
+    world.b.event(e.SafetyShort(Shortage(1 << 30, 5 << 30, "Disk quota exceeded")))
     assert world.b.state.why.text.startswith(
         "nothing is overwritten without a safety copy, which has no room: Disk quota exceeded, "
         "5.0 GiB are free; make room on node2"

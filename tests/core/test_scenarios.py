@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from hyperha.core import events as e
+from hyperha.core.options import Isolation
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Isolation, Phase, Step
+from hyperha.core.state import Phase, Step
 from hyperha.domain import Role
 from tests.support.world import World, pair
 

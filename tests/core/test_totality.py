@@ -10,11 +10,12 @@ from hyperha.core import events as e
 from hyperha.core import messages as m
 from hyperha.core import timers
 from hyperha.core.explain import explain
+from hyperha.core.facts import Shortage
 from hyperha.core.invariants import InvariantBroken, check
 from hyperha.core.machine import _EVENTS, _MESSAGES, _STEPS, step
 from hyperha.core.records import DataLabel, Lineage, Settings
 from hyperha.core.state import Step
-from hyperha.domain import NO_EPOCH, DataState, Epoch, Readiness, Role, SessionKey
+from hyperha.domain import NO_EPOCH, DataState, Epoch, Readiness, ResourceState, Role, SessionKey
 from tests.support.world import World, pair
 
 SESSION = SessionKey("0" * 32, Epoch(7, "node1"), 3)
@@ -83,7 +84,7 @@ def _events() -> list[e.Event]:
         e.DiskFull("ENOSPC", 0, None),
         e.DiskFull("ENOSPC", 0, 1 << 40),
         e.DiskHasRoom(1 << 40),
-        e.SafetyShort(e.Shortage(2, 1)),
+        e.SafetyShort(Shortage(2, 1)),
         e.DiskFilling("ENOSPC"),
         e.EngineLost("x", True),
         e.EngineLost("x", False),
@@ -91,6 +92,12 @@ def _events() -> list[e.Event]:
         e.VmExited(1, "x"),
         e.CheckerFailed("vm", 1, e.CheckerAction.RESTART, "x"),
         e.ProbeDone(1, None, False, "x"),
+        e.ProbeDone(1, True, False, "x"),
+        e.PoweredOff(1, True),
+        e.PoweredOff(1, False, "x"),
+        e.ResourceSeen("lan", "ping", ResourceState.DOWN, "x"),
+        e.PeerResources(()),
+        e.LeaseExpired("x"),
         e.PersistFailed("EIO", Lineage("r1", "node1", "node2"), Settings()),
     ]
     return events

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hyperha.core.events import MarkerState
+from hyperha.core.facts import MarkerState
 from hyperha.core.records import Lineage, Settings
 from hyperha.daemon.records import ModuleRecords
 from hyperha.replication import marker as markers

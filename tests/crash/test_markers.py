@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperha.core.events import MarkerState
+from hyperha.core.facts import MarkerState
 from hyperha.domain import Marker
 from hyperha.replication.admission import judge
 from hyperha.replication.marker import inspect, write_marker

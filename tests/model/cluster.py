@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from hyperha.core import events as e
 from hyperha.core import messages as m
-from hyperha.core.state import Isolation
+from hyperha.core.lease import Known, Lease, Request
+from hyperha.core.options import Isolation, WitnessKind
 from tests.model import deeds
 from tests.model.doing import Doing
-from tests.model.node import NOW_MS, Node, Outcome, advanced, first, status
+from tests.model.node import LONG_AGO_MS, NOW_MS, Node, Outcome, advanced, first, status
 from tests.model.promises import may_start
 
 State = tuple[int, int, int]
@@ -35,9 +37,18 @@ class Between:
     faults: int = 0
     commands: int = 0
     writes: int = 0
+    ticks: int = 0
     """How many more of each there may be."""
     written: int = 0
     acknowledged: frozenset[int] = frozenset()
+    witness: Known | None = None
+    """What it knows, in a cluster that has one."""
+    witness_up: bool = True
+    apart: tuple[bool, bool] = (False, False)
+    """Which node does not reach it."""
+    jammed: bool = False
+    """No node can switch the other one off."""
+    late_requests: tuple[Request, ...] = ()
     lapse: bool = False
     """Time may pass once although something is left to do."""
 
@@ -49,6 +60,8 @@ class Bounds:
     faults: int = 0
     commands: int = 0
     writes: int = 0
+    ticks: int = 0
+    """How often a node may tell the witness that it is well, or look what it knows."""
     kinds: tuple[str, ...] = ()
     verbs: tuple[str, ...] = ()
 
@@ -75,8 +88,19 @@ class Pool(Generic[T]):
 class Cluster:
     """All states that were seen, and what became of a node in each event."""
 
-    def __init__(self, isolation: Isolation) -> None:
+    def __init__(
+        self,
+        isolation: Isolation,
+        *,
+        witness: WitnessKind = WitnessKind.NONE,
+        ttl_ms: int = 0,
+        fences: bool = False,
+    ) -> None:
         self.isolation = isolation
+        self._made = partial(
+            first, isolation=isolation, witness=witness, ttl_ms=ttl_ms, fences=fences
+        )
+        self._leased = witness is WitnessKind.LEASE
         self.bounds = Bounds()
         self.nodes: Pool[Node] = Pool()
         self.between: Pool[Between] = Pool()
@@ -86,13 +110,20 @@ class Cluster:
 
     def start(self) -> State:
         """Two nodes that never ran."""
-        one, two = (self.nodes.number(first(index, self.isolation)) for index in (0, 1))
-        return one, two, self.between.number(Between())
+        one, two = (self.nodes.number(self._made(index)) for index in (0, 1))
+        witness = Known(None, Lease(LONG_AGO_MS)) if self._leased else None
+        return one, two, self.between.number(Between(witness=witness))
 
     def allowing(self, state: State, bounds: Bounds) -> State:
         """The same with as much allowed as `bounds` say; which kinds, from here on."""
         self.bounds = bounds
-        return self.set(state, faults=bounds.faults, commands=bounds.commands, writes=bounds.writes)
+        return self.set(
+            state,
+            faults=bounds.faults,
+            commands=bounds.commands,
+            writes=bounds.writes,
+            ticks=bounds.ticks,
+        )
 
     def forget(self) -> None:
         """What the cores did before: they are others from here on."""
@@ -108,15 +139,21 @@ class Cluster:
         quiet = one.frozen or two.frozen
         return one.up and two.up and not quiet and not self.between.values[state[2]].cut
 
+    def reaches(self, state: State, index: int) -> bool:
+        """Whether a node reaches the witness."""
+        between = self.between.values[state[2]]
+        return between.witness_up and not between.apart[index]
+
     def act(
         self, state: State, index: int, key: Hashable, deed: Callable[[Doing], object]
     ) -> State:
         """Let something happen to a node; `key` names it, for nodes and events already seen."""
         answers = self.connected(state)
-        known = (state[index], key, answers)
+        reaches = self.reaches(state, index)
+        known = (state[index], key, answers, reaches)
         found = self._reactions.get(known)
         if found is None:
-            doing = Doing(self.nodes.values[state[index]], peer_answers=answers)
+            doing = Doing(self.nodes.values[state[index]], peer_answers=answers, reaches=reaches)
             deed(doing)
             node, outcome = doing.result()
             found = self.nodes.number(node), outcome
@@ -140,6 +177,11 @@ class Cluster:
             nodes, between = self.pair(state), self.between.values[state[2]]
             may_start(nodes[index], nodes[other], between.acknowledged, self.isolation)
         return state
+
+    def change(self, state: State, index: int, **changes: Any) -> State:
+        """The same with another value for a node."""
+        node = replace(self.nodes.values[state[index]], **changes)
+        return _with(state, index, self.nodes.number(node))
 
     def drop(self, state: State, other: int) -> State:
         """The other end of a session hears that it ended, if anybody is there."""
@@ -177,7 +219,16 @@ class Cluster:
                     replace(node, heard_ms=NOW_MS) if heard else node
                 )
             parts.append(self._later[key])
-        return parts[0], parts[1], state[2]
+        state = parts[0], parts[1], state[2]
+        between = self.between.values[state[2]]
+        if between.witness is None:
+            return state
+        lease = between.witness.lease
+        until_ms = max(LONG_AGO_MS, lease.until_ms - by_ms)
+        if between.witness.record is None or until_ms <= NOW_MS:
+            until_ms = LONG_AGO_MS
+        known = replace(between.witness, lease=replace(lease, until_ms=until_ms))
+        return self.set(state, witness=known)
 
     def status(self, number: int) -> e.PeerStatus:
         """What a node's heartbeats say."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hyperha.core import actions as a
 from hyperha.core import events as e
 from hyperha.core.actions import Acknowledge
+from hyperha.core.lease import Answer, Request
 from tests.model.doing import Doing
-from tests.model.node import NOW_MS
+from tests.model.node import NOW_MS, expired
 
 
 def answer(doing: Doing) -> None:
@@ -20,6 +21,10 @@ def vm_answer(doing: Doing) -> None:
 def timer(doing: Doing, timer: a.Timer) -> None:
     del doing.timers[timer]
     doing.event(e.TimerFired(timer))
+
+
+def tick(doing: Doing) -> None:
+    timer(doing, a.Timer.WITNESS)
 
 
 def hear(doing: Doing, said: e.PeerStatus) -> None:
@@ -38,6 +43,10 @@ def stalls(doing: Doing) -> None:
 
 def flows(doing: Doing) -> None:
     doing.stalled_ms, doing.stall_told = None, 0
+    if doing.acknowledge is Acknowledge.BOTH:
+        doing.acknowledged |= doing.parked
+        doing.parked = frozenset()
+    doing.go_on()
 
 
 def stalled(doing: Doing, over: bool) -> None:
@@ -51,6 +60,7 @@ def ended(doing: Doing, *, refused: bool = False) -> None:
     """The engine tells that its session has ended, or could not begin."""
     session = doing.session
     doing.session, doing.session_up = None, False
+    doing.go_on()
     if session is not None:
         doing.answers.append(e.SessionLost(session, "it ended", refused=refused))
 
@@ -94,8 +104,34 @@ def freezes(doing: Doing) -> None:
     doing.frozen = True
 
 
+def lease_ends(doing: Doing) -> None:
+    """The guardian fences and kills, and the daemon hears of it (L6)."""
+    doing.vm_run = 0
+    doing.writable = False
+    doing.parked = frozenset()
+    doing.acknowledge = Acknowledge.NONE
+    doing.drop_session()
+    doing.event(e.LeaseExpired("test"))
+
+
+def witnessed(doing: Doing, operation: int, request: Request, answer: Answer | None) -> None:
+    """The witness has answered, or has not."""
+    mine = answer is not None and answer.holder == doing.core.config.node
+    if answer is not None and mine and request.renewed_by(answer):
+        doing.renewed_ms = NOW_MS
+    doing.event(e.WitnessDone(operation, answer, "" if answer else "no answer"))
+
+
+def shot(doing: Doing, event: e.PoweredOff) -> None:
+    """The other node is off, or is not."""
+    doing.shoots = None
+    doing.event(event)
+
+
 def thaws(doing: Doing) -> None:
     doing.frozen = False
+    if expired(doing.result()[0]):
+        lease_ends(doing)
     gap_ms = NOW_MS - doing.heard_ms if not doing.silent else 5000
     if gap_ms >= 600:
         doing.event(e.SelfStalled(gap_ms))

@@ -12,6 +12,7 @@ from hyperha.core import actions as a
 from hyperha.core import events as e
 from hyperha.core import messages as m
 from hyperha.core.actions import Acknowledge, SessionStart
+from hyperha.core.facts import AttachFacts, MarkerState
 from hyperha.core.machine import step
 from hyperha.core.records import DataLabel, Lineage, Settings
 from hyperha.core.state import ModuleState, Why
@@ -24,14 +25,16 @@ WALL_MS = 1_700_000_000_000
 class Doing:
     """A node in the middle of one event; `result` is the node after it."""
 
-    def __init__(self, node: Node, *, peer_answers: bool = False) -> None:
+    def __init__(self, node: Node, *, peer_answers: bool = False, reaches: bool = False) -> None:
         for one in fields(Node):
             setattr(self, one.name, getattr(node, one.name))
         self.timers = dict(node.timers)
         self.work = list(node.work)
         self.answers = list(node.answers)
         self.vm_answers = list(node.vm_answers)
+        self.held = list(node.held)
         self.peer_answers = peer_answers
+        self.reaches = reaches
         self.sent: list[m.PeerMessage] = []
         self.acknowledged: frozenset[int] = frozenset()
         self.dropped = False
@@ -63,6 +66,9 @@ class Doing:
     stalled_ms: int | None
     stall_told: int
     speechless: bool
+    asked: a.AskWitness | None
+    shoots: a.PowerOff | None
+    renewed_ms: int
     made: int
 
     def result(self) -> tuple[Node, Outcome]:
@@ -75,6 +81,7 @@ class Doing:
         values["work"] = tuple(self.work)
         values["answers"] = tuple(self.answers)
         values["vm_answers"] = tuple(self.vm_answers)
+        values["held"] = tuple(self.held)
         values["core"] = self._plain_core()
         outcome = Outcome(
             tuple(self.sent), self.acknowledged, self.dropped, self.flushed, self.started
@@ -90,12 +97,14 @@ class Doing:
             core,
             why=Why(core.why.rule, ""),
             end=None if core.end is None else Why(core.end.rule, ""),
+            isolated="found" if core.isolated else "",
             no_room=None if core.no_room is None else Why(core.no_room.rule, ""),
             told="",
             since_wall_ms=0,
             operation=0 if idle else core.operation,
             looked=None if looked is None else replace(looked, operation=0),
             looked_ms=LONG_AGO_MS if looked is None else core.looked_ms,
+            request=core.request if core.need else None,
             last_heard_ms=max(LONG_AGO_MS, core.last_heard_ms),
             hold_until_ms=max(LONG_AGO_MS, core.hold_until_ms),
         )
@@ -106,7 +115,7 @@ class Doing:
         wall_ms = WALL_MS + 1000 * self.boot
         self.core, actions = step(self.core, e.Stimulus("e", NOW_MS, wall_ms, entropy, event))
         lineage = self.core.lineage
-        if entropy in (lineage.current.id, self.core.nonce):
+        if entropy in (lineage.current.id, lineage.pending, self.core.nonce):
             self.made += 1
         for action in actions:
             if isinstance(action, a.Fence | a.KillVm):
@@ -157,6 +166,20 @@ class Doing:
         """Its end of the session is gone."""
         self.dropped = self.dropped or (self.session is not None and self.session_up)
         self.session, self.session_up = None, False
+        self.go_on()
+
+    def go_on(self) -> None:
+        """What could not be ended is tried again."""
+        held, self.held = self.held, []
+        for action in held:
+            self.perform(action)
+
+    def waits(self, action: a.Action) -> bool:
+        """Whether it cannot end now: the other node is needed, and out of reach unnoticed."""
+        if self.session_up and not self.peer_answers:
+            self.held.append(action)
+            return True
+        return False
 
     # --- what the core orders ------------------------------------------------------------------
 
@@ -179,15 +202,15 @@ class Doing:
     def do_Attach(self, action: a.Attach) -> None:
         found = self.folder.marker
         if found is None:
-            marker = e.MarkerState.ABSENT
+            marker = MarkerState.ABSENT
         else:
-            marker = e.MarkerState.MATCHES if found in action.accept else e.MarkerState.DIFFERS
-        good = marker is e.MarkerState.MATCHES or (action.fresh and found is None)
+            marker = MarkerState.MATCHES if found in action.accept else MarkerState.DIFFERS
+        good = marker is MarkerState.MATCHES or (action.fresh and found is None)
         if good or action.adopt:
             self.change(marker=action.write)
         self.attached = True
         candidates = int(self.folder.log) + int(self.folder.dirty)
-        facts = e.AttachFacts(marker, found, not self.folder.data, candidates)
+        facts = AttachFacts(marker, found, not self.folder.data, candidates)
         self.done(action.operation, attach=facts)
 
     def do_Detach(self, action: a.Detach) -> None:
@@ -279,6 +302,8 @@ class Doing:
 
     def do_Barrier(self, action: a.Barrier) -> None:
         both = self.acknowledge is Acknowledge.BOTH
+        if both and self.waits(action):
+            return
         ok = not both or self.session_up
         if ok:
             self.change(log=False)
@@ -286,6 +311,8 @@ class Doing:
         self.done(action.operation, ok, "" if ok else "no session")
 
     def do_EndResync(self, action: a.EndResync) -> None:
+        if self.session == action.session and self.waits(action):
+            return
         ok = self.session == action.session and self.session_up
         if ok:
             self.acknowledge = Acknowledge.BOTH
@@ -323,8 +350,18 @@ class Doing:
         self.vm_done(action.operation)
 
     def do_Probe(self, action: a.Probe) -> None:
-        answer = e.ProbeDone(action.operation, False, self.peer_answers, "asked")
+        pinged = self.core.config.pinged
+        if pinged and self.reaches:
+            self.renewed_ms = NOW_MS
+        isolated = pinged and not self.reaches
+        answer = e.ProbeDone(action.operation, isolated, self.peer_answers, "asked")
         self.vm_answers.append(answer)
+
+    def do_PowerOff(self, action: a.PowerOff) -> None:
+        self.shoots = action
+
+    def do_AskWitness(self, action: a.AskWitness) -> None:
+        self.asked = action
 
     # --- what happens to the node ---------------------------------------------------------------
 
@@ -347,11 +384,13 @@ class Doing:
         self.work.clear()
         self.answers.clear()
         self.vm_answers.clear()
+        self.held.clear()
         self.attached = self.writable = self.certify = self.speechless = False
         self.acknowledge = Acknowledge.NONE
         self.parked = self.unapplied = frozenset()
         self.vm_run = 0
         self.silent, self.told, self.heard_ms = True, None, LONG_AGO_MS
+        self.asked, self.shoots, self.renewed_ms = None, None, LONG_AGO_MS
 
     def boots(self) -> None:
         """Its daemon is there again, and starts the module if it is wanted."""
@@ -363,8 +402,10 @@ class Doing:
 
     def engine_dies(self, *, recovered: bool) -> None:
         """The replication process dies; what it was asked fails, what it had to say is unsaid."""
-        asked = [one for one in self.answers if isinstance(one, e.EngineDone)]
+        asked = [one.operation for one in self.answers if isinstance(one, e.EngineDone)]
+        asked += [one.operation for one in self.held if isinstance(one, a.EngineAction)]
         self.answers.clear()
+        self.held.clear()
         if self.session is not None and not self.source:
             self.change(data=self.folder.data - self.unapplied)
         self.unapplied = frozenset()
@@ -376,4 +417,4 @@ class Doing:
             self.parked = frozenset()
         self.event(e.EngineLost("killed", recovered))
         for one in asked:
-            self.answers.append(e.EngineDone(one.operation, False, "the process died"))
+            self.answers.append(e.EngineDone(one, False, "the process died"))

@@ -96,7 +96,9 @@ class _Exploration:
         self._ends.append(len(self._next))
         if quiet:
             self._rests.append(at)
-            if self._cluster.connected(state):  # Else somebody has to come first.
+            between = self._cluster.between.values[state[2]]
+            witnessed = between.witness_up and not any(between.apart)
+            if witnessed and self._cluster.connected(state):  # Else somebody has to come first.
                 wrong = unrest(self._cluster.pair(state), self._cluster.isolation)
                 if wrong:
                     raise Broken(f"I9: comes to rest as {wrong}")
@@ -147,12 +149,17 @@ class _Exploration:
             yield self._line(label, number)
 
     def _line(self, label: Label, number: int) -> str:
-        what = " ".join(str(part) for part in label)
-        parts = [
-            f"{node.core.role}/{node.core.phase}/{node.core.link}" if node.up else "down"
-            for node in self._cluster.pair(_unpacked(self._states[number]))
-        ]
-        return f"{what[:110]:<44} {parts[0]:<28} {parts[1]}"
+        return line(self._cluster, label, _unpacked(self._states[number]))
+
+
+def line(cluster: Cluster, label: Label, state: State) -> str:
+    """An event and what it made of the two nodes, for people."""
+    what = " ".join(str(part) for part in label)
+    parts = [
+        f"{node.core.role}/{node.core.phase}/{node.core.link}" if node.up else "down"
+        for node in cluster.pair(state)
+    ]
+    return f"{what[:110]:<44} {parts[0]:<28} {parts[1]}"
 
 
 def _packed(state: State) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from hyperha.core import events as e
-from tests.model import deeds
+from tests.model import deeds, witness
 from tests.model.cluster import Between, Cluster, Label, State
 from tests.model.doing import Doing
 from tests.model.node import Node
@@ -34,17 +34,21 @@ def crash(cluster: Cluster, state: State, between: Between) -> Nexts:
         for stored in (False, True) if node.work else (False,):
             if node.up:
                 name = node.core.config.node
-                yield ("crash", name, stored), _dies(cluster, state, index, stored, False)
+                yield (
+                    ("crash", name, stored),
+                    dies(cluster, state, index, stored=stored, certified=False),
+                )
 
 
 def daemon(cluster: Cluster, state: State, between: Between) -> Nexts:
     """A daemon is killed; its guardian ends the VM and says so (L8)."""
     for index, node, name in _each(cluster, state):
         if node.vm_run and node.certify:
-            yield ("daemon", name), _dies(cluster, state, index, False, True)
+            yield ("daemon", name), dies(cluster, state, index, stored=False, certified=True)
 
 
-def _dies(cluster: Cluster, state: State, index: int, stored: bool, certified: bool) -> State:
+def dies(cluster: Cluster, state: State, index: int, *, stored: bool, certified: bool) -> State:
+    """Every process of a node ends."""
     state = cluster.fly(state, index, ())
     node = cluster.nodes.values[state[index]]
     said = certified and bool(node.vm_run and node.certify)
@@ -147,10 +151,63 @@ def disk(cluster: Cluster, state: State, between: Between) -> Nexts:
             yield ("disk", name), cluster.act(state, index, "disk", deeds.disk_fails)
 
 
+def island(cluster: Cluster, state: State, between: Between) -> Nexts:
+    """A node reaches nobody, neither the other one nor the witness."""
+    for index, _, name in _each(cluster, state):
+        apart = (index == 0, index == 1)
+        yield ("island", name), cluster.set(state, cut=True, flying=((), ()), apart=apart)
+
+
+def unheard(cluster: Cluster, state: State, between: Between) -> Nexts:
+    """A node does not reach the witness."""
+    for index, _, name in _each(cluster, state):
+        yield ("unheard", name), cluster.set(state, apart=(index == 0, index == 1))
+
+
+def down(cluster: Cluster, state: State, between: Between) -> Nexts:
+    """The witness is gone, until it is started."""
+    if between.witness_up:
+        yield ("down",), witness.dies(cluster, state)
+
+
+def amnesia(cluster: Cluster, state: State, between: Between) -> Nexts:
+    """The witness has lost what it stored."""
+    if between.witness is not None and between.witness.record is not None:
+        yield ("amnesia",), witness.forgets(cluster, state)
+
+
+def reply(cluster: Cluster, state: State, between: Between) -> Nexts:
+    """What a request did is not heard of."""
+    if between.witness_up:
+        for index, node, name in _each(cluster, state):
+            if node.asked is not None and not between.apart[index]:
+                yield ("reply", name), witness.reply_lost(cluster, state, index, node)
+
+
+def delay(cluster: Cluster, state: State, between: Between) -> Nexts:
+    """A request reaches the witness long after its node has stopped waiting for it."""
+    for index, node, name in _each(cluster, state):
+        if node.asked is not None:
+            yield ("delay", name), witness.kept_back(cluster, state, index, node)
+
+
+def jam(cluster: Cluster, state: State, between: Between) -> Nexts:
+    """No node can switch the other one off."""
+    if not between.jammed:
+        yield ("jam",), cluster.set(state, jammed=True)
+
+
+_BETWEEN_NODES = (
+    *(crash, daemon, freeze, cut, reset, lose, copy, slow, exits, engine, store, disk),
+)
+_WITH_A_WITNESS = (island, unheard, down, amnesia, reply, delay)
 _FAULTS: dict[str, Callable[[Cluster, State, Between], Nexts]] = {
-    function.__name__: function
-    for function in (
-        *(crash, daemon, freeze, cut, reset, lose, copy, slow, exits, engine, store, disk),
-    )
+    function.__name__: function for function in (*_BETWEEN_NODES, *_WITH_A_WITNESS, jam)
 }
-FAULT_KINDS = tuple(_FAULTS)
+FAULT_KINDS = tuple(function.__name__ for function in _BETWEEN_NODES)
+WITNESS_KINDS = tuple(function.__name__ for function in _WITH_A_WITNESS)
+"""Those that only a cluster with a lease witness knows."""
+FENCE_KINDS = (jam.__name__, island.__name__)
+"""Those of a cluster whose nodes can switch each other off."""
+PING_KINDS = (island.__name__, unheard.__name__, down.__name__)
+"""Those of a cluster with a ping witness."""

@@ -6,20 +6,21 @@ does not, that is a fault (`slow`, `freeze`).
 
 from __future__ import annotations
 
+from hyperha.core import actions as a
 from hyperha.core import events as e
 from hyperha.core import messages as m
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.state import Phase
-from tests.model import deeds
+from tests.model import deeds, witness
 from tests.model.cluster import Between, Cluster, State
 from tests.model.doing import Doing
-from tests.model.faults import FAULT_KINDS, Nexts, faults
-from tests.model.node import NOW_MS, Broken, Node
+from tests.model.faults import FAULT_KINDS, FENCE_KINDS, WITNESS_KINDS, Nexts, dies, faults
+from tests.model.node import NOW_MS, Broken, Node, deadline_ms, expired
 
 COMMANDS = ("start", "stop", "swap", "prim", "second", "restart", "stopstart", "forcestop")
-ADDED = frozenset((*FAULT_KINDS, "command", "write"))
+ADDED = frozenset((*FAULT_KINDS, *WITNESS_KINDS, *FENCE_KINDS, "command", "write"))
 """What somebody or bad luck has to do."""
-UNASKED = ADDED | {"boot", "thaw", "heal", "late", "certificate"}
+UNASKED = ADDED | {"boot", "thaw", "heal", "late", "certificate", "tick", "witness-starts"}
 """What need not happen."""
 
 
@@ -36,6 +37,8 @@ def after(cluster: Cluster, state: State) -> Nexts:
     between = cluster.between.values[state[2]]
     if not urgent or between.lapse:
         yield from _time(cluster, state)
+    if not urgent and between.ticks:
+        yield from _ticks(cluster, cluster.set(state, ticks=between.ticks - 1))
     yield from _free(cluster, state, between)
     if between.faults:
         yield from faults(cluster, state)
@@ -50,7 +53,13 @@ def _of(cluster: Cluster, state: State, index: int, node: Node) -> Nexts:
         yield ("answer", name), cluster.act(state, index, "answer", deeds.answer)
     if node.vm_answers:
         yield ("vm", name), cluster.act(state, index, "vm", deeds.vm_answer)
-    for timer, at_ms in node.timers:
+    if node.asked is not None:
+        yield ("witness", name), witness.asks(cluster, state, index, node)
+    if node.shoots is not None:
+        yield ("shoots", name), _shoots(cluster, state, index, node.shoots)
+    if expired(node):
+        yield ("deadline", name), cluster.act(state, index, "deadline", deeds.lease_ends)
+    for timer, at_ms in _timers(node):
         if at_ms <= NOW_MS:
             yield (
                 ("timer", name, timer.value),
@@ -77,6 +86,16 @@ def _of(cluster: Cluster, state: State, index: int, node: Node) -> Nexts:
         yield ("silent", name), cluster.act(state, index, "silent", deeds.silent)
     if node.session is not None and node.source:
         yield from _session(cluster, state, index, node)
+
+
+def _shoots(cluster: Cluster, state: State, index: int, order: a.PowerOff) -> State:
+    """The command that switches the other node off."""
+    between = cluster.between.values[state[2]]
+    works = not (between.jammed or between.apart[index])
+    if works and cluster.nodes.values[state[1 - index]].up:
+        state = dies(cluster, state, 1 - index, stored=False, certified=False)
+    event = e.PoweredOff(order.operation, works, "test")
+    return cluster.act(state, index, event, lambda doing: deeds.shot(doing, event))
 
 
 def _session(cluster: Cluster, state: State, index: int, node: Node) -> Nexts:
@@ -109,8 +128,25 @@ def _session(cluster: Cluster, state: State, index: int, node: Node) -> Nexts:
                     state, index, ("stalled", over), lambda doing: deeds.stalled(doing, over)
                 ),
             )
-    elif node.stalled_ms is not None:
-        yield ("flows", name), cluster.act(state, index, "flows", deeds.flows)
+    elif (
+        node.stalled_ms is not None
+        or node.held
+        or (node.parked and node.acknowledge is Acknowledge.BOTH)
+    ):
+        yield ("flows", name), _flows(cluster, state, index, node)
+
+
+def _flows(cluster: Cluster, state: State, index: int, node: Node) -> State:
+    """What was sent while the other node stood still arrives, in its order."""
+    parked = node.parked if node.acknowledge is Acknowledge.BOTH else frozenset()
+    if parked:
+        state = cluster.act(
+            state,
+            1 - index,
+            ("mirror", parked, True),
+            lambda doing: deeds.mirrored(doing, parked, True),
+        )
+    return cluster.act(state, index, "flows", deeds.flows)
 
 
 def _connect(cluster: Cluster, state: State, index: int, node: Node) -> State:
@@ -172,12 +208,21 @@ def _time(cluster: Cluster, state: State) -> Nexts:
     yield ("time", by_ms), state
 
 
+def _timers(node: Node) -> list[tuple[a.Timer, int]]:
+    """Those that come by time. When a node asks the witness only whether it is there is left open:
+    it may do that whenever it is well (`tick`)."""
+    needs = node.core.need is not None
+    return [one for one in node.timers if one[0] is not a.Timer.WITNESS or needs]
+
+
 def _due(cluster: Cluster, state: State, index: int) -> int | None:
     """When anything is due on a node; None when nothing ever is."""
     node = cluster.nodes.values[state[index]]
     if not node.up or node.frozen:
         return None
-    times = [at for _, at in node.timers]
+    times = [at for _, at in _timers(node)]
+    if (deadline := deadline_ms(node)) is not None and not cluster.connected(state):
+        times.append(deadline)
     timing = node.core.config.timing
     if not cluster.connected(state):
         if not node.silent:
@@ -209,11 +254,28 @@ def _free(cluster: Cluster, state: State, between: Between) -> Nexts:
                     ("command", name, verb),
                     cluster.act(less, index, event, lambda doing, event=event: doing.event(event)),
                 )
-    if between.cut:
-        yield ("heal",), cluster.set(state, cut=False)
+    if between.cut or between.jammed or any(between.apart):
+        healed = cluster.set(state, cut=False, apart=(False, False), jammed=False)
+        yield ("heal",), healed
+    if not between.witness_up:
+        yield ("witness-starts",), witness.starts(cluster, state, between)
+    if between.late_requests and between.witness_up:
+        yield ("late", "request"), witness.arrives(cluster, state, between)
     yield from _certificates(cluster, state, between)
     if cluster.connected(state):
         yield from _late(cluster, state, between)
+
+
+def _ticks(cluster: Cluster, state: State) -> Nexts:
+    """A node renews its lease, or looks what the witness knows."""
+    for index, node in enumerate(cluster.pair(state)):
+        idle = node.up and not node.frozen and node.core.need is None
+        if idle and any(timer is a.Timer.WITNESS for timer, _ in node.timers):
+            following = cluster.act(state, index, a.Timer.WITNESS, deeds.tick)
+            asking = cluster.nodes.values[following[index]]
+            if asking.asked is not None:
+                following = witness.asks(cluster, following, index, asking)
+            yield ("tick", node.core.config.node), following
 
 
 def _boot(cluster: Cluster, state: State, index: int) -> State:

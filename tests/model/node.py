@@ -13,12 +13,13 @@ from hyperha.core import events as e
 from hyperha.core import messages as m
 from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.explain import readiness
+from hyperha.core.options import Config, Isolation, Timing, WitnessKind
 from hyperha.core.records import Lineage, Settings
-from hyperha.core.state import Config, Isolation, ModuleState, Phase, Timing
-from hyperha.domain import Marker, SessionKey
+from hyperha.core.state import ModuleState, Phase
+from hyperha.domain import Marker, Role, SessionKey
 
 NOW_MS = 1_000_000
-LONG_AGO_MS = NOW_MS - 20_000
+LONG_AGO_MS = NOW_MS - 5_000
 """Nothing asks how long ago anything was that is older."""
 NAMES = ("node1", "node2")
 
@@ -84,6 +85,14 @@ class Node:
     stall_told: int = 0
     speechless: bool = False
     """Its heartbeats say nothing of the module (K1)."""
+    held: tuple[a.Action, ...] = ()
+    """What the engine was asked and cannot end before the other node is reached, or given up."""
+    asked: a.AskWitness | None = None
+    """What it wants of the witness."""
+    shoots: a.PowerOff | None = None
+    """It wants the other node switched off."""
+    renewed_ms: int = LONG_AGO_MS
+    """When it last asked the witness and was told that it may run (L2)."""
     made: int = 0
     """Random ids drawn so far."""
 
@@ -102,10 +111,25 @@ class Outcome:
     """A VM was started."""
 
 
-def first(index: int, isolation: Isolation) -> Node:
+def first(
+    index: int, isolation: Isolation, witness: WitnessKind, ttl_ms: int, fences: bool
+) -> Node:
     """A node that never ran."""
     name, peer = NAMES[index], NAMES[1 - index]
-    config = Config("VM1", 1, name, peer, isolation, Timing(), first_node=NAMES[0])
+    # What is repeated is repeated less often, or there would be too many states.
+    timing = Timing(retry_ms=1000) if ttl_ms or fences else Timing()
+    config = Config(
+        "VM1",
+        1,
+        name,
+        peer,
+        isolation,
+        timing,
+        first_node=NAMES[0],
+        witness=witness,
+        ttl_ms=ttl_ms,
+        fences=fences,
+    )
     lineage = Lineage(resource="r1", node=name, peer=peer)
     return Node(ModuleState(config, lineage, Settings()), lineage, Settings())
 
@@ -127,6 +151,22 @@ def status(node: Node) -> e.PeerStatus:
     )
 
 
+def deadline_ms(node: Node) -> int | None:
+    """When its guardian ends the VM (L6); None where nobody else can be granted to run it."""
+    ttl_ms = node.core.config.ttl_ms
+    if not ttl_ms or not node.up or not node.vm_run or node.lineage.sole:
+        return None
+    told = node.told.role if node.told is not None else None
+    promised = told is Role.SECOND or (node.core.config.pinged and told in (Role.WAIT, Role.STOP))
+    return max(node.heard_ms if promised else LONG_AGO_MS, node.renewed_ms) + ttl_ms
+
+
+def expired(node: Node) -> bool:
+    """Whether the guardian has to end its VM, or had to while everything stood still."""
+    deadline = deadline_ms(node)
+    return deadline is not None and deadline <= NOW_MS
+
+
 def advanced(node: Node, by_ms: int) -> Node:
     """The same node later; nothing happened."""
     core = node.core
@@ -142,6 +182,7 @@ def advanced(node: Node, by_ms: int) -> Node:
         core=core,
         timers=tuple((timer, at - by_ms) for timer, at in node.timers),
         heard_ms=_ago(node.heard_ms, by_ms),
+        renewed_ms=_ago(node.renewed_ms, by_ms),
         stalled_ms=None if node.stalled_ms is None else _ago(node.stalled_ms, by_ms),
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from hyperha.core.actions import Acknowledge
+from hyperha.core.options import Isolation
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Isolation
 from hyperha.domain import Role
-from tests.model.node import Broken, Node
+from tests.model.node import Broken, Node, expired
 
-_STOPS = ("", "D10", "D11", "K1")
-"""Ended by a command, or because its disk failed: not begun again without a command."""
+_STOPS = ("", "D10", "D11", "K1", "M4", "P9")
+"""Ended by a command, or because its disk failed: not begun again without a command. M4: a command
+to stop was under way; P9: a command to run was refused."""
 
 
 def may_start(node: Node, other: Node, acknowledged: frozenset[int], isolation: Isolation) -> None:
@@ -19,7 +20,8 @@ def may_start(node: Node, other: Node, acknowledged: frozenset[int], isolation: 
         raise Broken(f"I9: {name} starts a half made copy")
     if isolation is Isolation.RUN:
         return
-    if other.vm_run and other.up:
+    stands_still = other.frozen and expired(other)  # Its guardian comes first when it goes on.
+    if other.vm_run and other.up and not stands_still:
         raise Broken(f"I2: {name} starts a VM while the other node runs one")
     if lost := acknowledged - node.folder.data:
         raise Broken(f"I3: {name} starts without {len(lost)} acknowledged writes")

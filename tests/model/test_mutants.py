@@ -10,8 +10,9 @@ import pytest
 
 from hyperha.core import running, source, takeover, waiting
 from hyperha.core.events import EngineDone, VmDone
+from hyperha.core.options import Isolation
 from hyperha.core.records import Lineage, ProofKind
-from hyperha.core.state import Isolation, Step
+from hyperha.core.state import Step
 from hyperha.core.turn import Turn
 from tests.model.cluster import Bounds, Cluster, State
 from tests.model.explore import Violation, explore

@@ -7,14 +7,16 @@ makes a run longer.
 
 import os
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from hyperha.core import commands
 from hyperha.core import events as e
+from hyperha.core.lease import Known, Lease, started
+from hyperha.core.options import Isolation, SafetyMode, WitnessKind
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Goal, Isolation, Phase, SafetyMode
+from hyperha.core.state import Goal, Phase
 from hyperha.domain import Role
 from tests.support.world import Node, Violation, World, pair
 
@@ -23,6 +25,7 @@ FAULTS = (
     *("boot", "exit", "stall", "session", "persist", "engine", "engine"),
     *("mount", "disk", "bad-start", "operator", "operator", "fence"),
     *("full", "full", "room", "short", "small"),
+    *("astray", "astray", "switch", "witness"),
 )
 SEEDS = int(os.environ.get("HYPERHA_SEEDS", "150"))
 
@@ -35,9 +38,10 @@ def _fault(world: World, dice: random.Random) -> None:
     elif kind == "boot" and not node.alive:
         world.boot_node(node)
     elif kind == "cut":
-        world.cut_network()
+        _cut(world, dice)
     elif kind == "heal":
         world.heal_network()
+        world.astray = set()
     elif kind == "command" and node.alive:
         world.command(node, dice.choice(("start", "stop", "swap", "restart", "stopstart")))
     elif kind == "exit" and node.vm_run:
@@ -45,6 +49,12 @@ def _fault(world: World, dice: random.Random) -> None:
         node.event(e.VmExited(node.state.run, "exit status 1"))
     elif kind == "stall" and node.alive:
         node.event(e.SelfStalled(dice.randrange(600, 5000)))
+    elif kind == "astray":
+        _astray(world, dice)
+    elif kind == "switch":
+        world.jammed = not world.jammed
+    elif kind == "witness":
+        _witness_restarts(world, dice)
     elif kind == "session":
         lost = node.session
         node.drop_session("reset")
@@ -54,6 +64,29 @@ def _fault(world: World, dice: random.Random) -> None:
         world.engine_dies(node, recovered=dice.random() < 0.7)
     elif node.alive:
         _rare_fault(world, dice, node, kind)
+
+
+def _cut(world: World, dice: random.Random) -> None:
+    """Between the nodes; with a ping witness it leaves at most one side that reaches it (N8)."""
+    world.cut_network()
+    if world.a.config.pinged:
+        world.astray |= set(dice.choice((("node1",), ("node2",), ("node1", "node2"))))
+
+
+def _astray(world: World, dice: random.Random) -> None:
+    """Some node reaches nobody outside any more, or all do again."""
+    among = set(dice.choice(((), ("node1",), ("node2",), ("node1", "node2"))))
+    if world.a.config.pinged and world.cut:
+        among |= world.astray
+    world.astray = among
+
+
+def _witness_restarts(world: World, dice: random.Random) -> None:
+    """It waits for a lease before it lets anybody take over (W10), or has lost its store (W4)."""
+    if dice.random() < 0.3:
+        world.known = Known(None, Lease(0))
+    else:
+        world.known = started(world.known.record, world.now, world.known.lease.renewals + 1000)
 
 
 def _rare_fault(world: World, dice: random.Random, node: Node, kind: str) -> None:
@@ -94,6 +127,8 @@ def _force(world: World, node: Node) -> None:
 
 def _heal(world: World) -> None:
     world.heal_network()
+    world.astray = set()
+    world.jammed = False
     world.loss = world.late = 0
     world.slow_cables = False
     for node in (world.a, world.b):
@@ -129,16 +164,37 @@ def _decide(world: World) -> None:
             _force(world, whole[0])
 
 
-@pytest.mark.parametrize("isolation", list(Isolation))
+@dataclass(frozen=True)
+class Way:
+    """How it is settled who goes on alone."""
+
+    name: str
+    isolation: Isolation = Isolation.RUN
+    witness: WitnessKind = WitnessKind.NONE
+    fences: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+WAYS = (
+    *(Way(isolation.value, isolation) for isolation in Isolation),
+    *(Way(kind.value, witness=kind) for kind in (WitnessKind.PING, WitnessKind.LEASE)),
+    Way("fence", fences=True),
+)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("start", range(0, SEEDS, 50))
-def test_swarm(isolation, start):
+def test_swarm(way, start):
     for seed in range(start, min(start + 50, SEEDS)):
-        run_seed(seed, isolation)
+        run_seed(seed, way)
 
 
-def run_seed(seed: int, isolation: Isolation) -> None:
+def run_seed(seed: int, way: Way) -> None:
     dice = random.Random(seed)
-    world = pair(seed, isolation, loss=dice.choice((0, 0, 0.1, 0.3)))
+    loss = dice.choice((0, 0, 0.1, 0.3))
+    world = pair(seed, way.isolation, loss, witness=way.witness, fences=way.fences)
     world.late = dice.choice((0, 0, 0.1, 0.4))
     world.slow_disks = dice.random() < 0.6
     world.slow_cables = dice.random() < 0.4
@@ -155,14 +211,14 @@ def run_seed(seed: int, isolation: Isolation) -> None:
         _heal(world)
         _judge(world)
     except AssertionError as error:
-        raise Violation(f"seed {seed} {isolation}: {error}\n{world.tell()}") from error
+        raise Violation(f"seed {seed} {way}: {error}\n{world.tell()}") from error
     except Exception as error:
-        raise Violation(f"seed {seed} {isolation}: {error!r}\n{world.tell()}") from error
+        raise Violation(f"seed {seed} {way}: {error!r}\n{world.tell()}") from error
 
 
 def _judge(world: World) -> None:
     if any(_split(n) for n in world.nodes.values()):
-        allowed = world.isolation is Isolation.RUN or world.forced
+        allowed = world.both_may_run or world.forced
         assert allowed, "split brain under a policy that forbids it"
         return
     assert set(world.roles()) == {Role.PRIM, Role.SECOND}, f"roles {world.roles()}"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from hyperha.core import actions
 from hyperha.core.actions import Acknowledge, EngineAction, SessionStart
-from hyperha.core.events import AttachFacts, EngineDone, Event, ResyncCopied, SessionUp
+from hyperha.core.events import EngineDone, Event, ResyncCopied, SessionUp
+from hyperha.core.facts import AttachFacts
 from hyperha.daemon.held_orphans import HoldsOrphans
 from hyperha.domain import Epoch, Marker, SessionKey
 from hyperha.replication import control, preamble

@@ -16,12 +16,17 @@ from hyperha.core import events as e
 from hyperha.core import messages as m
 from hyperha.core import room
 from hyperha.core.actions import Acknowledge, SessionStart
+from hyperha.core.facts import AttachFacts, MarkerState, Shortage
+from hyperha.core.lease import Known, Lease, answered
 from hyperha.core.machine import step
+from hyperha.core.options import Config, Isolation, Timing, WitnessKind
 from hyperha.core.records import DataLabel, Lineage, Settings
-from hyperha.core.state import Config, Isolation, ModuleState, Phase, Timing
+from hyperha.core.state import ModuleState, Phase
 from hyperha.domain import Epoch, Marker, Role, SessionKey
 
 HEARTBEAT_MS = 250
+TTL_MS = 2750
+SHOOT_MS = 2000
 ROOMY_BYTES = 1 << 40
 REFUSED_AGAIN_MS = 60_000
 
@@ -102,6 +107,10 @@ class Node:
         self.failing_persists = 0
         self.storing_fails = False
         self.refused_ms = 0
+        self.promised_ms = 0
+        """Since when the other node has promised not to take over (L6)."""
+        self.renewed_ms = 0
+        """When it last asked the witness and was told that it may run (L2)."""
 
     @property
     def speechless(self) -> bool:
@@ -207,15 +216,15 @@ class Node:
     def do_Attach(self, action: a.Attach) -> None:
         found = self.folder.marker
         if found is None:
-            marker = e.MarkerState.ABSENT
+            marker = MarkerState.ABSENT
         else:
-            marker = e.MarkerState.MATCHES if found in action.accept else e.MarkerState.DIFFERS
-        good = marker is e.MarkerState.MATCHES or (action.fresh and found is None)
+            marker = MarkerState.MATCHES if found in action.accept else MarkerState.DIFFERS
+        good = marker is MarkerState.MATCHES or (action.fresh and found is None)
         if good or action.adopt:
             self.folder.marker = action.write
         self.attached = True
         candidates = int(self.folder.log) + int(self.folder.dirty)
-        facts = e.AttachFacts(marker, found, not self.folder.data, candidates)
+        facts = AttachFacts(marker, found, not self.folder.data, candidates)
         self.done(action.operation, attach=facts)
 
     def do_Detach(self, action: a.Detach) -> None:
@@ -233,7 +242,7 @@ class Node:
     def do_OpenSafety(self, action: a.OpenSafety) -> None:
         required = action.required or (action.resume and self.folder.safety_required)
         if self.safety_fails and (required or not action.resume):
-            lacks = e.Shortage(2 << 30, 1 << 20)
+            lacks = Shortage(2 << 30, 1 << 20)
             self.done(action.operation, False, "no room", lacks=lacks)
             return
         if action.resume != (self.lineage.label is DataLabel.INCONSISTENT):
@@ -292,7 +301,7 @@ class Node:
             return
         if self.session_start is SessionStart.FULL and other.too_small:
             self.session = other.session = None
-            lacks = e.Shortage(3 << 30, 1 << 30)
+            lacks = Shortage(3 << 30, 1 << 30)
             self.later(e.SessionLost(session, "no room", refused=True))
             other.later(e.SessionLost(session, "no room", refused=True, lacks=lacks))
             return
@@ -420,7 +429,54 @@ class Node:
 
     def do_Probe(self, action: a.Probe) -> None:
         answers = self.world.connected(self, self.peer)
-        self.later(e.ProbeDone(action.operation, False, answers, "probe"), 20)
+        isolated = self.name in self.world.astray
+        if self.config.pinged and not isolated:
+            self.renewed_ms = self.world.now
+        text = "nobody answers here" if isolated else "probe"
+        self.later(e.ProbeDone(action.operation, isolated, answers, text), 20)
+
+    def do_AskWitness(self, action: a.AskWitness) -> None:
+        self.world.at(self.world.random.randrange(2, 40), self, ("ask", action, self.world.now))
+
+    def do_PowerOff(self, action: a.PowerOff) -> None:
+        self.world.at(self.world.shoot_ms[self.name], self, ("shoot", action))
+
+    # --- third parties -----------------------------------------------------------------------
+
+    def ask(self, action: a.AskWitness, asked_ms: int) -> None:
+        """The request reaches the witness, or does not; so does the answer."""
+        world = self.world
+        if self.name in world.astray:
+            self.world.at(1000, self, e.WitnessDone(action.operation, None, "no answer"))
+            return
+        world.known, answer = answered(world.known, action.request, world.now)
+        if answer.holder == self.name and action.request.renewed_by(answer):
+            self.renewed_ms = max(self.renewed_ms, asked_ms)
+        world.at(world.random.randrange(2, 40), self, e.WitnessDone(action.operation, answer))
+
+    def shoot(self, action: a.PowerOff) -> None:
+        """The command that switches the other node off."""
+        works = self.name not in self.world.astray and not self.world.jammed
+        if works and self.peer.alive:
+            self.world.crash(self.peer)
+        self.later(e.PoweredOff(action.operation, works, "off" if works else "no answer"))
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """When its guardian ends the VM (L6)."""
+        if not self.alive or not self.vm_run or not self.config.ttl_ms or self.lineage.sole:
+            return None
+        return max(self.promised_ms, self.renewed_ms) + self.config.ttl_ms
+
+    def expires(self) -> None:
+        """The guardian fences and kills."""
+        self.world.story.append(f"{self.world.now:>7} {self.name} DEADLINE")
+        self.vm_run = 0
+        self.writable = False
+        self.parked.clear()
+        self.acknowledge = Acknowledge.NONE
+        self.drop_session("fenced")
+        self.event(e.LeaseExpired("its deadline has passed"))
 
     # --- the VM ------------------------------------------------------------------------------
 
@@ -462,7 +518,13 @@ class World:
     """Time, network and what must never happen."""
 
     def __init__(
-        self, seed: int = 0, isolation: Isolation = Isolation.RUN, loss: float = 0
+        self,
+        seed: int = 0,
+        isolation: Isolation = Isolation.RUN,
+        loss: float = 0,
+        *,
+        witness: WitnessKind = WitnessKind.NONE,
+        fences: bool = False,
     ) -> None:
         self.random = random.Random(seed)
         self.now = 1_000_000
@@ -477,16 +539,28 @@ class World:
         """An operator has overridden what the nodes know: both may run, writes may be given up."""
         self.counter = 0
         self.cut = False
+        self.astray: set[str] = set()
+        """The nodes that reach neither the witness nor the power switch."""
+        self.shoot_ms = {"node1": SHOOT_MS, "node2": SHOOT_MS}
+        """How long the command takes that switches the other node off."""
+        self.jammed = False
+        """The power switch does nothing."""
+        self.known = Known(None, Lease(0))
+        """What a lease witness knows."""
         self.moved: tuple[Epoch | None, int] = (None, -room.APART_MS)
         """Epoch and time of the last request to take over because a disk is full."""
         self.queue: list[tuple[int, int, Node, object, int]] = []
         self.story: list[str] = []
         self.acknowledged: set[int] = set()
         self.forgiven: set[int] = set()
-        self.isolation = isolation
+        self.both_may_run = isolation is Isolation.RUN and not (witness or fences)
         self.nodes: dict[str, Node] = {}
+        ttl_ms = TTL_MS if witness else 0
         for name, peer in (("node1", "node2"), ("node2", "node1")):
-            config = Config("VM1", 1, name, peer, isolation, Timing(), first_node="node1")
+            config = Config(
+                "VM1", 1, name, peer, isolation, Timing(), first_node="node1",
+                witness=witness, ttl_ms=ttl_ms, fences=fences,
+            )  # fmt: skip
             self.nodes[name] = Node(self, name, peer, config)
         self.a, self.b = self.nodes["node1"], self.nodes["node2"]
         self._beat_at = self.now
@@ -529,10 +603,10 @@ class World:
             raise Violation(f"I9: {node.name} starts a half made copy")
         if self.forced:
             return
-        if other.vm_run and other.alive and self.isolation is not Isolation.RUN:
+        if other.vm_run and other.alive and not self.both_may_run:
             raise Violation(f"I2: {node.name} starts a VM while {other.name} runs one")
         lost = self.acknowledged - self.forgiven - node.folder.data
-        if lost and self.isolation is not Isolation.RUN:
+        if lost and not self.both_may_run:
             raise Violation(f"I3: {node.name} starts without {len(lost)} acknowledged writes")
 
     def note_request(self, message: m.HandoverRequest) -> None:
@@ -548,7 +622,7 @@ class World:
         alone = [n for n in both if n.acknowledge is Acknowledge.LOCAL]
         if len(alone) > 1 and alone[0].lineage.current.id == alone[1].lineage.current.id:
             raise Violation("two lines share an id (G3')")
-        if len(alone) > 1 and self.isolation is not Isolation.RUN and not self.forced:
+        if len(alone) > 1 and not self.both_may_run and not self.forced:
             raise Violation("I1: both acknowledge")
 
     # --- running -----------------------------------------------------------------------------
@@ -566,6 +640,7 @@ class World:
         if self.queue:
             times.append(self.queue[0][0])
         times += [at for n in self.nodes.values() if n.alive for at in n.timers.values()]
+        times += [at for n in self.nodes.values() if (at := n.deadline_ms) is not None]
         self.now = max(self.now, min(times))
         while self.queue and self.queue[0][0] <= self.now:
             _, _, node, event, boot = heapq.heappop(self.queue)
@@ -580,6 +655,9 @@ class World:
             self._beat_at = self.now + HEARTBEAT_MS
             for node in self.nodes.values():
                 self._heartbeat(node)
+        for node in self.nodes.values():
+            if (deadline_ms := node.deadline_ms) is not None and deadline_ms <= self.now:
+                node.expires()
 
     def _deliver(self, node: Node, event: object) -> None:
         if event == "connect":
@@ -590,6 +668,10 @@ class World:
         elif isinstance(event, tuple) and event[0] == "stored":
             if node.storing is event[1]:
                 node.stored()
+        elif isinstance(event, tuple) and event[0] == "ask":
+            node.ask(*event[1:])
+        elif isinstance(event, tuple) and event[0] == "shoot":
+            node.shoot(event[1])
         elif isinstance(event, tuple) and event[0] == "message":
             sender, boot, message = event[1:]
             # What a former process of the other node sent is not believed (L9).
@@ -618,6 +700,8 @@ class World:
             node.silent = False
             node.told = status
             node.event(e.PeerHeard(status))
+        if node.state.promised:
+            node.promised_ms = self.now - HEARTBEAT_MS  # It answers a beat of before.
 
     def _heartbeat(self, node: Node) -> None:
         if not node.alive:
@@ -631,7 +715,8 @@ class World:
             and not (node.session_up and self.connected(node, other) and not other.speechless)
         ):
             node.silent = True
-            node.event(e.PeerSilent(node.heard_ms))
+            there = node.told is not None and node.told.role.runs_vm
+            node.event(e.PeerSilent(node.heard_ms, int(bool(node.vm_run)), int(there)))
 
     # --- faults and commands -----------------------------------------------------------------
 
@@ -714,7 +799,7 @@ class World:
     def safety_short(self, node: Node) -> None:
         """In the middle of a resync the safety copy has no room any more (N3)."""
         node.safety_fails = True
-        node.later(e.SafetyShort(e.Shortage(2 << 30, 1 << 20)), 0)
+        node.later(e.SafetyShort(Shortage(2 << 30, 1 << 20)), 0)
         node.drop_session("cannot be saved")
 
     def disk_has_room(self, node: Node) -> None:
@@ -792,9 +877,16 @@ def _steady(node: Node) -> bool:
     return node.state.phase in (Phase.RUNNING, Phase.FOLLOWING, Phase.WAITING)
 
 
-def pair(seed: int = 0, isolation: Isolation = Isolation.RUN, loss: float = 0) -> World:
+def pair(
+    seed: int = 0,
+    isolation: Isolation = Isolation.RUN,
+    loss: float = 0,
+    *,
+    witness: WitnessKind = WitnessKind.NONE,
+    fences: bool = False,
+) -> World:
     """A world with node1 PRIM and node2 SECOND."""
-    world = World(seed, isolation, loss)
+    world = World(seed, isolation, loss, witness=witness, fences=fences)
     world.run(500)
     world.command(world.a, "prim")
     world.until(Role.ALONE, Role.STOP)

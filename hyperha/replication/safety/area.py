@@ -24,7 +24,8 @@ from hyperha.core.actions import (
     SafetyEnd,
     UndoResync,
 )
-from hyperha.core.events import SafetyLost, Shortage
+from hyperha.core.events import SafetyLost
+from hyperha.core.facts import Shortage
 from hyperha.errors import FailedError, HyperhaError, NotFoundError, RefusedError
 from hyperha.replication import syscalls
 from hyperha.replication.aside import lost_names, tidy

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from hyperha.core.events import Shortage
+from hyperha.core.facts import Shortage
 from hyperha.errors import FailedError, HyperhaError, ReplicationError
 from hyperha.replication import syscalls
 from hyperha.replication.operations import (

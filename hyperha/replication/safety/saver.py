@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from hyperha.core.events import Shortage
+from hyperha.core.facts import Shortage
 from hyperha.errors import HyperhaError
 from hyperha.replication import syscalls
 from hyperha.replication.safety.copy import SafetyCopy, saved_inode, scan_listing
