@@ -315,6 +315,7 @@ VIEWS = (
     _view("plan", "Plan of a resync", "P", effect="What would be moved now, and by which rule"),
     _view("diff", "Differences", "D", effect="What each copy's log says that it changed"),
     _view("safety", "Safety copies", "S", effect="Former states that are kept; restore, delete"),
+    _view("whatif", "What if ...", "i", effect="Who would run, and what be lost, if this happened"),
     _view("next", "Next alert or match", "n", effect="The next match while searching, else alert"),
     _view("previous", "Previous match", "N"),
     _view("search", "Search the log", "slash", Group.LOG, footer=5),

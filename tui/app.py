@@ -23,10 +23,12 @@ from tui.actions import BY_ID, REGISTRY, Action, Group, availability, look
 from tui.controller import Controller, Outcome, Result
 from tui.model.console import ConsoleModel
 from tui.model.copies import diff_rows, plan_rows
+from tui.model.outcomes import offered, outcome_rows
 from tui.screens.confirm import TYPE_AHEAD_MS, Confirmed, ConfirmScreen, Question
 from tui.screens.copies import AnswerScreen, Drawn, SafetyScreen
 from tui.screens.dashboard import Dashboard
 from tui.screens.lists import HelpScreen, MenuScreen, OutputScreen
+from tui.screens.whatif import WhatIfScreen
 from tui.themes import PALETTES, Look, textual_themes
 
 REDRAW_S = 0.2
@@ -71,6 +73,7 @@ class ConsoleApp(App[None]):
             "menu": self._menu,
             "plan": self._plan,
             "diff": self._diff,
+            "whatif": self._whatif,
             "safety": self._safety,
             "theme": self._next_theme,
             "help": lambda: self._show(HelpScreen(self.shape)),
@@ -189,6 +192,31 @@ class ConsoleApp(App[None]):
             return found if isinstance(found, str) else partial(diff_rows, found)
 
         self._answer(f"Differences of {module}", read)
+
+    def _whatif(self) -> None:
+        module = self.model.module
+        if not self._selected():
+            return
+
+        def chosen(events: str | None) -> None:
+            if events is not None:
+                self._answer(f"What if {events}: {module}", partial(self._study, module, events))
+
+        view = self.model.module_view(module)
+        nodes = sorted(view.nodes) if view is not None else []
+        running = next((n for n in nodes if view and view.nodes[n].role.runs_vm), "")
+        self.push_screen(
+            WhatIfScreen(self.shape, module, offered(nodes, running, witnessed=self._witnessed())),
+            chosen,
+        )
+
+    def _witnessed(self) -> bool:
+        cluster = self.model.cluster
+        return cluster is not None and any(node.witness for node in cluster.nodes.values())
+
+    async def _study(self, module: str, events: str) -> Drawn | str:
+        found = await self.controller.study(module, events.split())
+        return found if isinstance(found, str) else partial(outcome_rows, found)
 
     def _answer(self, title: str, read: Callable[[], Awaitable[Drawn | str]]) -> None:
         if self._selected():

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from hyperha.api.wire import Accepted, ActionRequest, OperationView, ScriptOutput
 from hyperha.client.node_client import NodeClient
+from hyperha.client.outcomes import Answered
 from hyperha.client.problems import BusyError, HyperhaError, RefusedError, UnreachableError
 from hyperha.client.session import (
     ClusterSeen,
@@ -25,6 +26,7 @@ from hyperha.client.session import (
     Session,
     SessionEvent,
 )
+from hyperha.client.studying import ask_whatif
 from hyperha.text import clean
 from tui.actions import Action, Seen, checker_change, requests
 from tui.model.cleaning import cleaned
@@ -235,6 +237,13 @@ class Controller:
         """What is told about the copies, or why it is not known."""
         try:
             return cleaned(await self._ask(read))
+        except HyperhaError as problem:
+            return clean(str(problem))
+
+    async def study(self, module: str, events: list[str]) -> Answered | str:
+        """What events would lead to, or why it cannot be told."""
+        try:
+            return await self._ask(lambda client: ask_whatif(client, module, events))
         except HyperhaError as problem:
             return clean(str(problem))
 

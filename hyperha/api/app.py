@@ -28,6 +28,7 @@ from hyperha.api.wire import (
     ProblemBody,
     ScriptOutput,
     ScriptRun,
+    SnapshotView,
 )
 from hyperha.api.wire_copies import CopyView, DiffView, PlanView, SafetyCopies, VerifyReport
 from hyperha.errors import DeniedError, HyperhaError
@@ -165,6 +166,12 @@ def _add_logs(app: FastAPI, service: NodeService) -> None:
         module: ModuleName, run: RunName, caller: Monitor, node: NodeName | None = None
     ) -> ScriptOutput:
         return await service.script_output(module, run, node, caller)
+
+    @app.get("/v1/modules/{module}/snapshot")
+    async def snapshot(
+        module: ModuleName, caller: Monitor, node: NodeName | None = None
+    ) -> SnapshotView:
+        return await service.snapshot(module, node, caller)
 
     @app.get("/v1/stream", response_model=None)
     async def stream(

@@ -18,6 +18,7 @@ from hyperha.api.wire import (
     PreflightItem,
     ScriptOutput,
     ScriptRun,
+    SnapshotView,
     StreamLine,
 )
 from hyperha.api.wire_copies import CopyView, DiffView, PlanView, SafetyCopies, VerifyReport
@@ -100,6 +101,9 @@ class NodeService(Protocol):
         self, name: str, run: str, node: str | None, caller: Caller
     ) -> ScriptOutput:
         """What one run on a node said; raises as `log_page`."""
+
+    async def snapshot(self, name: str, node: str | None, caller: Caller) -> SnapshotView:
+        """What a node's core knows of a module now; raises as `log_page`."""
 
     def stream(self, after: int | None) -> AsyncIterator[StreamLine]:
         """What happens from here on; the caller closes it."""

@@ -6,7 +6,7 @@ daemon. Keys are only added within a contract number. Times are RFC 3339 in UTC,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -360,6 +360,23 @@ class ScriptOutput(Response):
     run: ScriptRun
     output: list[ScriptLine]
     dropped: int = 0
+
+
+class SnapshotView(Response):
+    """GET /v1/modules/{m}/snapshot: what a node's core knows now, for a study of what it would do.
+
+    `state` is for the same release; times are milliseconds of the node's CLOCK_BOOTTIME.
+    """
+
+    node: str
+    now_ms: int
+    wall_ms: int
+    instance: str
+    state: dict[str, Any]
+    timers: list[tuple[str, int]]
+    start_ms: int | None = None
+    """How long the last start_prim here took; None: none is kept."""
+    stop_ms: int | None = None
 
 
 LineKind = Literal["hello", "reset", "alive", "cluster", "log", "operation"]

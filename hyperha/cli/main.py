@@ -20,6 +20,7 @@ from hyperha.cli import (
     replay,
     state,
     steering,
+    whatif,
     witness,
 )
 from hyperha.cli.context import options, show_json, the_home
@@ -88,6 +89,7 @@ console.register(app)
 demo.register(app)
 log.register(app)
 replay.register(app)
+whatif.register(app)
 app.add_typer(module.app, name="module")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(config.app, name="config")

@@ -30,6 +30,7 @@ from hyperha.api.wire import (
     ProblemBody,
     ScriptOutput,
     ScriptRun,
+    SnapshotView,
     StreamLine,
 )
 from hyperha.api.wire_copies import DiffView, PlanView, SafetyCopies, VerifyReport
@@ -165,6 +166,11 @@ class NodeClient:
         """What one run on a node said."""
         query = f"?node={node}" if node else ""
         return await self._get(f"/v1/modules/{module}/scripts/{run}{query}", ScriptOutput)
+
+    async def snapshot(self, module: str, *, node: str = "") -> SnapshotView:
+        """What a node's core knows of a module now, by default the one that answers."""
+        query = f"?node={node}" if node else ""
+        return await self._get(f"/v1/modules/{module}/snapshot{query}", SnapshotView)
 
     async def stream(self, after: int | None = None) -> AsyncIterator[StreamLine]:
         """Lines as they come; ends with UnreachableError when nothing comes for three periods."""

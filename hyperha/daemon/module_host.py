@@ -53,6 +53,7 @@ from hyperha.replication.control import EngineConfig, LogLine, PeerLink, Statist
 from hyperha.replication.preamble import Preamble
 from hyperha.scripts.runner import ScriptRunner
 from hyperha.spawn.tree import RunPlace
+from hyperha.study.snapshot import Snapshot
 from hyperha.threads import in_own_thread
 from hyperha.vm.port import StopMode, VmSpec
 from hyperha.vm.process import ProcessDriver
@@ -171,6 +172,18 @@ class ModuleHost:
         deadlines = self.around.witnesses.deadlines
         if deadlines is not None:
             deadlines.renewed(self.name, asked_ms)
+
+    def snapshot(self, boot_id: str) -> Snapshot:
+        """What the core knows now, for a study of what it would do."""
+        return Snapshot(
+            boottime_ms(),
+            time.time_ns() // 1_000_000,
+            boot_id,
+            self.state,
+            self.task.timers(),
+            self.steps.took_ms("start_prim"),
+            self.steps.took_ms("stop_prim"),
+        )
 
     def go(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside the core, until it is done or the module is closed."""

@@ -244,6 +244,14 @@ class ModuleTask:
         if handle is not None:
             handle.cancel()
 
+    def timers(self) -> tuple[tuple[a.Timer, int], ...]:
+        """The armed ones, and when they fire."""
+        now_s, now_ms = asyncio.get_running_loop().time(), boottime_ms()
+        return tuple(
+            (timer, now_ms + round(1000 * (handle.when() - now_s)))
+            for timer, handle in self._timers.items()
+        )
+
     def cancel_timers(self) -> None:
         """At the daemon's end."""
         for timer in list(self._timers):

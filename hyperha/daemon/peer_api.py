@@ -27,6 +27,7 @@ from hyperha.api.wire import (
     ProblemBody,
     ScriptOutput,
     ScriptRun,
+    SnapshotView,
 )
 from hyperha.api.wire_copies import CopyView, SafetyCopies, VerifyReport
 from hyperha.errors import (
@@ -141,6 +142,10 @@ class PeerApi:
     async def script_output(self, module: str, run: str, caller: Caller) -> ScriptOutput:
         """What one run there said."""
         return await self._get(f"/v1/modules/{module}/scripts/{run}", ScriptOutput, caller)
+
+    async def snapshot(self, module: str, caller: Caller) -> SnapshotView:
+        """What the other node's core knows of the module."""
+        return await self._get(f"/v1/modules/{module}/snapshot", SnapshotView, caller)
 
     async def _get(self, path: str, kind: type[T], caller: Caller | None) -> T:
         return self._read(await self._ask("GET", path, None, caller), kind)

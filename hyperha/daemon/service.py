@@ -23,6 +23,7 @@ from hyperha.api.wire import (
     PreflightItem,
     ScriptOutput,
     ScriptRun,
+    SnapshotView,
     StreamLine,
 )
 from hyperha.api.wire_copies import CopyView, DiffView, PlanView, SafetyCopies, VerifyReport
@@ -46,6 +47,7 @@ from hyperha.errors import (
     StaleViewError,
     UsageError,
 )
+from hyperha.study.snapshot import snapshot_body
 
 if TYPE_CHECKING:
     from hyperha.daemon.module_host import ModuleHost
@@ -206,6 +208,13 @@ class Service:
         if self._other_is_meant(node, caller):
             return await self._daemon.peer_api.script_output(name, run, caller)
         return await host.steps.output(run)
+
+    async def snapshot(self, name: str, node: str | None, caller: Caller) -> SnapshotView:
+        """What a node's core knows of a module now."""
+        host = self._host(name)
+        if self._other_is_meant(node, caller):
+            return await self._daemon.peer_api.snapshot(name, caller)
+        return SnapshotView(node=self.node, **snapshot_body(host.snapshot(self._daemon.boot_id)))
 
     def stream(self, after: int | None) -> AsyncIterator[StreamLine]:
         """What happens from here on."""

@@ -140,6 +140,11 @@ class StepArchive:
         found += [self._view_kept(record) for record in self._kept.values()]
         return sorted(found, key=lambda run: run.id, reverse=True)
 
+    def took_ms(self, step: str) -> int | None:
+        """How long a step's last good run took; None when none is kept."""
+        good = [run for run in self.runs() if run.script == step and run.exit_status == 0]
+        return good[0].duration_ms if good else None
+
     async def output(self, run_id: str) -> ScriptOutput:
         """What one run said. Raises NotFoundError when it is not kept."""
         running = self._running.get(run_id)

@@ -19,6 +19,7 @@ from hyperha.api.service import Caller
 from hyperha.api.wire import ActionRequest, CheckerChange, Expectation
 from hyperha.cli import steering
 from hyperha.client.node_client import NodeClient, Target
+from hyperha.client.studying import ask_whatif
 from hyperha.config import Home
 from hyperha.daemon.peer_api import PeerApi
 from hyperha.domain import Role
@@ -26,6 +27,7 @@ from hyperha.errors import DeniedError, FailedError, HyperhaError, UnreachableEr
 from hyperha.security.authority import holder_of
 from hyperha.security.initialise import ClusterPlan, LanPlan, init_cluster
 from hyperha.security.tls import api_server_context, node_client_context
+from hyperha.study.snapshot import snapshot_of
 from tests.support.fake_service import PROBLEMS, FakeService
 
 pytestmark = pytest.mark.anyio
@@ -303,3 +305,18 @@ def test_every_error_has_its_own_code():
 
     codes = {kind.code for kind in all_kinds(HyperhaError)}
     assert {"stale-view", "busy", "loss", "refused", "not-found", "denied"} <= codes
+
+
+async def test_a_view_for_a_study_comes_from_either_node(tmp_path):
+    async with local(tmp_path) as (_, client):
+        found = await client.snapshot("VM1", node="node1")
+        assert snapshot_of(found.model_dump()).state.config.node == "node1"
+        with pytest.raises(UnreachableError, match="node2 does not answer"):
+            await client.snapshot("VM1", node="node2")
+
+
+async def test_a_study_takes_a_silent_node_for_off(tmp_path):
+    async with local(tmp_path) as (_, client):
+        answered = await ask_whatif(client, "VM1", ["vm-exit"])
+    assert answered.outcome.runs == ("node1",)
+    assert [node for node, _ in answered.assumed] == ["node2"]

@@ -19,6 +19,7 @@ _ON_DAEMONS = (*_PRODUCT, "tests/acceptance", "tests/support")
 _IN_THE_WORLD = (
     "hyperha/core",
     "hyperha/domain.py",
+    "hyperha/study",
     "tests/support/world.py",
     "tests/simulation",
     "tests/campaigns/swarm.py",

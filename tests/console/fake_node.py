@@ -27,6 +27,7 @@ from hyperha.api.wire import (
     ScriptLine,
     ScriptOutput,
     ScriptRun,
+    SnapshotView,
     StreamLine,
     SuspensionView,
     VmView,
@@ -154,6 +155,7 @@ class FakeNode:
                 ScriptLine(at=AT, stream="err", text="vm web boots"),
             ],
         )
+        self.snapshots: dict[str, SnapshotView] = {}
         self.operations: dict[str, OperationView] = {}
         self.copies: dict[str, BaseModel] = {
             "plan": PLAN,
@@ -228,6 +230,8 @@ class FakeNode:
             return _json(self.operations[parts[3]].model_dump(mode="json"))
         if parts[-1] in self.copies:
             return _json(self.copies[parts[-1]].model_dump(mode="json"))
+        if parts[-1] == "snapshot" and node in self.snapshots:
+            return _json(self.snapshots[node].model_dump(mode="json"))
         if path.endswith("/log"):
             after = int(query.get("after", "0"))
             found = [

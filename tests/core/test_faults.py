@@ -177,7 +177,7 @@ def test_nothing_is_said_while_processes_of_the_vm_remain():
     """L5': no abdication before every process is gone; it is tried again."""
     world = pair()
     failing = [True]
-    real = world.a.do_KillVm
+    real = world.a.do_kill_vm
 
     def kill(action):
         if failing:
@@ -185,7 +185,7 @@ def test_nothing_is_said_while_processes_of_the_vm_remain():
         else:
             real(action)
 
-    world.a.do_KillVm = kill
+    world.a.do_kill_vm = kill
     world.a.event(e.LocalDiskFailed("EIO"))
     world.run(2500)
     assert world.a.state.phase is Phase.KILLING
@@ -209,8 +209,8 @@ def test_a_failed_start_lets_the_other_node_run():
 def test_the_last_word_of_a_last_man_may_be_lost():
     """H1: the secondary does not wait for minutes for a message that was lost."""
     world = pair()
-    real = world.a.do_SendPeer
-    world.a.do_SendPeer = lambda action: (
+    real = world.a.do_send_peer
+    world.a.do_send_peer = lambda action: (
         None if isinstance(action.message, m.LastManStopped) else real(action)
     )
     world.command(world.a, "stop")
@@ -599,9 +599,9 @@ def test_a_swap_whose_target_is_lost_behind_the_commit_has_an_end(isolation):
 def test_a_swap_that_was_never_confirmed_is_done_where_the_other_node_runs(monkeypatch):
     """H2: only its word was lost, again and again."""
     world = pair(isolation=Isolation.PRIMARY)
-    send = world.b.do_SendPeer
+    send = world.b.do_send_peer
     monkeypatch.setattr(
-        world.b, "do_SendPeer", lambda one: isinstance(one.message, m.Taken) or send(one)
+        world.b, "do_send_peer", lambda one: isinstance(one.message, m.Taken) or send(one)
     )
     operation = world.command(world.a, "swap")
     world.run(20_000)

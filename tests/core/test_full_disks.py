@@ -13,7 +13,7 @@ from hyperha.core.options import SafetyMode
 from hyperha.core.records import DataLabel
 from hyperha.core.state import Phase, Vm
 from hyperha.domain import Readiness, Role
-from tests.support.world import Node, World, pair
+from tests.support.world import Node, World, blank, pair
 
 R = Role
 
@@ -221,7 +221,7 @@ def _refused(world: World) -> None:
 
 
 def test_a_copy_that_cannot_fit_is_refused_before_its_first_byte_and_tried_again():
-    world = World()
+    world = blank()
     _refused(world)
     told = explain(world.b.state)
     assert "does not fit here: it needs 3.0 GiB at least, reserved room included; " in told.text
@@ -262,7 +262,7 @@ def test_a_consistent_copy_keeps_its_label_when_another_one_does_not_fit(mode: S
 
 def test_a_stop_and_start_looks_at_once():
     """A refusal's pause outlived the timer that was to end it: nothing woke the node up again."""
-    world = World()
+    world = blank()
     _refused(world)
     world.command(world.b, "stop")
     world.until(R.ALONE, R.STOP)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hyperha.core import events as e
 from hyperha.core.explain import explain, readiness
 from hyperha.domain import Readiness, ResourceState, Role
-from tests.support.world import Node, World, pair
+from tests.support.world import Node, blank, pair
 
 R = Role
 
@@ -24,7 +24,7 @@ def _needs(node: Node, ok: bool | None = None, text: str = "no cable") -> None:
 
 
 def test_nothing_begins_before_the_resource_was_found_up() -> None:
-    world = World()
+    world = blank()
     _needs(world.a)
     world.run(500)
     world.command(world.a, "prim")

@@ -32,14 +32,14 @@ def returning() -> World:
 def heard_from(node: Node, kind: type[Message]) -> list[Message]:
     """Every message of that kind that the node's core sends from here on, as it is sent."""
     said: list[Message] = []
-    perform = node.do_SendPeer
+    perform = node.do_send_peer
 
     def send(action: SendPeer) -> None:
         if isinstance(action.message, kind):
             said.append(action.message)
         perform(action)
 
-    node.do_SendPeer = send
+    node.do_send_peer = send
     return said
 
 
@@ -87,7 +87,7 @@ def test_a_node_that_is_being_stopped_opens_no_session() -> None:
     session = world.b.state.session
     assert session is not None
     opened: list[object] = []
-    world.b.do_OpenSession = opened.append
+    world.b.do_open_session = opened.append
     world.command(world.b, "stop")
     assert world.b.state.phase is Phase.DETACHING
     world.b.event(e.MessageReceived(m.JoinAccept(session)))

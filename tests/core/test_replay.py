@@ -11,9 +11,10 @@ from hyperha.core import actions as a
 from hyperha.core.events import Stimulus
 from hyperha.core.machine import step
 from hyperha.core.state import ModuleState
+from hyperha.study import base_node
 from hyperha.study.recorded import RecordedError, plain, value
 from hyperha.study.replay import begin_line, event_line, replay
-from tests.support import world as worlds
+from tests.support.world import pair
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             lines.append(event_line(stimulus, actions))
         return following, actions
 
-    monkeypatch.setattr(worlds, "step", noting)
-    world = worlds.pair()
+    monkeypatch.setattr(base_node, "step", noting)
+    world = pair()
     for verb in ("swap", "stop"):
         world.command(world.a, verb)
         world.run(5000)

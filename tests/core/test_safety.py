@@ -268,7 +268,7 @@ def test_a_copy_that_was_lost_unheard_is_not_insisted_on():
         world.b.later(e.SafetyLost("given up"), 0)
         world.b.later(e.EngineDone(action.operation, False, "given up"), 1)
 
-    world.b.do_OpenSafety = refuse
+    world.b.do_open_safety = refuse
     session = world.b.session
     assert session is not None
     world.b.drop_session("reset")
@@ -297,7 +297,7 @@ def test_a_copy_that_was_left_open_ends_where_the_copies_are_found_equal():
 
 def test_a_copy_that_cannot_be_ended_is_told():
     world = _resyncing()
-    world.b.do_CloseSafety = lambda action: world.b.done(action.operation, False, "EIO")
+    world.b.do_close_safety = lambda action: world.b.done(action.operation, False, "EIO")
     world.until(R.PRIM, R.SECOND)
     world.run(1000)
     assert [line for line in world.b.log if "is not ended: EIO" in line]
@@ -384,7 +384,7 @@ def test_the_undo_that_fails_is_told_and_nothing_starts():
     world = _resyncing()
     world.crash(world.a)
     world.run(8000)
-    world.b.do_UndoResync = lambda action: world.b.done(action.operation, False, "EIO")
+    world.b.do_undo_resync = lambda action: world.b.done(action.operation, False, "EIO")
     operation = world.command(world.b, "prim", confirmed=True)
     world.run(5000)
     assert world.roles() == (None, R.WAIT)

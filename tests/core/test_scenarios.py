@@ -9,13 +9,13 @@ from hyperha.core.options import Isolation
 from hyperha.core.records import DataLabel
 from hyperha.core.state import Phase, Step
 from hyperha.domain import Role
-from tests.support.world import World, pair
+from tests.support.world import blank, pair
 
 R = Role
 
 
 def test_first_start_needs_an_operator_and_then_becomes_redundant():
-    world = World()
+    world = blank()
     world.command(world.a, "start")
     world.command(world.b, "start")
     world.run(8000)
@@ -394,7 +394,7 @@ def test_an_interrupted_full_compare_goes_on_as_one():
 
 
 def test_a_folder_with_unrelated_files_is_refused_with_the_two_ways_on():
-    world = World()
+    world = blank()
     world.run(500)
     world.command(world.a, "prim")
     world.until(R.ALONE, R.STOP)
@@ -506,7 +506,7 @@ def test_mount_that_cannot_be_replaced_is_never_followed_in(verb, seed):
 
 @pytest.mark.parametrize("delay", [1, 5, 10, 15, 20])
 def test_prim_waits_for_a_fresh_peer_that_is_still_covering_its_folder(delay):
-    world = World(seed=delay)
+    world = blank(seed=delay)
     world.run(500)
     operation = world.command(world.a, "prim")
     world.run(delay)

@@ -16,7 +16,7 @@ from hyperha.core.machine import _EVENTS, _MESSAGES, _STEPS, step
 from hyperha.core.records import DataLabel, Lineage, Settings
 from hyperha.core.state import Step
 from hyperha.domain import NO_EPOCH, DataState, Epoch, Readiness, ResourceState, Role, SessionKey
-from tests.support.world import World, pair
+from tests.support.world import blank, pair
 
 SESSION = SessionKey("0" * 32, Epoch(7, "node1"), 3)
 
@@ -106,7 +106,7 @@ def _events() -> list[e.Event]:
 def _states():
     """States of every phase that a busy life passes through."""
     seen = {}
-    worlds = [World(), pair(), pair()]
+    worlds = [blank(), pair(), pair()]
     script = ["prim", "start", "swap", "restart", "stop", "start", "stopstart", "stop"]
     for number, world in enumerate(worlds):
         for index, verb in enumerate(script):

@@ -26,6 +26,7 @@ from hyperha.api.wire import (
     ScriptLine,
     ScriptOutput,
     ScriptRun,
+    SnapshotView,
     StreamLine,
     SuspensionView,
     VmView,
@@ -55,6 +56,8 @@ from hyperha.errors import (
     StaleViewError,
     UnreachableError,
 )
+from hyperha.study.snapshot import snapshot_body
+from tests.support.world import pair, snapshots
 
 NOBODY = Caller("", "", "")
 AT = "2026-11-22T08:50:42.120Z"
@@ -332,6 +335,12 @@ class FakeService:
         if run not in runs:
             raise NotFoundError(f"there is no script run {run!r}")
         return ScriptOutput(run=runs[run], output=[ScriptLine(at=AT, stream="out", text="up")])
+
+    async def snapshot(self, name: str, node: str | None, caller: Caller) -> SnapshotView:
+        self._known(name)
+        self._answers_for(node)
+        (found,) = (one for key, one in snapshots(pair()).items() if key == "node1")
+        return SnapshotView(node="node1", **snapshot_body(found))
 
     async def stream(self, after: int | None) -> AsyncIterator[StreamLine]:
         yield StreamLine(type="hello", seq=7, at=AT, boot_id="b1")

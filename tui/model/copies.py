@@ -12,7 +12,8 @@ _LABEL = 12
 _STATE_TONE = {"open": Tone.WARN, "kept": Tone.GOOD, "lost": Tone.BAD}
 
 
-def _labelled(label: str, text: str, width: int, tone: Tone = Tone.PLAIN) -> list[Row]:
+def labelled(label: str, text: str, width: int, tone: Tone = Tone.PLAIN) -> list[Row]:
+    """A sentence behind its label, broken where the line ends."""
     first, *rest = wrapped(text, max(16, width - _LABEL - 3))
     rows = [row(Span(f"  {fit(label, _LABEL)}", Tone.DIM), Span(first, tone))]
     return rows + [row(" " * (_LABEL + 2), Span(piece.lstrip(), tone)) for piece in rest]
@@ -25,18 +26,18 @@ def plan_rows(found: PlanView, width: int) -> list[Row]:
         tones[WAY_BACK] = Tone.WARN
     rows: list[Row] = []
     for label, text in plan_facts(found):
-        rows += _labelled(label, text, width, tones.get(label, Tone.PLAIN))
+        rows += labelled(label, text, width, tones.get(label, Tone.PLAIN))
     return rows
 
 
 def diff_rows(found: DiffView, width: int) -> list[Row]:
     """What each copy's log says that it changed, those with most bytes first."""
-    rows = _labelled("differences", found.text, width, Tone.BAD if found.split else Tone.STRONG)
+    rows = labelled("differences", found.text, width, Tone.BAD if found.split else Tone.STRONG)
     if found.base:
-        rows += _labelled("base", f"both relative to g {short_generation(found.base)}", width)
+        rows += labelled("base", f"both relative to g {short_generation(found.base)}", width)
     for node, one in sorted(found.copies.items()):
         rows.append(row(""))
-        rows += _labelled(node, copy_text(one), width, Tone.STRONG)
+        rows += labelled(node, copy_text(one), width, Tone.STRONG)
         for entry in one.candidates.listed:
             what = "whole" if entry.whole else "zones" if entry.bytes else ""
             head = f"  {size_text(entry.bytes):>10} {what:6}{'names' if entry.names else '':6}"
@@ -45,7 +46,7 @@ def diff_rows(found: DiffView, width: int) -> list[Row]:
         if more > 0:
             rows.append(row(Span(f"  and {count_text(more, 'more file')}", Tone.DIM)))
     for node, why in sorted(found.missing.items()):
-        rows += _labelled(node, f"not known: {why}", width, Tone.WARN)
+        rows += labelled(node, f"not known: {why}", width, Tone.WARN)
     return rows
 
 
@@ -53,7 +54,7 @@ def safety_items(found: SafetyCopies, width: int) -> list[list[Row]]:
     """One item for each copy; what is not known stands behind them."""
     items = [_safety_item(one, width) for one in found.copies]
     for node, why in sorted(found.missing.items()):
-        items.append(_labelled(node, f"not known: {why}", width, Tone.WARN))
+        items.append(labelled(node, f"not known: {why}", width, Tone.WARN))
     return items or [[row(Span("  there is no safety copy", Tone.DIM))]]
 
 
