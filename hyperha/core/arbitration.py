@@ -20,6 +20,10 @@ from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
 
 
+_IN_VAIN = ("W3", "W4", "W5")
+"""Reasons to wait that only asking again can end."""
+
+
 def begin(turn: Turn) -> None:
     """The module is being started: ask what the witness knows."""
     if turn.state.config.leased:
@@ -30,15 +34,15 @@ def begin(turn: Turn) -> None:
 def take_over(turn: Turn, agreed: Agreed) -> None:
     """Ask to be the node that may run, after what the peer has agreed to, if it has (W5, H3)."""
     turn.set(agreed=agreed)
-    why = Why("W5", "asks the witness who may run")
+    why = Why("H3", "asks the witness who may run")
     # Asked again and again in vain, the sentence stays: nobody reads one that comes and goes.
     turn.enter(Role.WAIT, Phase.ARBITRATING, turn.state.why if in_vain(turn.state) else why)
     _ask(turn, Need.TAKEOVER)
 
 
 def in_vain(state: ModuleState) -> bool:
-    """Whether a node in WAIT has asked the witness, and was not answered."""
-    return state.role is Role.WAIT and state.why.rule == "W3" and not state.witness_answers
+    """Whether a node in WAIT has asked the witness, and was not answered or refused."""
+    return state.role is Role.WAIT and state.why.rule in _IN_VAIN
 
 
 def shrink(turn: Turn) -> None:
@@ -142,8 +146,8 @@ def done(turn: Turn, event: WitnessDone) -> None:
         _no_answer(turn, event.text)
         return
     if not state.witness_answers:
-        turn.tell_once(Level.INFO, "W3", "the witness answers")
-    turn.set(witness_answers=True)
+        turn.tell(Level.INFO, "W3", "the witness answers")
+    turn.set(witness_answers=True, witness_missed=False)
     if answer.verdict is not Verdict.UNKNOWN:
         _learn(turn, answer)
     if answer.verdict is Verdict.EARLY and not state.peer_heard:
@@ -170,8 +174,9 @@ def _learn(turn: Turn, answer: Answer) -> None:
 
 def _no_answer(turn: Turn, text: str) -> None:
     """W3: nothing happens while it is not needed; what is needed is asked again."""
-    turn.set(witness_answers=False)
-    turn.tell_once(Level.WARNING, "W3", f"the witness does not answer: {text}")
+    if not turn.state.witness_missed:
+        turn.tell(Level.WARNING, "W3", f"the witness does not answer: {text}")
+    turn.set(witness_answers=False, witness_missed=True)
     if turn.state.phase is Phase.ARBITRATING:
         peer = turn.state.config.peer
         _wait(

@@ -305,6 +305,8 @@ class ModuleState:
     witnessed: Answer | None = None
     """What it said last, if that counts: not that it has lost what it knew (W4)."""
     witness_answers: bool = False
+    witness_missed: bool = False
+    """It was said that it does not: not again until it has (W3)."""
     agreed: Agreed = Agreed.NOTHING
     growing: bool = False
     """The peer's copy is up to date on its disk, and the witness does not know that yet (R11)."""

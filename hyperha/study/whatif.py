@@ -203,6 +203,7 @@ def _happens(clone: Clone, one: Happening) -> None:
     if not node.alive:
         raise RefusedError(f"{one}: {node.name} is off then")
     clone.forced |= one.word in _OVERRIDING
+    node.half_allowed |= one.word == e.Verb.PRIMFORCE.value
     clone.commands[clone.command(node, one.word, confirmed=True)] = (one, node)
 
 
@@ -279,8 +280,16 @@ def _seen(clone: Clone) -> tuple[object, ...]:
     return (
         len(clone.told),
         len(clone.instants),
-        *((n.alive, n.state.role, n.state.phase, n.state.link) for n in clone.nodes.values()),
+        *(_shown(node) for node in clone.nodes.values()),
     )
+
+
+def _shown(node: Node) -> tuple[object, ...]:
+    if not node.alive:
+        return ()
+    state = node.state
+    # Not the phase: a node that asks its witness again and again changes it each time.
+    return state.role, readiness(state), state.link, state.why.rule
 
 
 def _outage(clone: Clone, end_ms: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hyperha.core.explain import explain
+from hyperha.core.explain import explain, readiness
 from hyperha.core.options import WitnessKind
 from hyperha.domain import Role
 from tests.support.world import World, pair
@@ -196,3 +196,30 @@ def test_an_operator_goes_on_where_nobody_else_may() -> None:
     world.forced = True
     world.command(world.b, "prim", confirmed=True)
     world.until(None, R.ALONE)
+
+
+def test_who_asks_in_vain_shows_the_same_all_the_time() -> None:
+    """A tile that comes and goes with every request is read by nobody."""
+    world = pair(witness=WitnessKind.LEASE)
+    world.run(10_000)
+    world.cut_network()
+    world.run(10_000)
+    assert world.b.state.role is Role.WAIT
+    seen = set()
+    for _ in range(200):
+        world.run(20)
+        seen.add((readiness(world.b.state), world.b.state.why))
+    assert len(seen) == 1, seen
+
+
+def test_a_silent_witness_is_told_once() -> None:
+    """W3: until it has answered."""
+    world = pair(witness=WitnessKind.LEASE)
+    world.run(5000)
+    world.astray = {"node1", "node2"}
+    world.crash(world.b)
+    world.run(120_000)
+    assert sum("does not answer: " in line for line in world.a.log) == 1
+    world.astray = set()
+    world.run(5000)
+    assert sum("the witness answers" in line for line in world.a.log[-10:]) == 1
