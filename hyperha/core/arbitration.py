@@ -19,7 +19,6 @@ from hyperha.core.state import Agreed, Link, ModuleState, Need, Phase, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
 
-
 _IN_VAIN = ("W3", "W4", "W5")
 """Reasons to wait that only asking again can end."""
 
@@ -147,8 +146,9 @@ def done(turn: Turn, event: WitnessDone) -> None:
         return
     if not state.witness_answers:
         turn.tell(Level.INFO, "W3", "the witness answers")
-    turn.set(witness_answers=True, witness_missed=False)
+    turn.set(witness_answers=True)
     if answer.verdict is not Verdict.UNKNOWN:
+        turn.set(witness_trouble="")
         _learn(turn, answer)
     if answer.verdict is Verdict.EARLY and not state.peer_heard:
         turn.set(request=None)
@@ -174,9 +174,8 @@ def _learn(turn: Turn, answer: Answer) -> None:
 
 def _no_answer(turn: Turn, text: str) -> None:
     """W3: nothing happens while it is not needed; what is needed is asked again."""
-    if not turn.state.witness_missed:
-        turn.tell(Level.WARNING, "W3", f"the witness does not answer: {text}")
-    turn.set(witness_answers=False, witness_missed=True)
+    turn.set(witness_answers=False)
+    _tell_trouble(turn, "W3", "the witness does not answer", f": {text}")
     if turn.state.phase is Phase.ARBITRATING:
         peer = turn.state.config.peer
         _wait(
@@ -187,6 +186,13 @@ def _no_answer(turn: Turn, text: str) -> None:
         )
     elif turn.state.need is not None:
         turn.arm(Timer.WITNESS, turn.state.config.timing.retry_ms)
+
+
+def _tell_trouble(turn: Turn, rule: str, trouble: str, how: str = "") -> None:
+    """Once, however often it is asked."""
+    if turn.state.witness_trouble != trouble:
+        turn.set(witness_trouble=trouble)
+        turn.tell(Level.WARNING, rule, trouble + how)
 
 
 def leave(turn: Turn) -> None:
@@ -316,7 +322,7 @@ def _not_the_holder(turn: Turn, answer: Answer) -> None:
 def _unknown(turn: Turn, answer: Answer) -> None:
     """W4: it is told anew where both nodes are there, or on an operator's word."""
     state = turn.state
-    turn.tell_once(Level.WARNING, "W4", answer.text)
+    _tell_trouble(turn, "W4", answer.text)
     redundant = state.role is Role.PRIM and state.link is Link.IN_SYNC and not state.frozen
     if state.phase is Phase.ARBITRATING:
         if requests.operator(state) or state.agreed is not Agreed.NOTHING:

@@ -210,7 +210,7 @@ def _start(turn: Turn, goal: Goal) -> None:
         return
     # In WAIT the folder is covered already: only the goal is new.
     turn.cancel(Timer.RETRY, Timer.PATIENCE)
-    turn.set(goal=goal, hold_until_ms=0, claim=None, isolated="")
+    turn.set(goal=goal, hold_until_ms=0, refusals=0, claim=None, isolated="")
     turn.forget(Step.POWER_OFF)
     arbitration.leave(turn)
     if turn.state.phase is Phase.ATTACHING:

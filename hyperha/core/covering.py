@@ -26,7 +26,7 @@ def attach(turn: Turn, goal: Goal) -> None:
     command = turn.state.command
     accept = turn.state.lineage.acceptable_markers
     turn.set(goal=goal, listening=True, facts=None, unknown_data="", writable=False, end=None)
-    turn.set(yielded=False, no_room=None, before=None, hold_until_ms=0)
+    turn.set(yielded=False, no_room=None, before=None, hold_until_ms=0, refusals=0)
     turn.enter(Role.WAIT, Phase.ATTACHING, Why("M3", "covering the folder"))
     turn.persist(
         lineage=turn.state.lineage.with_marker(),

@@ -51,6 +51,7 @@ def readiness(state: ModuleState) -> Readiness:
             stuck = (
                 blocked
                 or arbitration.in_vain(state)
+                or state.refusals > 0
                 or state.goal is Goal.BLOCKED
                 or bool(state.unknown_data)
             )

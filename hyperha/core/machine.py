@@ -72,6 +72,8 @@ def _peer_heard(turn: Turn, event: e.PeerHeard) -> None:
     state = turn.state
     if not state.peer_heard and state.phase is not Phase.IDLE:
         turn.tell(Level.INFO, "L9", f"{state.config.peer} is heard ({event.status.role})")
+    if state.refusals and _otherwise(state.peer, event.status):
+        turn.set(refusals=0, hold_until_ms=0)
     turn.set(peer=event.status, peer_heard=True, last_heard_ms=turn.now_ms)
     turn.set(isolated="", shoots_last=False)
     looking.forget(turn)
@@ -83,6 +85,16 @@ def _peer_heard(turn: Turn, event: e.PeerHeard) -> None:
         takeover.peer_changed(turn, event.status)
     elif state.role.runs_vm and event.status.role.runs_vm:
         _both_run(turn, event.status)
+
+
+def _otherwise(before: e.PeerStatus | None, now: e.PeerStatus) -> bool:
+    """Whether the peer may answer a claim in another way than before."""
+    if before is None:
+        return True
+    return any(
+        getattr(before, name) != getattr(now, name)
+        for name in ("role", "data", "generation", "stopping", "boot_id")
+    )
 
 
 def _both_run(turn: Turn, status: e.PeerStatus) -> None:

@@ -268,6 +268,8 @@ class ModuleState:
     """Why this copy is not made equal though the other node runs: it is tried again, and goes on
     when there is room (N3)."""
     nonce: str = ""
+    refusals: int = 0
+    """How often the peer, whose copy is better, has refused our claim since it last changed."""
     hold_until_ms: int = 0
     """Not before this time is the peer asked again after a refusal."""
     departed: bool = False
@@ -305,8 +307,8 @@ class ModuleState:
     witnessed: Answer | None = None
     """What it said last, if that counts: not that it has lost what it knew (W4)."""
     witness_answers: bool = False
-    witness_missed: bool = False
-    """It was said that it does not: not again until it has (W3)."""
+    witness_trouble: str = ""
+    """What was said to be wrong with it: not again until that has changed (W3, W4)."""
     agreed: Agreed = Agreed.NOTHING
     growing: bool = False
     """The peer's copy is up to date on its disk, and the witness does not know that yet (R11)."""

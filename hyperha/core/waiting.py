@@ -29,6 +29,9 @@ _BUSY = (
 )
 
 
+_RARELY_MS = 30_000
+
+
 def settle(turn: Turn) -> None:
     """What a node in WAIT may do now; called after every event while it waits."""
     state = turn.state
@@ -164,7 +167,9 @@ def claim(turn: Turn) -> None:
     epoch = state.lineage.epoch.next_for(state.config.node)
     turn.set(claim=epoch)
     turn.persist(lineage=replace(state.lineage, epoch=epoch))
-    turn.enter(Role.WAIT, Phase.CLAIMING, Why("P7", f"asks {state.config.peer} to agree"))
+    # Refused again and again, the sentence stays: nobody reads one that comes and goes.
+    why = state.why if state.refusals else Why("P7", f"asks {state.config.peer} to agree")
+    turn.enter(Role.WAIT, Phase.CLAIMING, why)
     send_claim(turn)
 
 
@@ -259,7 +264,7 @@ def granted(turn: Turn, message: Grant) -> None:
     state = turn.state
     if state.phase is not Phase.CLAIMING or message.epoch != state.claim:
         return
-    turn.set(claim=None, settings=replace(state.settings, certified_epoch=None))
+    turn.set(claim=None, refusals=0, settings=replace(state.settings, certified_epoch=None))
     turn.cancel(Timer.RETRY)
     verdict = decide(turn.summary(), message.summary)
     behind = verdict.direction is Direction.TARGET and verdict.rule != "R4"
@@ -302,6 +307,8 @@ def refused(turn: Turn, message: Refusal) -> None:
         # The command would give up what the other copy has: not without a confirmation.
         turn.set(goal=Goal.RUN)
         turn.finish(False, f"{message.reason}; to give that up, confirm the command")
+    # Each claim is a durable write here: while nothing has changed there, they become rare.
+    turn.set(refusals=state.refusals + 1 if behind else 0)
     hold(turn, "P7", message.reason)
 
 
@@ -313,5 +320,6 @@ def hold(turn: Turn, rule: str, text: str) -> None:
 
 def _pause(turn: Turn) -> None:
     delay_ms = turn.state.config.timing.retry_ms
+    delay_ms = min(delay_ms << min(turn.state.refusals, 16), max(delay_ms, _RARELY_MS))
     turn.set(hold_until_ms=turn.now_ms + delay_ms)
     turn.arm(Timer.REJOIN, delay_ms)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from hyperha.core import events as e
 from hyperha.core.explain import data_state, readiness
+from hyperha.core.lease import Known, Lease
 from hyperha.errors import RefusedError, UsageError
 from hyperha.study.base_node import Violation
 from hyperha.study.clone import Clone
@@ -91,8 +92,14 @@ class Outcome:
 # --- the question -------------------------------------------------------------------------
 
 _COMMANDS = tuple(verb.value for verb in e.Verb)
-_ON_A_NODE = ("off", "boot", "daemon-crash", "engine-crash", "isolate", "disk-fail", "disk-full")
-_ANYWHERE = ("network-cut", "network-back", "vm-exit", "witness-off", "witness-back")
+_ON_A_NODE = (
+    *("off", "boot", "daemon-crash", "engine-crash", "isolate"),
+    *("disk-fail", "disk-full", "disk-room", "mount-lost", "start-fails"),
+)
+_ANYWHERE = (
+    *("network-cut", "network-back", "vm-exit"),
+    *("witness-off", "witness-back", "witness-forgets"),
+)
 WORDS = (*_ON_A_NODE, *_ANYWHERE, *_COMMANDS, "wait")
 _EXAMPLES = "For example: off:node1, network-cut, vm-exit, disk-full:node2, swap:node1, wait:2."
 
@@ -166,6 +173,15 @@ def _witness_back(clone: Clone, _: Node) -> None:
     clone.astray.clear()
 
 
+def _witness_forgets(clone: Clone, _: Node) -> None:
+    clone.known = Known(None, Lease(0))
+
+
+def _start_fails(clone: Clone, node: Node) -> None:
+    """From now on start_prim ends with an error there."""
+    node.start_fails = True
+
+
 def _vm_exit(clone: Clone, _: Node) -> None:
     running = [node for node in clone.nodes.values() if node.alive and node.vm_run]
     if not running:
@@ -187,6 +203,10 @@ _DEEDS: dict[str, Callable[[Clone, Node], None]] = {
     "network-back": _network_back,
     "witness-off": _witness_off,
     "witness-back": _witness_back,
+    "witness-forgets": _witness_forgets,
+    "disk-room": lambda clone, node: clone.disk_has_room(node),
+    "mount-lost": lambda clone, node: clone.mount_lost(node),
+    "start-fails": _start_fails,
     "vm-exit": _vm_exit,
 }
 

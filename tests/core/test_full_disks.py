@@ -70,9 +70,7 @@ def test_two_disks_that_fill_together_do_not_pass_it_to_and_fro():
 
 def test_the_other_node_remembers_for_one_that_forgot():
     world = pair()
-    world.b.settings = replace(
-        world.b.settings, room_handover_wall_ms=1_700_000_000_000 + world.now
-    )
+    world.b.settings = replace(world.b.settings, room_handover_wall_ms=world.wall_ms)
     world.b.state = replace(world.b.state, settings=world.b.settings)
     world.disk_fills(world.a)
     world.run(10_000)

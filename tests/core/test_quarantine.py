@@ -104,7 +104,7 @@ def test_the_end_of_this_nodes_own_replication_process_is_not_the_peers_fault():
 def test_a_suspension_ends_in_time_after_a_stop_and_after_a_crash(how: str) -> None:
     """Its deadline was forgotten with all others when the folder was uncovered."""
     world = pair()
-    until = 1_700_000_000_000 + world.now + 60_000
+    until = world.wall_ms + 60_000
     suspend = e.SettingsChanged("op", "ann", suspend="app", reason="test", until_wall_ms=until)
     world.a.event(suspend)
     world.run(100)

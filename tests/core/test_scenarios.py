@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hyperha.core import events as e
+from hyperha.core.explain import readiness
 from hyperha.core.options import Isolation
 from hyperha.core.records import DataLabel
 from hyperha.core.state import Phase, Step
@@ -542,3 +543,22 @@ def test_a_swap_does_not_wait_for_the_next_heartbeat():
         world.run(1, writes=False)
     assert world.now - begun < 150
     world.until(R.SECOND, R.PRIM)
+
+
+def test_claims_that_are_refused_become_rare_and_the_sentence_stays() -> None:
+    """Each claim is a durable write; the peer, stopped with the better copy, has not changed."""
+    world = pair()
+    world.b.start_fails = True
+    world.crash(world.a)
+    world.run(15_000)
+    world.boot_node(world.a)
+    world.run(10_000)
+    before, seen = world.a.lineage.epoch.counter, set()
+    for _ in range(1200):
+        world.run(50)
+        seen.add((readiness(world.a.state), world.a.state.why))
+    assert len(seen) == 1, seen
+    assert world.a.lineage.epoch.counter - before <= 6
+    world.b.start_fails = False
+    world.command(world.b, "start")
+    world.until(Role.SECOND, Role.PRIM, timeout_ms=30_000)
