@@ -142,6 +142,8 @@ def _heal(world: World) -> None:
     world.run(20_000)
     for round_ in range(5):
         for node in (world.a, world.b):
+            if not node.alive:  # A power switch that was asked before answers late.
+                world.boot_node(node)
             waits = node.state.role is Role.WAIT and node.settings.start_failed
             if waits or node.state.role is Role.STOP or node.state.goal in _NEEDS_OPERATOR:
                 world.command(node, "start")
