@@ -79,6 +79,10 @@ class BaseNode:
         self.half_allowed = False
         """An operator may start a half made copy (`primforce`)."""
         self.demote_fails = False
+        self.detach_fails = False
+        self.barrier_fails = False
+        self.stop_fails = False
+        """Its hypervisor does not end the VM when it is told to."""
         self.free_bytes = ROOMY_BYTES
         """On the file system of its folder; 0: the guest is refused everything (D11)."""
         self.start()

@@ -53,6 +53,8 @@ class Clone(World):
         """When, which node, what."""
         self.started: set[str] = set()
         """Nodes on which the VM was started."""
+        self.measured: set[str] = set()
+        """Nodes of which it is known how long a start takes."""
         self.commands: dict[str, tuple[object, Node]] = {}
         """Operations that were begun: for what, and where."""
         self.copy_ms = COPY_MS
@@ -85,6 +87,7 @@ class Clone(World):
         node.instance = found.instance
         if found.start_ms is not None:
             node.start_ms = found.start_ms
+            self.measured.add(node.name)
         if found.stop_ms is not None:
             node.stop_ms = found.stop_ms
         node.attached, node.writable = state.attached, state.writable

@@ -29,6 +29,9 @@ class EngineNode(BaseNode):
         self.done(action.operation, attach=facts)
 
     def do_detach(self, action: a.Detach) -> None:
+        if self.detach_fails:
+            self.done(action.operation, False, "target is busy")
+            return
         self.drop_session("detached")
         if action.write is not None and self.attached:
             self.folder.marker = action.write
@@ -173,13 +176,13 @@ class EngineNode(BaseNode):
 
     def do_barrier(self, action: a.Barrier) -> None:
         both = self.acknowledge is Acknowledge.BOTH
-        ok = not both or self.session_up
+        ok = (not both or self.session_up) and not self.barrier_fails
         if ok:
             self.folder.log = False
             if both:
                 self.peer.folder.log = False
                 self.peer.unapplied = set()
-        self.done(action.operation, ok, "" if ok else "no session")
+        self.done(action.operation, ok, "" if ok else "EIO" if self.barrier_fails else "no session")
 
     def do_end_resync(self, action: a.EndResync) -> None:
         ok = self.session == action.session and self.session_up

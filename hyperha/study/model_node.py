@@ -24,6 +24,9 @@ class Node(EngineNode):
         self.later(e.VmDone(action.operation, True), self.start_ms)
 
     def do_stop_vm(self, action: a.StopVm) -> None:
+        if self.stop_fails:
+            self.later(e.VmDone(action.operation, False, "it does not end"), self.stop_ms)
+            return
         self.vm_run = 0
         self.later(e.VmDone(action.operation, True), self.stop_ms)
 

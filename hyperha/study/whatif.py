@@ -233,7 +233,11 @@ def _happens(clone: Clone, one: Happening) -> None:
 def whatif(found: Mapping[str, Snapshot], events: Iterable[Happening]) -> Outcome:
     """Run the live view forward. Raises BusyError where it cannot be continued, and RefusedError
     for an event that cannot happen when its turn comes."""
-    clone = Clone(found)
+    return forward(Clone(found), events)
+
+
+def forward(clone: Clone, events: Iterable[Happening]) -> Outcome:
+    """Put events to a clone, one after the other. Raises RefusedError."""
     asked = tuple(events)
     begin, lines = clone.now, len(clone.told)
     broken, last_ms = "", clone.now
@@ -271,7 +275,7 @@ def whatif(found: Mapping[str, Snapshot], events: Iterable[Happening]) -> Outcom
         unmeasured=tuple(
             name
             for name, node in clone.nodes.items()
-            if name in clone.started and (name not in found or found[name].start_ms is None)
+            if name in clone.started and name not in clone.measured
         ),
         unsettled=unsettled and not broken,
         broken=broken,
