@@ -56,7 +56,7 @@ class Transitions:
                 if self._scripts.find(Step.TRANSITION) is None:
                     continue
             except HyperhaError as problem:
-                await self._steps.end(self._steps.begin(Step.TRANSITION), False, problem.text)
+                self._steps.end(self._steps.begin(Step.TRANSITION), False, problem.text)
             else:
                 await self._tell(before, role, run)
 
@@ -78,4 +78,4 @@ class Transitions:
                 ok, text = result.ok, f"{text}: {result.text}"
         except HyperhaError as problem:
             ok, text = False, f"{text}: {problem.text}"
-        await self._steps.end(step, ok, text)
+        self._steps.end(step, ok, text)
