@@ -73,6 +73,11 @@ def ask_early(turn: Turn) -> None:
         _ask(turn, None)
 
 
+def confirm(turn: Turn) -> None:
+    """H3: is it there now? Without it nobody could commit what is about to begin."""
+    _ask(turn, Need.CONFIRM)
+
+
 def hand_over(turn: Turn) -> None:
     """H2: the commit of a planned move, where there is a witness."""
     turn.arm(Timer.PATIENCE, turn.state.config.timing.stall_limit_ms)
@@ -257,6 +262,11 @@ def _grown(turn: Turn, answer: Answer) -> None:
     source.complete(turn)
 
 
+def _confirmed(turn: Turn, answer: Answer) -> None:
+    del answer
+    leaving.confirmed(turn)
+
+
 def _handed_over(turn: Turn, answer: Answer) -> None:
     del answer
     handover = turn.state.handover
@@ -363,6 +373,7 @@ def _nothing(turn: Turn, answer: Answer) -> None:
 
 _DONE: dict[Need | None, Callable[[Turn, Answer], None]] = {
     None: _nothing,
+    Need.CONFIRM: _confirmed,
     Need.TAKEOVER: _became_holder,
     Need.SHRINK: _shrunk,
     Need.GROW: _grown,

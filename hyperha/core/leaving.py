@@ -74,11 +74,33 @@ def ready(turn: Turn, message: HandoverReady) -> None:
     handover = turn.state.handover
     if turn.state.phase is not Phase.ASKING or handover is None:
         return
-    if handover.epoch != message.epoch:
+    if handover.epoch != message.epoch or handover.ready:
         return
     turn.set(handover=replace(handover, ready=True))
     turn.cancel(Timer.RETRY, Timer.PATIENCE)
+    if turn.state.config.leased:
+        turn.arm(Timer.PATIENCE, turn.state.config.timing.stall_limit_ms)
+        arbitration.confirm(turn)
+        return
     stop_vm(turn, force=False)
+
+
+def confirmed(turn: Turn) -> None:
+    """The witness is there to commit the move."""
+    handover = turn.state.handover
+    if turn.state.phase is Phase.ASKING and handover is not None and handover.ready:
+        turn.cancel(Timer.PATIENCE)
+        stop_vm(turn, force=False)
+
+
+def unanswered(turn: Turn) -> None:
+    """Neither the other node nor the witness may be waited for any longer before a move."""
+    handover = turn.state.handover
+    if handover is not None and handover.ready:
+        arbitration.drop(turn)
+        no_handover(turn, "the witness does not answer, without which no move can be committed")
+    else:
+        no_handover(turn, "it does not answer")
 
 
 def refused(turn: Turn, message: HandoverRefused) -> None:

@@ -124,6 +124,7 @@ def _word(state: ModuleState) -> str:
 
 _MAKERS: dict[Need | None, Callable[[Turn], Request]] = {
     None: _regular,
+    Need.CONFIRM: _regular,
     Need.TAKEOVER: _make_takeover,
     Need.SHRINK: _make_shrink,
     Need.GROW: _make_grow,

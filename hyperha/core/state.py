@@ -122,6 +122,8 @@ class Need(StrEnum):
     GROW = "grow"
     HAND_OVER = "hand-over"
     REGISTER = "register"
+    CONFIRM = "confirm"
+    """Nothing but a sign that it is there: before the VM is stopped for a move (H3)."""
 
 
 class Agreed(StrEnum):

@@ -388,8 +388,13 @@ def taken(turn: Turn, event: EngineDone) -> None:
     )
     turn.persist(lineage=lineage)
     turn.send(Taken(handover.epoch))
-    if handover.kind.leaves:
+    leaves = handover.kind.leaves
+    if leaves:
         preferring.taken_over(turn)
+    if turn.state.config.leased and turn.state.lineage.epoch != handover.epoch:
+        # A claim of ours has crossed the release: only the witness mints epochs (H3).
+        arbitration.take_over(turn, Agreed.ALONE if leaves else Agreed.IN_SYNC)
+    elif leaves:
         running.enter_alone(turn, ProofKind.PEER_SAID_SO)
     else:
         waiting.open_in_sync(turn)

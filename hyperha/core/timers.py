@@ -75,7 +75,7 @@ def _patience(turn: Turn) -> None:
     """The peer did not answer in time: the other way."""
     state = turn.state
     if state.phase is Phase.ASKING:
-        leaving.no_handover(turn, "it does not answer")
+        leaving.unanswered(turn)
     elif state.phase is Phase.HANDING_OVER:
         leaving.handover_overdue(turn)
     elif state.phase is Phase.LEAVING:
