@@ -391,8 +391,9 @@ def taken(turn: Turn, event: EngineDone) -> None:
     leaves = handover.kind.leaves
     if leaves:
         preferring.taken_over(turn)
-    if turn.state.config.leased and turn.state.lineage.epoch != handover.epoch:
-        # A claim of ours has crossed the release: only the witness mints epochs (H3).
+    if turn.state.config.leased:
+        # The lease that the commit has begun is of an unknown moment, and a claim of ours may have
+        # crossed the release: only the witness mints epochs (L2, H3).
         arbitration.take_over(turn, Agreed.ALONE if leaves else Agreed.IN_SYNC)
     elif leaves:
         running.enter_alone(turn, ProofKind.PEER_SAID_SO)
