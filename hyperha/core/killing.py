@@ -10,19 +10,21 @@ from dataclasses import replace
 from hyperha.core import covering
 from hyperha.core.actions import Acknowledge, Fence, KillVm, Level, Timer
 from hyperha.core.events import VmDone
-from hyperha.core.messages import Abdicated
+from hyperha.core.messages import Abdicated, Released
 from hyperha.core.records import DataLabel
-from hyperha.core.state import Goal, Link, Phase, Step, Vm, Why
+from hyperha.core.state import Goal, Handover, Link, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
 
 KILL_AGAIN_MS = 1000
 
 
-def begin(turn: Turn, why: Why) -> None:
-    """Fence first, then the VM; what follows when every process is gone depends on `why` (L5')."""
+def begin(turn: Turn, why: Why, *, handover: Handover | None = None) -> None:
+    """Fence first, then the VM; what follows when every process is gone depends on `why` (L5'). The
+    hand-over is still done then: nothing is acknowledged any more that the other node lacks."""
     turn.forget()
     turn.cancel(*Timer)
-    turn.set(end=why, vm=Vm.STOPPING, acknowledge=Acknowledge.NONE, link=Link.NONE, handover=None)
+    none = Acknowledge.NONE
+    turn.set(end=why, vm=Vm.STOPPING, acknowledge=none, link=Link.NONE, handover=handover)
     turn.enter(turn.state.role, Phase.KILLING, why)
     attempt(turn)
 
@@ -74,7 +76,15 @@ def _count(turn: Turn) -> None:
     if failed:
         turn.send(Abdicated(lineage.held, state.end.text if state.end else ""))
         lineage = replace(lineage, label=DataLabel.OUTDATED, full_compare_owed=True)
+    handover = state.handover
+    if handover is not None:
+        lineage = lineage.released(handover.epoch, leaves=True)
+        turn.tell(Level.INFO, "H2", f"released to {state.config.peer} ({handover.kind})")
     turn.persist(lineage=lineage)
+    if handover is not None:
+        # A node that asks instead finds the same in this record.
+        turn.send(Released(handover.epoch, handover.kind, True))
+        turn.set(handover=None)
     again = not failed and state.goal not in (Goal.STOP, Goal.BLOCKED)
     turn.set(goal=Goal.RESTART if again else Goal.STOP)
     covering.detach(turn)

@@ -28,7 +28,6 @@ from hyperha.core.messages import (
     Released,
     Taken,
 )
-from hyperha.core.records import DataLabel
 from hyperha.core.state import Goal, Handover, Link, ModuleState, Need, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
@@ -159,7 +158,8 @@ def vm_stopped(turn: Turn, event: VmDone) -> None:
     state = turn.state
     if not event.ok:
         turn.tell(Level.ERROR, "L5", f"the VM could not be stopped: {event.text}")
-        killing.begin(turn, state.end or Why("L5", "the VM could not be stopped"))
+        why = state.end or Why("L5", "the VM could not be stopped")
+        killing.begin(turn, why, handover=_still_wanted(state))
         return
     turn.set(vm=Vm.ABSENT)
     if state.phase is Phase.RESTARTING:
@@ -167,6 +167,16 @@ def vm_stopped(turn: Turn, event: VmDone) -> None:
         return
     if state.phase is Phase.STOPPING:
         flush(turn)
+
+
+def _still_wanted(state: ModuleState) -> Handover | None:
+    """The hand-over of a stop whose VM must be killed: what was acknowledged is on both nodes. What
+    only moves it does not need an end; with a lease the witness decides (H3)."""
+    handover = state.handover
+    if handover is None or not handover.ready or state.config.leased:
+        return None
+    stops = state.goal is Goal.STOP and handover.kind is HandoverKind.STOP
+    return handover if stops and state.link is Link.IN_SYNC and not state.frozen else None
 
 
 def flush(turn: Turn) -> None:
@@ -269,14 +279,7 @@ def stay(turn: Turn) -> None:
 def commit(turn: Turn, handover: Handover) -> None:
     """One durable act: before it only this node may run, after it only the other one (H2)."""
     state = turn.state
-    lineage = replace(
-        state.lineage,
-        released_to=handover.epoch,
-        epoch=handover.epoch,
-        intent_primary=False,
-        was_primary=False,
-        label=DataLabel.OUTDATED if handover.kind.leaves else DataLabel.UPTODATE,
-    )
+    lineage = state.lineage.released(handover.epoch, leaves=handover.kind.leaves)
     turn.persist(lineage=lineage)
     if handover.kind is HandoverKind.ROOM:
         text = f"the disk was full: handed over to {state.config.peer}; make room, then start"

@@ -128,6 +128,17 @@ class Lineage:
             case DataLabel.FRESH:
                 return DataState.UNKNOWN
 
+    def released(self, epoch: Epoch, *, leaves: bool) -> Lineage:
+        """The commit of a hand-over: only the node of this epoch may run from here on (H2)."""
+        return replace(
+            self,
+            released_to=epoch,
+            epoch=epoch,
+            intent_primary=False,
+            was_primary=False,
+            label=DataLabel.OUTDATED if leaves else DataLabel.UPTODATE,
+        )
+
     def minted(self, generation_id: str, reason: str, at_wall_ms: int) -> Lineage:
         """A new generation: history is pushed, the base moves only when there was none (G3')."""
         history = self.history
