@@ -29,7 +29,9 @@ def note(turn: Turn) -> None:
     settings = replace(settings, departures_wall_ms=kept)
     if len(kept) == DEPARTURES and 0 <= wall_ms - kept[0] <= WITHIN_MS:
         settings = replace(settings, quarantine_until_wall_ms=wall_ms + LENGTH_MS)
-        turn.tell(Level.WARNING, "D8", why(turn.state))
+        hours = LENGTH_MS // 3_600_000
+        again = f"{turn.state.config.peer} was lost again: for {hours} more h it is not preferred"
+        turn.tell(Level.WARNING, "D8", again if active(turn.state) else why(turn.state))
     turn.set(settings=settings)
     arm(turn)
 
