@@ -325,6 +325,8 @@ class Timer(StrEnum):
     WITNESS = "witness"
     RULES = "rules"
     """When the witness is asked again."""
+    SPLIT = "split"
+    """When two nodes that both run tell each other about their lines (R16)."""
     REJOIN = "rejoin"
     """When a secondary asks again to follow."""
 

@@ -296,6 +296,7 @@ def resync_done(turn: Turn, message: ResyncDone) -> None:
         released_to=None,
         full_compare_owed=False,
         was_primary=False,
+        yields_to="",
     )
     turn.set(link=Link.IN_SYNC, resync=None, engine_failures=0)
     turn.persist_with_marker(lineage)

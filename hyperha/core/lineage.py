@@ -227,4 +227,14 @@ def _split(mine: Summary, theirs: Summary) -> Verdict:
             f"{text}; {giver.node} gives way by an operator's command",
             gives_up=True,
         )
+    mine_yields = mine.yields_to == theirs.current
+    if mine_yields != (theirs.yields_to == mine.current):
+        giver = mine if mine_yields else theirs
+        return Verdict(
+            "R16",
+            Direction.TARGET if mine_yields else Direction.SOURCE,
+            SessionStart.FULL,
+            f"{text}; {giver.node} gives way, as both have found",
+            gives_up=True,
+        )
     return Verdict(rule, Direction.CONFLICT, SessionStart.FULL, text)

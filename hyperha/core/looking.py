@@ -29,8 +29,9 @@ def _needed(state: ModuleState) -> bool:
     config = state.config
     if state.phase is Phase.FOLLOWING:
         return config.policy is Isolation.RUN or config.pinged or config.fences
-    # The node that runs the VM asks until it may go on alone.
-    return state.role.runs_vm and state.link is Link.LOST and (config.pinged or config.fences)
+    # The node that runs the VM asks until it may go on alone; under `run`, to tell it later (R16).
+    asks = config.policy is Isolation.RUN or config.pinged or config.fences
+    return state.role.runs_vm and state.link is Link.LOST and asks
 
 
 def looked(turn: Turn, event: ProbeDone) -> None:

@@ -31,6 +31,7 @@ from hyperha.core import (
     safety,
     settings,
     source,
+    splitting,
     takeover,
     timers,
     waiting,
@@ -63,7 +64,7 @@ def step(state: ModuleState, stimulus: Stimulus) -> tuple[ModuleState, tuple[Act
     holding.settle(turn)
     preferring.settle(turn)
     room.settle(turn)
-    _keep_split_told(turn)
+    splitting.settle(turn)
     check(turn.state)
     return turn.state, tuple(turn.actions)
 
@@ -84,7 +85,7 @@ def _peer_heard(turn: Turn, event: e.PeerHeard) -> None:
     elif state.role is Role.SECOND:
         takeover.peer_changed(turn, event.status)
     elif state.role.runs_vm and event.status.role.runs_vm:
-        _both_run(turn, event.status)
+        splitting.both_run(turn, event.status)
 
 
 def _otherwise(before: e.PeerStatus | None, now: e.PeerStatus) -> bool:
@@ -95,36 +96,6 @@ def _otherwise(before: e.PeerStatus | None, now: e.PeerStatus) -> bool:
         getattr(before, name) != getattr(now, name)
         for name in ("role", "data", "generation", "stopping", "boot_id")
     )
-
-
-def _both_run(turn: Turn, status: e.PeerStatus) -> None:
-    state = turn.state
-    if state.phase in (Phase.KILLING, Phase.DETACHING):
-        # It gives way already: begun anew, what the folder was told last would be forgotten (R12).
-        return
-    if state.frozen or state.role is Role.PRIM:
-        if status.epoch > state.lineage.held.counter:
-            losing.superseded(turn)
-        return
-    if status.role is Role.PRIM and status.epoch < state.lineage.held.counter:
-        # It stood still, acknowledges nothing without this node, and gives way when it hears (L1).
-        return
-    text = (
-        f"split brain: {state.config.peer} runs the VM too; decide which copy stays, stop the "
-        f"other one, then command second --confirm there"
-    )
-    if state.why.text != text:
-        turn.tell(Level.ERROR, "R16", text)
-    turn.explain(Why("R16", text))
-
-
-def _keep_split_told(turn: Turn) -> None:
-    """R16: whatever else was explained since, two nodes that run come first. The peer's word may
-    also have come before this node ran itself."""
-    state = turn.state
-    alone = state.role is Role.ALONE and state.phase is Phase.RUNNING and not state.frozen
-    if alone and turn.peer_runs and state.peer is not None and state.why.rule != "R16":
-        _both_run(turn, state.peer)
 
 
 def _peer_silent(turn: Turn, event: e.PeerSilent) -> None:
@@ -307,6 +278,7 @@ _STEPS: dict[Step, Callable[[Turn, Any], None]] = {
     Step.END_RESYNC: source.resync_ended,
     Step.RESYNC_BARRIER: source.resync_barrier,
     Step.CLEAR: results.cleared,
+    Step.COUNT: splitting.counted,
     Step.START_VM: _vm_started,
     Step.STOP_VM: leaving.vm_stopped,
     Step.FORBID_CERTIFICATE: running.certificate_forbidden,
@@ -344,6 +316,7 @@ _MESSAGES: dict[type[m.PeerMessage], Callable[[Turn, Any], None]] = {
     m.Goodbye: losing.goodbye,
     m.LastManStopped: farewell.last_man_stopped,
     m.Abdicated: takeover.abdicated,
+    m.SplitReport: splitting.reported,
 }
 
 

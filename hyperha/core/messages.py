@@ -34,6 +34,8 @@ class Summary:
     full: bool = False
     unknown: bool = False
     """The folder is not the one that the record speaks of: never a source (R12)."""
+    yields_to: str = ""
+    """The generation that this node's own line gives way to (R16)."""
 
     @staticmethod
     def of(
@@ -62,6 +64,7 @@ class Summary:
             adopt=adopt,
             full=full or lineage.full_compare_owed,
             unknown=unknown,
+            yields_to=lineage.yields_to,
         )
 
 
@@ -269,6 +272,28 @@ class LastManStopped(PeerMessage):
     """Both were stopping: the final barrier is on both, neither is outdated (H1)."""
 
     session: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitReport(PeerMessage):
+    """Both run the VM: what the sender knows of its own line, the same under the same nonce (R16).
+
+    `heard` is the nonce of the other side's report that this one was sent after; empty: of none.
+    """
+
+    nonce: str
+    heard: str
+    generation: str
+    leased: bool
+    """Whether its line goes on by the lease."""
+    forced: bool
+    """Whether an operator has started it: never given up without one."""
+    wrote: bool
+    """Whether it may have acknowledged anything since the two parted."""
+    reached: bool | None
+    """Whether it reached others when they parted; None: it did not ask."""
+    ran_before: bool
+    """Whether it is the one that ran the VM when they parted."""
 
 
 @dataclass(frozen=True, slots=True)

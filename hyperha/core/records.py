@@ -105,6 +105,12 @@ class Lineage:
     was_primary: bool = False
     """Whether this node was the last of the two to run the module, as far as it knows."""
     alone_since_wall_ms: int = 0
+    ran_before: bool = False
+    """Whether this node ran the VM already when it lost its peer, and went on alone (R16)."""
+    reached: bool | None = None
+    """Whether it reached others then; None: it did not ask (R16)."""
+    yields_to: str = ""
+    """The generation that this line gives way to after a split brain; empty while it does not."""
     pending: str = ""
     """The generation that the witness was asked to shrink to: the next one (W9)."""
     shrink_owed: bool = False

@@ -23,7 +23,7 @@ from hyperha.core.actions import (
 )
 from hyperha.core.events import EngineDone, Verb, VmDone
 from hyperha.core.records import DataLabel, Proof, ProofKind
-from hyperha.core.state import Goal, Link, Phase, Step, Vm, Why
+from hyperha.core.state import Goal, Link, ModuleState, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
 
@@ -80,6 +80,9 @@ def entered(turn: Turn, event: EngineDone) -> None:
         peer_out=proof,
         released_to=None,
         alone_since_wall_ms=turn.stimulus.wall_ms,
+        ran_before=state.role.runs_vm,
+        reached=_reached(state),
+        yields_to="",
     )
     turn.persist_with_marker(lineage)
     if state.lineage.way_back:
@@ -92,6 +95,12 @@ def entered(turn: Turn, event: EngineDone) -> None:
         f"generation {lineage.current.ordinal}",
     )
     release(turn)
+
+
+def _reached(state: ModuleState) -> bool | None:
+    """Whether this node reached others when it lost its peer; None: it cannot say."""
+    isolated = state.looked.isolated if state.looked is not None else None
+    return None if isolated is None else not isolated
 
 
 def release(turn: Turn) -> None:
@@ -140,7 +149,7 @@ def continue_line(turn: Turn, epoch: Epoch | None = None) -> None:
     lineage = turn.state.lineage
     epoch = epoch or lineage.epoch.next_for(turn.state.config.node)
     lineage = replace(lineage, intent_primary=True, was_primary=True, epoch=epoch, held=epoch)
-    turn.persist(lineage=lineage)
+    turn.persist(lineage=replace(lineage, yields_to=""))
     turn.tell(Level.INFO, "P6", "continues its own line alone, as before")
     promote(turn, Acknowledge.LOCAL)
 

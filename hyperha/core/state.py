@@ -12,7 +12,7 @@ from hyperha.core.actions import Acknowledge, SessionStart
 from hyperha.core.events import PeerStatus, ProbeDone, ResourceSeen, Verb
 from hyperha.core.facts import AttachFacts
 from hyperha.core.lease import Answer, Request
-from hyperha.core.messages import HandoverKind, JoinOffer
+from hyperha.core.messages import HandoverKind, JoinOffer, SplitReport
 from hyperha.core.options import Config, WitnessKind
 from hyperha.core.records import Lineage, Proof, Settings
 from hyperha.domain import Epoch, Role, SessionKey
@@ -100,6 +100,8 @@ class Step(StrEnum):
     END_RESYNC = "end-resync"
     RESYNC_BARRIER = "resync-barrier"
     CLEAR = "clear"
+    COUNT = "count"
+    """What this node has acknowledged alone is asked for (R16)."""
     START_VM = "start-vm"
     STOP_VM = "stop-vm"
     FORBID_CERTIFICATE = "forbid-certificate"
@@ -222,6 +224,14 @@ class FullDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """Both nodes run: what each has told of its line."""
+
+    mine: SplitReport | None = None
+    theirs: SplitReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleState:
     """Everything the decisions rest on."""
 
@@ -290,6 +300,8 @@ class ModuleState:
     rules_next_ms: int = 0
     """When the next rule may have held for long enough; 0: none is awaited."""
 
+    split: Split | None = None
+    """While both nodes run the VM (R16)."""
     full: FullDisk | None = None
     """While this node runs the VM and its disk is full (D11)."""
 

@@ -18,6 +18,7 @@ from hyperha.core import (
     rules,
     settings,
     source,
+    splitting,
     takeover,
     waiting,
 )
@@ -109,5 +110,6 @@ HANDLERS: dict[Timer, Callable[[Turn], None]] = {
     Timer.GRACE: failover.grace_over,
     Timer.WITNESS: arbitration.due,
     Timer.RULES: rules.due,
+    Timer.SPLIT: splitting.due,
     Timer.REJOIN: _rejoin,
 }

@@ -60,7 +60,8 @@ class EngineNode(BaseNode):
 
     def do_close_safety(self, action: a.CloseSafety) -> None:
         former, self.folder.safety = self.folder.safety, None
-        if former is not None and action.end is a.SafetyEnd.FORCED:
+        copied = action.end is a.SafetyEnd.COPIED and self.folder.safety_required
+        if former is not None and (copied or action.end is a.SafetyEnd.FORCED):
             self.folder.kept.append(former)
         self.done(action.operation)
 

@@ -190,44 +190,6 @@ def test_alone_with_proof_restarts_alone():
     assert world.a.lineage.current.id == generation
 
 
-def test_split_under_run_is_shown_and_nothing_is_discarded():
-    world = pair()
-    world.cut_network()
-    world.until(R.ALONE, R.ALONE)
-    world.run(3000)
-    world.heal_network()
-    world.run(5000)
-    assert world.roles() == (R.ALONE, R.ALONE)
-    assert world.a.state.why.rule == "R16"
-    world.command(world.b, "stop")
-    world.until(R.ALONE, R.STOP)
-    only_b = world.b.folder.data - world.a.folder.data
-    assert only_b
-    world.command(world.b, "start")
-    world.run(6000)
-    assert world.roles() == (R.ALONE, R.WAIT)
-    assert only_b <= world.b.folder.data
-    world.command(world.b, "stop")
-    world.until(R.ALONE, R.STOP)
-    world.command(world.b, "second", confirmed=True)
-    world.until(R.PRIM, R.SECOND)
-    assert world.a.folder.data == world.b.folder.data
-
-
-def test_a_split_stays_told_whatever_happens_beside_it():
-    """R16: a restart of the VM is not the last word."""
-    world = pair()
-    world.cut_network()
-    world.until(R.ALONE, R.ALONE)
-    world.heal_network()
-    world.run(5000)
-    world.a.vm_run = 0
-    world.a.event(e.VmExited(world.a.state.run, "exit status 1"))
-    world.run(5000)
-    assert world.roles() == (R.ALONE, R.ALONE)
-    assert [node.state.why.rule for node in (world.a, world.b)] == ["R16", "R16"]
-
-
 def test_a_split_is_told_by_the_node_that_heard_of_it_too_early():
     world = pair()
     world.cut_network()

@@ -51,14 +51,14 @@ def _alone(node: Node) -> bool:
 def unrest(pair: tuple[Node, Node], isolation: Isolation) -> str:
     """What is wrong with two connected nodes to which nothing happens any more; empty if nothing.
 
-    They are redundant, unless a command or a failed disk ended one of them. A split under `run` is
-    told, and the operator's to decide (R16).
+    They are redundant, unless a command or a failed disk ended one of them. Two that both run are
+    so only where nothing tells who gives way, and an operator is asked (R16).
     """
     roles = {node.core.role for node in pair}
-    rules = [node.core.why.rule for node in pair]
+    asked = all("decide which copy stays" in node.core.why.text for node in pair)
     if roles == {Role.PRIM, Role.SECOND}:
         return ""
-    if isolation is Isolation.RUN and roles == {Role.ALONE} and "R16" in rules:
+    if isolation is Isolation.RUN and roles == {Role.ALONE} and asked:
         return ""
     stopped = [node for node in pair if node.core.role is Role.STOP]
     if stopped and all(node.core.why.rule in _STOPS for node in stopped):

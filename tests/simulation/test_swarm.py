@@ -222,10 +222,16 @@ def _judge(world: World) -> None:
     if any(_split(n) for n in world.nodes.values()):
         allowed = world.both_may_run or world.forced
         assert allowed, "split brain under a policy that forbids it"
+        both = set(world.roles()) == {Role.ALONE}
+        assert not both or world.forced, "both run, and nobody gives way"
         return
     assert set(world.roles()) == {Role.PRIM, Role.SECOND}, f"roles {world.roles()}"
     assert world.a.folder.data == world.b.folder.data, "copies differ"
     lost = world.acknowledged - world.a.folder.data
+    if world.both_may_run:
+        # Where two may run, one of them gives way: nothing of its line is lost unseen (N3).
+        for node in world.nodes.values():
+            lost = lost.difference(*node.folder.kept)
     assert not lost or world.forced, f"{len(lost)} acknowledged writes lost"
 
 
