@@ -18,15 +18,20 @@ from hyperha.core import (
     fencing,
     holding,
     lease,
+    lineage,
     looking,
     machine,
     preferring,
     quarantine,
     room,
     running,
+    splitting,
 )
 from hyperha.core import rules as failover_rules
+from hyperha.core.actions import Timer
 from hyperha.core.lease import Answer, Known, Lease, Record, Request, Takeover
+from hyperha.core.lineage import Verdict
+from hyperha.core.messages import SplitReport
 from hyperha.core.options import Config, WitnessKind
 from hyperha.core.records import ProofKind
 from hyperha.core.state import Agreed, ModuleState, Step
@@ -38,6 +43,7 @@ from tests.core import (
     test_preferring,
     test_quarantine,
     test_rules,
+    test_splitting,
     test_third_parties,
 )
 
@@ -157,6 +163,37 @@ def _takes_over_without_asking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(arbitration, "take_over", take_over)
 
 
+def _nobody_was_forced(patch: pytest.MonkeyPatch) -> None:
+    original = splitting.verdict
+
+    def verdict(one: SplitReport, other: SplitReport, *names: str) -> tuple[str, str]:
+        return original(replace(one, forced=False), replace(other, forced=False), *names)
+
+    patch.setattr(splitting, "verdict", verdict)
+
+
+def _judges_unheard(patch: pytest.MonkeyPatch) -> None:
+    def reported(turn: Turn, message: SplitReport) -> None:
+        split = turn.state.split
+        if split is not None and split.mine is not None:
+            splitting._judge(turn, split.mine, message)
+
+    patch.setattr(machine, "_MESSAGES", {**machine._MESSAGES, SplitReport: reported})
+
+
+def _judges_at_once(patch: pytest.MonkeyPatch) -> None:
+    original = Turn.arm
+
+    def arm(turn: Turn, timer: Timer, after_ms: int) -> None:
+        original(turn, timer, min(after_ms, 200) if timer is Timer.SPLIT else after_ms)
+
+    patch.setattr(Turn, "arm", arm)
+
+
+def _gives_up_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lineage, "Verdict", lambda *args, **fields: Verdict(*args))
+
+
 PING, LEASE = WitnessKind.PING, WitnessKind.LEASE
 MUTANTS = (
     Mutant("W1", _takeover_as_if(_every_copy_counts),
@@ -198,6 +235,13 @@ MUTANTS = (
            test_full_disks.test_two_disks_that_fill_together_do_not_pass_it_to_and_fro),
     Mutant("K3", _property(ModuleState, "unjudged", lambda _: False),
            test_full_disks.test_no_checker_judges_a_vm_without_room),
+    Mutant("R16", _nobody_was_forced, test_splitting.test_what_an_operator_started_stays),
+    Mutant("R16", _judges_unheard,
+           test_splitting.test_nobody_gives_way_before_the_other_one_knows_its_report),
+    Mutant("R16", _judges_at_once,
+           test_splitting.test_it_stops_as_if_told_to_and_only_after_a_full_window),
+    Mutant("N3", _gives_up_nothing,
+           test_splitting.test_without_room_for_its_safety_copy_it_waits_and_the_other_one_runs),
     Mutant("pre", _always(holding, "reason", None),
            test_holding.test_nothing_begins_before_the_resource_was_found_up),
     Mutant("rule", _always(failover_rules, "waiting", None),
