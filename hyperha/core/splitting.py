@@ -18,6 +18,7 @@ from hyperha.core.records import ProofKind
 from hyperha.core.state import Goal, Phase, Split, Step, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Role
+from hyperha.text import minute_text
 
 _SHOWN = 16
 """Digits of a generation that a heartbeat tells."""
@@ -143,7 +144,9 @@ def _judge(turn: Turn, mine: SplitReport, theirs: SplitReport) -> None:
         _tell(turn, f"split brain: {peer} runs the VM too, and gives way: {reason}")
     else:
         text = f"split brain: this node gives way to {peer}: {reason}"
-        turn.tell(Level.ERROR, "R16", f"{text}; a safety copy keeps what only this node has")
+        since = minute_text(state.lineage.alone_since_wall_ms)
+        kept = f"a safety copy keeps what only this node has, since {since}"
+        turn.tell(Level.ERROR, "R16", f"{text}; {kept}")
         turn.persist(lineage=replace(state.lineage, yields_to=theirs.generation))
         _over(turn)
         leaving.begin(turn, Goal.RESTART, Why("R16", text))

@@ -110,7 +110,8 @@ async def is_state(pair: Pair, name: str, wanted: str) -> bool:
 
 
 async def test_a21_an_external_service_is_waited_for(tmp_path: Path) -> None:
-    """pre and wait: down, the module waits on both nodes; up, it wakes by itself."""
+    """pre and wait: down, the module waits on both nodes; up, it wakes by itself; the fourth time
+    within the window it stops where it ran (P5)."""
     listener = Listener()
     extra = checker(
         "outside", "tcp", host="127.0.0.1", port=listener.port, action="wait", when="pre"
@@ -118,15 +119,20 @@ async def test_a21_an_external_service_is_waited_for(tmp_path: Path) -> None:
     try:
         async with running_pair(tmp_path, checked(extra)) as pair:
             await pair.protected()
+            for _ in range(3):
+                listener.close()
+                await pair.roles(20, node1="WAIT", node2="WAIT")
+                assert not pair.processes("node1", APPLICATION)
+                for node in ("node1", "node2"):
+                    assert "outside" in (await pair.side(node)).why.text
+                listener.open()
+                await pair.roles(40, node1="PRIM", node2="SECOND")
+                await pair.more_orders()
             listener.close()
-            await pair.roles(20, node1="WAIT", node2="WAIT")
-            assert not pair.processes("node1", APPLICATION)
-            for node in ("node1", "node2"):
-                assert "outside" in (await pair.side(node)).why.text
+            await pair.roles(20, node1="STOP", node2="WAIT")
             listener.open()
-            await pair.redundant_again(40)
-            await pair.more_orders()
-            await pair.equal_and_nothing_lost()
+            await pair.roles(20, node2="ALONE")
+            await pair.nothing_lost()
     finally:
         listener.close()
 

@@ -14,7 +14,7 @@ from tests.acceptance.pair import APPLICATION, DAEMON, ENGINE, GUARDIAN, OTHER, 
 pytestmark = pytest.mark.anyio
 
 
-async def test_primary_node_killed(protected: Pair) -> None:
+async def test_c01_primary_node_killed(protected: Pair) -> None:
     """A17, C01: every process of the primary at once; started again within 4 s elsewhere."""
     begins = asyncio.ensure_future(protected.start_prim_begins("node2"))
     await asyncio.sleep(0.2)
@@ -39,7 +39,7 @@ async def test_secondary_node_killed(protected: Pair) -> None:
     await protected.equal_and_nothing_lost()
 
 
-async def test_daemon_of_primary_killed(protected: Pair) -> None:
+async def test_c05_daemon_of_primary_killed(protected: Pair) -> None:
     """C05: guardian, certificate, start_prim on the other node within 1.5 s."""
     begins = asyncio.ensure_future(protected.start_prim_begins("node2"))
     await asyncio.sleep(0.2)
@@ -50,7 +50,7 @@ async def test_daemon_of_primary_killed(protected: Pair) -> None:
     await protected.dead_daemon_replaced()
 
 
-async def test_daemon_of_primary_killed_while_writes_are_frozen(protected: Pair) -> None:
+async def test_c05_daemon_of_primary_killed_while_writes_are_frozen(protected: Pair) -> None:
     """C05: also with a held write the VM is really ended (L5'), and the peer starts it."""
     with protected.frozen("node2"):
         await asyncio.sleep(0.15)
@@ -116,7 +116,7 @@ async def test_application_killed_while_writes_are_frozen(protected: Pair) -> No
     await protected.equal_and_nothing_lost()
 
 
-async def test_replication_of_primary_killed(protected: Pair) -> None:
+async def test_c10_a31_replication_of_primary_killed(protected: Pair) -> None:
     """C10: a successor adopts the mount: the application goes on, the budget is untouched (M4)."""
     application = protected.one("node1", APPLICATION)
     killed = protected.signal("node1", ENGINE, signal.SIGKILL)
@@ -176,7 +176,7 @@ async def test_guardian_of_primary_killed(protected: Pair) -> None:
     protected.no_faults()
 
 
-async def test_replication_of_primary_killed_on_an_old_kernel(
+async def test_c10_replication_of_primary_killed_on_an_old_kernel(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C10 without FUSE_NOTIFY_RESEND: the VM is restarted by rule, the budget is untouched."""

@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from hyperha.demo.cluster import NODES
+from hyperha.demo.cluster import MODULE, NODES
 from hyperha.demo.observer import Observer
 from hyperha.security.initialise import LanPlan
-from tests.acceptance.pair import FAST_TIMING, Pair, PairOptions, until
+from tests.acceptance.pair import (
+    APPLICATION,
+    FAST_TIMING,
+    Pair,
+    PairOptions,
+    read_orders,
+    until,
+)
 from tests.support.network import Network
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
@@ -107,7 +114,7 @@ def make(tmp_path: Path) -> Callable[..., object]:
     return make_one
 
 
-async def test_node_lost_without_a_word(make):
+async def test_a17_node_lost_without_a_word(make):
     """A17: links down and everything killed: nobody resets a connection; elsewhere within 4 s."""
     async with make() as pair:
         begins = asyncio.ensure_future(pair.start_prim_begins("node2"))
@@ -147,7 +154,7 @@ PATIENT = PairOptions(timing={**FAST_TIMING, "suspect_ms": 800, "stall_limit_ms"
 """A machine that is busy for a moment must not look like a node that is gone."""
 
 
-async def test_one_of_two_networks_is_cut(make):
+async def test_b17_a42_one_of_two_networks_is_cut(make):
     """B17, D12, T4: the pair stays PRIM and SECOND, whichever cable it is, and orders go on; the
     stream moves to the other LAN: nobody asks for a proof, and nothing is resynced."""
     async with make(lans=2, options=PATIENT) as pair:
@@ -193,23 +200,36 @@ async def test_the_last_cable_is_cut_under_hold(make):
         await pair.equal_and_nothing_lost()
 
 
-async def test_the_last_cable_is_cut_under_run(make):
-    """B16 as far as this release goes: both run and say so; nothing is discarded unseen."""
+async def test_b16_a18_both_run_and_one_gives_way(make, tmp_path):
+    """R16: nobody commands anything. What only the one that gives way has acknowledged is in its
+    safety copy, and can be had again."""
     async with make() as pair:
         pair.cut_all()
         await pair.roles(10, node1="ALONE", node2="ALONE")
+        running = pair.one("node1", APPLICATION)
+        await asyncio.sleep(2)
         pair.mend_all()
-        await pair.log_has("node1", "split brain")
-        await pair.log_has("node2", "split brain")
-        await pair.act("node2", "stop")
-        view = await pair.command("node2", "start")
-        assert view.state == "failed"
-        assert "split brain" in view.text
-        done = await pair.command("node2", "second")
-        assert "split brain" in done.text
-        done = await pair.command("node2", "second", confirm="orders")
-        assert done.state == "done", done.text
-        await pair.roles(40, node1="PRIM", node2="SECOND")
+        reason = "node1 ran it before they parted"
+        await pair.log_has("node2", f"this node gives way to node1: {reason}", 20)
+        await pair.log_has("node1", f"and gives way: {reason}", 20)
+        await pair.roles(60, node1="PRIM", node2="SECOND")
+        assert pair.one("node1", APPLICATION) == running
+        status, said = await pair.cli("node2", "safety", MODULE, "list")
+        assert status == 0, said
+        line = next(one for one in said.splitlines() if "kept" in one)
+        name = next(word for word in line.split() if word.startswith("20"))
+        place = tmp_path / "restored"
+        status, said = await pair.cli(
+            "node2", "safety", MODULE, "restore", name, "--to", str(place)
+        )
+        assert status == 0, said
+        for node in ("node2", "node1"):
+            await pair.act(node, "stop")
+        kept, state = await asyncio.to_thread(read_orders, place / "orders.db")
+        assert state == "ok"
+        found, state = await asyncio.to_thread(read_orders, pair.folder("node1") / "orders.db")
+        assert state == "ok"
+        assert pair.observer.numbers() <= kept | found
 
 
 async def test_a_firewall_between_the_nodes_is_no_reason_to_take_over(make):

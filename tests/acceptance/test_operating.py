@@ -130,7 +130,7 @@ async def test_c16_both_nodes_shut_down_in_the_same_second(
     await protected.equal_and_nothing_lost()
 
 
-async def test_both_nodes_killed_and_started(protected: Pair) -> None:
+async def test_c01_both_nodes_killed_and_started(protected: Pair) -> None:
     """C01 on both at once: no acknowledged order is missing when they are back."""
     await asyncio.gather(*(protected.kill(node) for node in NODES))
     await asyncio.gather(*(protected.start(node) for node in NODES))

@@ -14,7 +14,7 @@ from tests.acceptance.witnessed import PingedPair, guarded_pair
 pytestmark = [pytest.mark.anyio, pytest.mark.netns, pytest.mark.root]
 
 
-async def test_b18_the_primary_is_isolated(tmp_path: Path) -> None:
+async def test_b18_a40_the_primary_is_isolated(tmp_path: Path) -> None:
     async with guarded_pair(tmp_path, PingedPair) as pair:
         began = asyncio.ensure_future(pair.start_prim_begins("node2"))
         await asyncio.sleep(0.2)
@@ -29,7 +29,7 @@ async def test_b18_the_primary_is_isolated(tmp_path: Path) -> None:
         await pair.equal_and_nothing_lost()
 
 
-async def test_b18_the_secondary_is_isolated(tmp_path: Path) -> None:
+async def test_b18_a40_the_secondary_is_isolated(tmp_path: Path) -> None:
     async with guarded_pair(tmp_path, PingedPair) as pair:
         pair.isolate("node2")
         await pair.roles(10, node1="ALONE", node2="WAIT")
@@ -40,7 +40,7 @@ async def test_b18_the_secondary_is_isolated(tmp_path: Path) -> None:
         await pair.equal_and_nothing_lost()
 
 
-async def test_b19_nobody_reaches_the_witness(tmp_path: Path) -> None:
+async def test_b19_a41_nobody_reaches_the_witness(tmp_path: Path) -> None:
     """And its return changes nothing: the first "no" is final, else both would go on (A1)."""
     async with guarded_pair(tmp_path, PingedPair) as pair:
         for node in ("node1", "node2"):
@@ -75,3 +75,14 @@ async def test_w3_a_witness_that_is_silent_is_told_and_harms_nobody(tmp_path: Pa
         pair.network.cut(pair.network.lans, "node1")
         await called(ResourceState.DOWN)
         await pair.roles(2, node1="PRIM", node2="SECOND")
+
+
+async def test_a41_both_reach_the_witness(tmp_path: Path) -> None:
+    """Only the cable between them is cut: a ping cannot tell them apart. Both run, which is said
+    where the witness is configured, and one gives way when they hear each other (N8, R16)."""
+    async with guarded_pair(tmp_path, PingedPair) as pair:
+        pair.cut_all()
+        await pair.roles(15, node1="ALONE", node2="ALONE")
+        pair.mend_all()
+        await pair.log_has("node2", "this node gives way to node1", 20)
+        await pair.roles(60, node1="PRIM", node2="SECOND")

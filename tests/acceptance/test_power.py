@@ -56,7 +56,7 @@ def tell(pair: PoweredPair, record: Record, begun: float) -> None:
     print(f"{ROUNDS} cuts in {took:.0f} s, all {pair.observer.count} acknowledged orders are there")
 
 
-async def test_power_cut_of_the_primary(tmp_path: Path, record_property: Record) -> None:
+async def test_c01_power_cut_of_the_primary(tmp_path: Path, record_property: Record) -> None:
     """No acknowledged order is missing on the other node; the former primary follows again."""
     begun = time.monotonic()
     async with powered_pair(tmp_path) as pair:
@@ -82,7 +82,7 @@ async def test_power_cut_of_the_primary(tmp_path: Path, record_property: Record)
         tell(pair, record_property, begun)
 
 
-async def test_power_cut_of_both_nodes(tmp_path: Path, record_property: Record) -> None:
+async def test_c01_power_cut_of_both_nodes(tmp_path: Path, record_property: Record) -> None:
     """What was acknowledged is on both disks; the pair runs again by itself."""
     begun = time.monotonic()
     async with powered_pair(tmp_path) as pair:
@@ -104,7 +104,7 @@ async def test_power_cut_of_both_nodes(tmp_path: Path, record_property: Record) 
         tell(pair, record_property, begun)
 
 
-async def test_power_cut_of_the_secondary(tmp_path: Path, record_property: Record) -> None:
+async def test_c01_power_cut_of_the_secondary(tmp_path: Path, record_property: Record) -> None:
     """C4, Z1: what it had only in memory is copied again; then it is worth a takeover."""
     begun = time.monotonic()
     async with powered_pair(tmp_path) as pair:

@@ -62,7 +62,9 @@ async def found_equal(pair: PoweredPair, node: str) -> None:
     print(view.text)
 
 
-async def test_a_return_moves_what_was_written(tmp_path: Path, record_property: Record) -> None:
+async def test_a36_a37_a_return_moves_what_was_written(
+    tmp_path: Path, record_property: Record
+) -> None:
     async with powered_pair(tmp_path) as pair:
         await pair.protected()
         await written(await begin_writing(pair, "node1", 1))

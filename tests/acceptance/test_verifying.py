@@ -99,7 +99,7 @@ async def verified(pair: Pair, node: str, *, repair: bool = False) -> tuple[str,
     return view.state, found
 
 
-async def test_a_turned_bit_is_found_under_load_located_and_mended(protected: Pair) -> None:
+async def test_c07_a_turned_bit_is_found_under_load_located_and_mended(protected: Pair) -> None:
     pair = protected
     folder = pair.folder("node1")
     for name in ("disk.img", "busy.img"):
@@ -162,7 +162,7 @@ async def one_at_a_time_until_stopped(pair: Pair) -> None:
 
 
 @pytest.mark.timeout(SECONDS + 120)
-async def test_verifications_under_load_raise_no_false_alarm(
+async def test_c07_verifications_under_load_raise_no_false_alarm(
     protected: Pair, record_property: Callable[[str, object], None]
 ) -> None:
     """R17: one after the other while everything changes, also names and sizes, with repair and

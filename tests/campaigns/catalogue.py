@@ -141,10 +141,17 @@ def tests_of(file: Path) -> tuple[str, ...]:
 def campaigns() -> dict[str, Campaign]:
     """All of them by name."""
     made = [
-        _power("power-primary", "test_power_cut_of_the_primary", "the primary's power fails", 70),
-        _power("power-both", "test_power_cut_of_both_nodes", "the power of both nodes fails", 30),
         _power(
-            "power-secondary", "test_power_cut_of_the_secondary", "the secondary's power fails", 20
+            "power-primary", "test_c01_power_cut_of_the_primary", "the primary's power fails", 70
+        ),
+        _power(
+            "power-both", "test_c01_power_cut_of_both_nodes", "the power of both nodes fails", 30
+        ),
+        _power(
+            "power-secondary",
+            "test_c01_power_cut_of_the_secondary",
+            "the secondary's power fails",
+            20,
         ),
         Campaign(
             name="simulation",
@@ -247,7 +254,7 @@ def campaigns() -> dict[str, Campaign]:
             purpose="verifications under load, which find two equal copies equal",
             unit="minutes",
             goal=30,
-            rows=("test_verifications_under_load_raise_no_false_alarm",),
+            rows=("test_c07_verifications_under_load_raise_no_false_alarm",),
             covers=_ON_DAEMONS,
             kind=TestRound(
                 "tests/acceptance/test_verifying.py",
@@ -261,7 +268,7 @@ def campaigns() -> dict[str, Campaign]:
             purpose="1 GiB written alone in 20 GiB, and a power cut: what travels on return",
             unit="runs",
             goal=1,
-            rows=("test_a_return_moves_what_was_written",),
+            rows=("test_a36_a37_a_return_moves_what_was_written",),
             covers=_ON_DAEMONS,
             kind=TestRound("tests/acceptance/test_returning.py", lambda order: _FULL_RETURN),
             step_limit_s=1800,

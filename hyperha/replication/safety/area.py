@@ -239,7 +239,8 @@ class SafetyArea:
             copy.change(state=State.KEPT, saved_bytes=copy.size(), files=saver.files)
             self._ages.begin(copy)
             what = f"safety copy {copy.id} keeps the former state"
-            self._report(LogLine("I", "R15", f"{what}: {saver.files} files touched so far"))
+            told = f"{size_text(copy.facts.saved_bytes)} of {saver.files} files so far"
+            self._report(LogLine("I", "R15", f"{what}: {told}"))
         else:
             self._delete(copy)
 
