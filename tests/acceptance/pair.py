@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from hyperha.api.wire import ActionRequest, LogPage, OperationView
 from hyperha.client.node_client import NodeClient
@@ -392,11 +393,16 @@ def difference(first: Path, second: Path) -> str:
     return found
 
 
+Made = TypeVar("Made", bound=Pair)
+
+
 @contextlib.asynccontextmanager
-async def running_pair(directory: Path, options: PairOptions | None = None) -> AsyncIterator[Pair]:
+async def running_pair(
+    directory: Path, options: PairOptions | None = None, kind: type[Made] = Pair
+) -> AsyncIterator[Made]:
     """Two configured nodes, not started; everything is ended and unmounted at the end."""
     observer = Observer()
-    pair = Pair(directory, free_ports(), observer, options or PairOptions())
+    pair = kind(directory, free_ports(), observer, options or PairOptions())
     try:
         await pair.create(temporary=False)
         yield pair

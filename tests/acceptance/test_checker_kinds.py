@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperha.demo.cluster import NODES
 from tests.acceptance.pair import APPLICATION, Pair, PairOptions, running_pair
 from tests.acceptance.test_checking import QUICK, another_application
 
@@ -137,8 +138,59 @@ async def test_a21_an_external_service_is_waited_for(tmp_path: Path) -> None:
         listener.close()
 
 
+class TwoModules(Pair):
+    """The order service, and a module that it needs."""
+
+    async def create(self, *, temporary: bool) -> None:
+        """One file more on each node."""
+        await super().create(temporary=temporary)
+        for node in NODES:
+            folder = self.directory / node / "data" / "base"
+            folder.mkdir(parents=True)
+            self.homes[node].module_file("base").write_text(
+                f'schema = 1\nname = "base"\nnumber = 2\nfolder = "{folder}"\n'
+                'driver = "process"\nboot = "on"\n\n[driver_options]\n'
+                'command = ["/bin/sleep", "1000000"]\n\n[stop]\ntimeout_s = 20\n',
+                encoding="utf-8",
+            )
+
+    async def base(self, node: str, verb: str) -> None:
+        """A command on the module that the other one needs."""
+        status, said = await self.cli(node, verb, "base")
+        assert status == 0, said
+
+
+NEEDS_BASE = checked(checker("base", "module", module="base", action="wait", when="pre"))
+
+
 async def test_a24_another_module_is_waited_for(tmp_path: Path) -> None:
-    """A checker of kind module names one that is not there: refused at load, with its name."""
+    """Stopped, it is waited for on both nodes; started again, the module wakes by itself. Moved, it
+    runs ready on the other node in between, or is waited for: nothing is stuck afterwards."""
+    async with running_pair(tmp_path, NEEDS_BASE, TwoModules) as pair:
+        await asyncio.gather(*(pair.start(node) for node in NODES))
+        await pair.base("node1", "prim")
+        await pair.act("node1", "prim")
+        await pair.roles(30, node1="PRIM", node2="SECOND")
+        await pair.more_orders()
+        await pair.base("node2", "stop")
+        await pair.base("node1", "stop")
+        await pair.roles(20, node1="WAIT", node2="WAIT")
+        assert not pair.processes("node1", APPLICATION)
+        for node in NODES:
+            assert "base" in (await pair.side(node)).why.text
+        for node in NODES:
+            await pair.base(node, "start")
+        await pair.redundant_again(40)
+        await pair.base("node1", "swap")
+        await pair.base("node2", "restart")
+        await asyncio.sleep(3)
+        await pair.redundant_again(40)
+        await pair.more_orders()
+        await pair.equal_and_nothing_lost()
+
+
+async def test_a24_a_module_that_is_not_there(tmp_path: Path) -> None:
+    """Refused at load, with its name."""
     options = checked(checker("base", "module", module="database", action="wait", when="pre"))
     async with running_pair(tmp_path, options) as pair:
         status, said = await pair.cli("node1", "config", "check")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ from hyperha.api.wire import ActionRequest, ClusterView
 from hyperha.client.node_client import NodeClient
 from hyperha.core.fleet import AT_ONCE
 from hyperha.demo.cluster import MODULE, NODES, until
-from hyperha.demo.observer import Observer
-from tests.acceptance.pair import Pair, PairOptions, free_ports
+from tests.acceptance.pair import Pair, PairOptions, running_pair
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(1200)]
 MODULES = 32
@@ -70,22 +68,6 @@ def _priority(number: int) -> int:
     return 10 if number % 5 == 0 else 100
 
 
-@asynccontextmanager
-async def fleet(directory: Path) -> AsyncIterator[Fleet]:
-    observer = Observer()
-    pair = Fleet(directory, free_ports(), observer, PairOptions(timing=_QUIET))
-    try:
-        await pair.create(temporary=False)
-        yield pair
-    finally:
-        for node in NODES:
-            await asyncio.shield(pair.kill(node))
-        left = await asyncio.shield(pair.close())
-        observer.close()
-        left = [one for one in left if one.startswith("process")]
-        assert not left, left
-
-
 def _redundant(view: ClusterView) -> bool:
     sides = [side for module in view.modules.values() for side in module.nodes.values()]
     roles = [{s.role.value for s in module.nodes.values()} for module in view.modules.values()]
@@ -104,7 +86,7 @@ def _all_on_node2(view: ClusterView) -> bool:
 async def test_b21_thirty_two_modules_and_one_node_lost(tmp_path: Path) -> None:
     """All run on the other node: low priority numbers first, four starts at a time; the node goes
     on answering. Then all is redundant again, and `drain` moves half of them back (C15)."""
-    async with fleet(tmp_path) as pair:
+    async with running_pair(tmp_path, PairOptions(timing=_QUIET), Fleet) as pair:
         for node in NODES:
             await pair.start(node)
         for node in NODES:
