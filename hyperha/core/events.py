@@ -95,6 +95,8 @@ class PeerStatus:
     stopping: bool
     wanted: bool
     boot_id: str
+    config_version: int = 0
+    """Of the configuration that it works by (F13)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyperha.core import arbitration, room
+from hyperha.core import arbitration, room, versions
 from hyperha.core.commands import refusal, stated_loss
 from hyperha.core.events import Verb
 from hyperha.core.state import Goal, Link, ModuleState, Phase, Vm
@@ -108,6 +108,9 @@ def _reasons(state: ModuleState) -> tuple[Reason, ...]:
     for one in state.rules_hold:
         text = f"rule {one.name} holds" + ("" if one.fired else ", and acts when it can")
         found.append(Reason("rule-holds", text, "See what it says in the module's file."))
+    if text := versions.difference(state):
+        fix = "Copy cluster.toml and the modules' files from the newer one, then restart that node."
+        found.append(Reason("config-differs", text, fix))
     if by := state.settings.drained_by:
         node = state.config.node
         text = f"{node} was drained by {by}: nothing is moved to it"

@@ -34,6 +34,7 @@ from hyperha.core import (
     splitting,
     takeover,
     timers,
+    versions,
     waiting,
 )
 from hyperha.core import events as e
@@ -76,6 +77,7 @@ def _peer_heard(turn: Turn, event: e.PeerHeard) -> None:
     if state.refusals and _otherwise(state.peer, event.status):
         turn.set(refusals=0, hold_until_ms=0)
     turn.set(peer=event.status, peer_heard=True, last_heard_ms=turn.now_ms)
+    versions.heard(turn, event.status.config_version)
     turn.set(isolated="", shoots_last=False)
     looking.forget(turn)
     if event.status.role is Role.STOP and state.phase is Phase.JOINING:

@@ -83,6 +83,8 @@ class Config:
     """How long the word of a witness, or a promise of the peer, lets the VM run (L6)."""
     fences: bool = False
     """Whether there is a command that switches the peer off (D2c)."""
+    version: int = 0
+    """Of the cluster's configuration (F13); 0: none is counted."""
 
     @property
     def leased(self) -> bool:

@@ -209,5 +209,7 @@ class Settings:
     """Who drained this node for maintenance: nothing is moved here until it is resumed."""
     took_over: bool = False
     """Whether this node runs the VM because the peer, which ran it, was lost or stopped (P5)."""
+    peer_config: int = 0
+    """The version of the configuration that the peer was last heard with (F13); 0: never heard."""
     certified_epoch: Epoch | None = None
     """A certificate was sent for this epoch: no start under it before the peer answered (L8)."""

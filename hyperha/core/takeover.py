@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import arbitration, farewell, fencing, looking, preferring, room, running, waiting
+from hyperha.core import (
+    arbitration,
+    farewell,
+    fencing,
+    looking,
+    obstacles,
+    preferring,
+    room,
+    running,
+    waiting,
+)
 from hyperha.core.actions import CloseSession, Level, Preflight, Probe, Timer
 from hyperha.core.events import (
     CertificateReceived,
@@ -29,7 +39,6 @@ from hyperha.core.messages import (
     Released,
     Taken,
 )
-from hyperha.core.options import Isolation
 from hyperha.core.records import DataLabel, Proof, ProofKind
 from hyperha.core.state import Agreed, Goal, Handover, Link, ModuleState, Phase, Step, Why
 from hyperha.core.turn import Turn
@@ -123,25 +132,12 @@ def takeover_due(turn: Turn) -> None:
     if state.listening:
         turn.arm(Timer.TAKEOVER, state.config.timing.retry_ms)
         return
-    reason = _must_wait(state)
+    reason = obstacles.to_unproved(state)
     if reason is not None:
         leave_following(turn, *reason)
         return
     turn.set(departed=True)
     begin(turn, None)
-
-
-def _must_wait(state: ModuleState) -> tuple[str, str] | None:
-    """Why a secondary whose peer is silent does not even ask, by rule."""
-    peer, policy = state.config.peer, state.config.policy
-    if policy in (Isolation.PRIMARY, Isolation.HOLD):
-        return "W6", (
-            f"{peer} is silent; without a certificate it may still run "
-            f"(isolation = {policy}): start it, or command prim here"
-        )
-    if state.isolated:
-        return "W8", f"does not take over: {state.isolated}"
-    return None
 
 
 def leave_following(turn: Turn, rule: str, text: str) -> None:
@@ -155,11 +151,9 @@ def leave_following(turn: Turn, rule: str, text: str) -> None:
 def begin(turn: Turn, kind: ProofKind | None) -> None:
     """Take over with a proof, or, without one, after asking who answers (W6', W8)."""
     state = turn.state
-    if not state.settings.failover:
-        leave_following(turn, "P1", "failover is off: this node does not take over by itself")
-        return
-    if state.settings.start_failed:
-        leave_following(turn, "B09", f"start_prim failed here: {state.settings.start_failed}")
+    reason = obstacles.to_any(state)
+    if reason is not None:
+        leave_following(turn, *reason)
         return
     turn.set(proof=Proof(kind, _followed(turn)) if kind is not None else None)
     turn.cancel(Timer.TAKEOVER, Timer.RETRY, Timer.PATIENCE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hyperha.core import arbitration, covering, holding, joining, running, safety
+from hyperha.core import arbitration, covering, holding, joining, running, safety, versions
 from hyperha.core.actions import Level, Timer
 from hyperha.core.lineage import Direction, decide
 from hyperha.core.messages import Claim, Grant, Refusal, Summary
@@ -109,6 +109,8 @@ def _cannot_be_source(turn: Turn) -> tuple[str, str] | None:
         return "P3", f"this copy is out of date: waits for {peer} to run the VM"
     if not state.settings.failover and not state.lineage.was_primary:
         return "P1", f"failover is off: waits for {peer} to run the VM"
+    if versions.older(state):
+        return "F13", versions.difference(state)
     if state.settings.start_failed:
         return "B09", f"start_prim failed here: {state.settings.start_failed}"
     if state.peer_heard and state.peer is not None and state.peer.stopping:

@@ -253,6 +253,7 @@ class ModuleHost:
             witness=WitnessKind(cluster.witness.kind if cluster.witness else ""),
             ttl_ms=cluster.ttl_ms or 0,
             fences=self.peer in cluster.fence,
+            version=cluster.version,
         )
 
     def _make_transitions(self) -> Transitions:

@@ -96,7 +96,7 @@ class PeerLink:
             module = self._modules.get(status.number)
             if module is None:
                 continue
-            told = _status(status, view.instance)
+            told = _status(status, view)
             if again or self._told.get(status.number) != told:
                 self._told[status.number] = told
                 module.post(PeerHeard(told))
@@ -151,7 +151,7 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
-def _status(status: ModuleStatus, instance: str) -> PeerStatus:
+def _status(status: ModuleStatus, view: PeerView) -> PeerStatus:
     return PeerStatus(
         status.role,
         status.readiness,
@@ -160,7 +160,8 @@ def _status(status: ModuleStatus, instance: str) -> PeerStatus:
         status.generation,
         status.stopping,
         status.wanted,
-        instance,
+        view.instance,
+        view.config_version,
     )
 
 

@@ -238,6 +238,7 @@ class BaseNode:
             state.phase in _LEAVING,
             state.settings.wanted,
             self.instance,
+            state.config.version,
         )
 
     @property

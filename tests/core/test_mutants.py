@@ -26,6 +26,7 @@ from hyperha.core import (
     room,
     running,
     splitting,
+    versions,
 )
 from hyperha.core import rules as failover_rules
 from hyperha.core.actions import Timer
@@ -45,6 +46,7 @@ from tests.core import (
     test_rules,
     test_splitting,
     test_third_parties,
+    test_versions,
 )
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -235,6 +237,8 @@ MUTANTS = (
            test_full_disks.test_two_disks_that_fill_together_do_not_pass_it_to_and_fro),
     Mutant("K3", _property(ModuleState, "unjudged", lambda _: False),
            test_full_disks.test_no_checker_judges_a_vm_without_room),
+    Mutant("F13", _always(versions, "older", False),
+           partial(test_versions.test_the_older_one_does_not_take_over, True)),
     Mutant("R16", _nobody_was_forced, test_splitting.test_what_an_operator_started_stays),
     Mutant("R16", _judges_unheard,
            test_splitting.test_nobody_gives_way_before_the_other_one_knows_its_report),
