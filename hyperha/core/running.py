@@ -22,7 +22,7 @@ from hyperha.core.actions import (
     Timer,
 )
 from hyperha.core.events import EngineDone, Verb, VmDone
-from hyperha.core.records import DataLabel, Proof, ProofKind
+from hyperha.core.records import DataLabel, Lineage, Proof, ProofKind
 from hyperha.core.state import Goal, Link, ModuleState, Phase, Step, Vm, Why
 from hyperha.core.turn import Turn
 from hyperha.domain import Epoch, Role
@@ -62,10 +62,27 @@ def entered(turn: Turn, event: EngineDone) -> None:
     assert proof is not None, "a node continues alone only with a proof (D2)"
     turn.set(proof=None)
     quarantine.note(turn)
+    lineage = _alone(turn, proof)
+    turn.persist_with_marker(lineage)
+    if state.lineage.way_back:
+        turn.order(CloseSafety, Step.CLOSE_SAFETY, end=SafetyEnd.FORCED)
+    level = Level.INFO if proof.kind.durable else Level.WARNING
+    turn.tell(
+        level,
+        "D3",
+        f"continues without {state.config.peer}: {PROOF_TEXT[proof.kind]}; "
+        f"generation {lineage.current.ordinal}",
+    )
+    release(turn)
+
+
+def _alone(turn: Turn, proof: Proof) -> Lineage:
+    """The record of a node that goes on alone by this proof (D3, G3')."""
+    state = turn.state
     reason = proof.kind.value
     # The witness may know the next generation already (W9).
     generation = state.lineage.pending or turn.stimulus.entropy
-    lineage = replace(
+    return replace(
         state.lineage.minted(generation, reason, turn.stimulus.wall_ms),
         pending="",
         sole=True,
@@ -84,17 +101,6 @@ def entered(turn: Turn, event: EngineDone) -> None:
         reached=_reached(state),
         yields_to="",
     )
-    turn.persist_with_marker(lineage)
-    if state.lineage.way_back:
-        turn.order(CloseSafety, Step.CLOSE_SAFETY, end=SafetyEnd.FORCED)
-    level = Level.INFO if proof.kind.durable else Level.WARNING
-    turn.tell(
-        level,
-        "D3",
-        f"continues without {state.config.peer}: {PROOF_TEXT[proof.kind]}; "
-        f"generation {lineage.current.ordinal}",
-    )
-    release(turn)
 
 
 def _reached(state: ModuleState) -> bool | None:

@@ -106,14 +106,7 @@ class NodeDaemon:
     async def _open(self) -> None:
         configuration, home = self.configuration, self.home
         cluster, node, peer = configuration.cluster, configuration.node, configuration.peer
-        try:
-            prepare()
-            looking.prepare()
-        except RuntimeError as problem:
-            raise FailedError(
-                f"no thread can be started: {problem}",
-                "Raise the limit of processes (ulimit -u, TasksMax, pids.max) or end some.",
-            ) from None
+        _prepare_threads()
         self.logbook = Logbook(home.journal)
         self.audit = Audit(home.audit, self._unaudited(asyncio.get_running_loop()))
         self.recorder = Recorder()
@@ -461,6 +454,17 @@ class NodeDaemon:
             self.home.api_socket.unlink()
         if failures:
             raise failures[0]
+
+
+def _prepare_threads() -> None:
+    try:
+        prepare()
+        looking.prepare()
+    except RuntimeError as problem:
+        raise FailedError(
+            f"no thread can be started: {problem}",
+            "Raise the limit of processes (ulimit -u, TasksMax, pids.max) or end some.",
+        ) from None
 
 
 def _local_caller(transport: asyncio.BaseTransport) -> Caller | None:
