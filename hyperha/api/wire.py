@@ -232,6 +232,8 @@ class NodeReport(Response):
     node: str
     view: NodeView
     modules: dict[str, ModuleReport]
+    wall_ms: int = 0
+    """Its clock when it answered, in milliseconds since 1970."""
 
 
 class Expectation(Request):

@@ -75,6 +75,7 @@ class NodeDaemon:
         addresses = frozenset(lan.addresses[peer] for lan in cluster.lan)
         self.peer_link = PeerLink(self._changed, self._say_distrust, addresses)
         self._told_distrust = ""
+        self._told_apart = False
         self._stop = asyncio.Event()
         self._peer_changed = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -120,7 +121,7 @@ class NodeDaemon:
         self._client_context = node_client_context(
             home.authority_certificate, home.node_certificate, home.node_key
         )
-        self.peer_api = PeerApi(peer, cluster.api_urls(peer), self._client_context)
+        self.peer_api = PeerApi(peer, cluster.api_urls(peer), self._client_context, node)
         settings = GuardianSettings.of(home, configuration)
         linger_ms = os.environ.get("HYPERHA_GUARDIAN_LINGER_MS", "")
         if linger_ms.isdigit():
@@ -360,6 +361,7 @@ class NodeDaemon:
             if distrust and distrust != self._told_distrust:
                 self._say_distrust(distrust)
             self._told_distrust = distrust
+            self._tell_apart()
             if report is not None:
                 if absent:
                     await self._tell_suspensions(report)
@@ -378,6 +380,13 @@ class NodeDaemon:
                 async with asyncio.timeout(POLL_S):
                     await self._peer_changed.wait()
             await asyncio.sleep(0.1)
+
+    def _tell_apart(self) -> None:
+        """The clocks of the two nodes: told when they part."""
+        apart = self.peer_api.clock.apart
+        if bool(apart) != self._told_apart:
+            self._told_apart = bool(apart)
+            self.logbook.log("", "W" if apart else "I", apart or "the clocks of both nodes agree")
 
     def _tell_resources(self, report: NodeReport | None) -> None:
         """What the other node's checkers say is for the rules of each module."""

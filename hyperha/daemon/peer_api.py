@@ -5,10 +5,10 @@ What it answers is bounded in size and checked against the wire models.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import ssl
+import time
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -30,6 +30,7 @@ from hyperha.api.wire import (
     SnapshotView,
 )
 from hyperha.api.wire_copies import CopyView, SafetyCopies, VerifyReport
+from hyperha.daemon.clocks import PeerClock
 from hyperha.errors import (
     BusyError,
     DeniedError,
@@ -69,11 +70,18 @@ _BY_STATUS: dict[int, type[HyperhaError]] = {
 }
 
 
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class PeerApi:
     """Talks to the other node on the first of its addresses that answers."""
 
-    def __init__(self, peer: str, bases: tuple[str, ...], context: ssl.SSLContext) -> None:
+    def __init__(
+        self, peer: str, bases: tuple[str, ...], context: ssl.SSLContext, node: str = "this node"
+    ) -> None:
         self._peer = peer
+        self.clock = PeerClock(node, peer)
         self.distrust = ""
         """Why the other node's certificate, or ours there, is not taken; empty while they fit."""
         self._bases = list(bases)
@@ -87,9 +95,14 @@ class PeerApi:
 
     async def report(self) -> NodeReport | None:
         """The other node's own report; None when it does not answer."""
-        with contextlib.suppress(HyperhaError):
-            return await self._get("/v1/node", NodeReport, None)
-        return None
+        asked_ms = _wall_ms()
+        try:
+            report = await self._get("/v1/node", NodeReport, None)
+        except HyperhaError:
+            return None
+        self.clock.heard(asked_ms, _wall_ms(), report.wall_ms)
+        # Whoever compares two reports looks for what has changed over there.
+        return report.model_copy(update={"wall_ms": 0})
 
     async def act(self, module: str, request: ActionRequest, caller: Caller) -> Accepted:
         """Forward a command with the user's name and role."""

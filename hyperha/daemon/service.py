@@ -84,10 +84,11 @@ class Service:
             node=self.node,
             view=self._own_view(),
             modules={name: host.report() for name, host in self._daemon.modules.items()},
+            wall_ms=time.time_ns() // 1_000_000,
         )
 
     def _own_view(self) -> NodeView:
-        link, distrust = self._daemon.peer_link, self._daemon.peer_api.distrust
+        link, api = self._daemon.peer_link, self._daemon.peer_api
         return NodeView(
             reachable=True,
             seen_ms_ago=0,
@@ -96,7 +97,11 @@ class Service:
             config_version=self._daemon.configuration.cluster.version,
             lans={lan: resource_state(up) for lan, up in link.lans.items()},
             witness=self._daemon.witnesses.view(),
-            limits=[*self._daemon.limits, *link.refusals, *([distrust] if distrust else [])],
+            limits=[
+                *self._daemon.limits,
+                *link.refusals,
+                *(text for text in (api.distrust, api.clock.apart) if text),
+            ],
         )
 
     def _peer_view(self) -> NodeView:
