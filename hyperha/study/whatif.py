@@ -345,10 +345,15 @@ def _loss(clone: Clone) -> tuple[Loss, str]:
     missing = clone.acknowledged - node.folder.data
     if not missing:
         return "nothing", "every acknowledged write is on the copy that runs"
-    return "writes", (
+    text = (
         f"what {node.peer_name} has acknowledged without {node.name} is missing on the copy that "
         "runs"
     )
+    for holder in clone.nodes.values():
+        copies = [*holder.folder.kept, holder.folder.safety or set()]
+        if not missing.difference(*copies):
+            text += f"; a safety copy on {holder.name} has it"
+    return "writes", text
 
 
 def _who_has_all(clone: Clone) -> str:

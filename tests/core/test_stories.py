@@ -23,6 +23,7 @@ from hyperha.core.options import Isolation, WitnessKind
 from hyperha.domain import Role
 from hyperha.study.clone import Clone
 from hyperha.study.whatif import forward, happening
+from tests.core.test_versions import of_age
 from tests.support import ROOT
 from tests.support.world import World, blank, pair, snapshots
 
@@ -34,7 +35,7 @@ _RULE = re.compile(r"[A-Z]\d+'?")
 
 def _world(words: list[str]) -> World:
     """`run`, `primary`, `hold`, `lease`, `ping` or `fence`; then `redundant` (or nothing), `alone`,
-    `stopped` or `fresh`; `prefers-node1`."""
+    `stopped` or `fresh`; `prefers-node1`, `older-node2`."""
     way, *rest = words
     witness = WitnessKind(way) if way in ("lease", "ping") else WitnessKind.NONE
     isolation = Isolation(way) if way in set(Isolation) else Isolation.HOLD
@@ -47,6 +48,8 @@ def _world(words: list[str]) -> World:
         for node in world.nodes.values():
             node.config = replace(node.config, default_primary="node1")
             node.state = replace(node.state, config=node.config)
+    if "older-node2" in rest:
+        of_age(8, 7, world)
     world.run(10_000)
     if "alone" in rest:
         world.command(world.b, "stop")
