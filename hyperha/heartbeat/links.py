@@ -113,6 +113,15 @@ class LinkSettings:
     config_version: int = 1
 
 
+_REFUSED = {
+    Verdict.REPLAYED: "were sent before: somebody repeats them",
+    Verdict.OURSELVES: (
+        "come from a node that has this one's name: the file `node` of one of the two must name "
+        "the other one"
+    ),
+}
+
+
 class HeartbeatLinks:
     """Sends this node's heartbeats and follows the peer's, in a thread of its own.
 
@@ -379,7 +388,7 @@ class HeartbeatLinks:
             return
         verdict = self._gate.admit(header)
         if verdict in (Verdict.OURSELVES, Verdict.REPLAYED):
-            text = f"packets from {source} are {verdict.value}"
+            text = f"packets from {source} {_REFUSED[verdict]}"
             self._complain(f"{verdict} {source}", text, source)
             return
         if verdict is Verdict.UNPROVEN:

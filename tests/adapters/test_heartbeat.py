@@ -459,6 +459,26 @@ async def test_a_wrong_key_is_refused_and_said_once() -> None:
     assert ("refused", text, "127.0.0.2") in one.told
 
 
+@pytest.mark.anyio
+async def test_two_nodes_with_one_name_are_told_apart_by_nobody() -> None:
+    """Each says so; neither takes the other one for its peer."""
+    port = _free_port()
+    one, two = Recorder(), Recorder()
+    first = HeartbeatLinks(_settings(0, port), one)
+    second = HeartbeatLinks(replace(_settings(1, port), own_index=0), two)
+    first.start()
+    second.start()
+    try:
+        await one.until(lambda: one.of("silent") and one.of("refused"))
+        await two.until(lambda: two.of("silent") and two.of("refused"))
+    finally:
+        first.stop()
+        second.stop()
+    for node in (one, two):
+        assert node.of("heard") == []
+        assert "come from a node that has this one's name" in str(node.of("refused")[0][1])
+
+
 _STALLING = """
 import asyncio, sys
 from hyperha.heartbeat.links import HeartbeatLinks, LanPath, LinkSettings
