@@ -114,8 +114,9 @@ class Doing:
         entropy = f"{self.boot_index()}{self.made:07x}".ljust(32, "0")
         wall_ms = WALL_MS + 1000 * self.boot
         self.core, actions = step(self.core, e.Stimulus("e", NOW_MS, wall_ms, entropy, event))
-        lineage = self.core.lineage
-        if entropy in (lineage.current.id, lineage.pending, self.core.nonce):
+        lineage, split = self.core.lineage, self.core.split
+        told = split.mine.nonce if split is not None and split.mine is not None else ""
+        if entropy in (lineage.current.id, lineage.pending, self.core.nonce, told):
             self.made += 1
         for action in actions:
             if isinstance(action, a.Fence | a.KillVm):
