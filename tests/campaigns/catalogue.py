@@ -37,6 +37,7 @@ _BREAKS = 20
 _FSX_MINUTES = 5
 _PROGRAM_ROUNDS = 5
 _VERIFY_MINUTES = 5
+_BAD_MINUTES = 10
 _FULL_RETURN = {
     "HYPERHA_RETURN_SET_MIB": str(20 << 10),
     "HYPERHA_RETURN_MIB": str(1 << 10),
@@ -128,6 +129,10 @@ def _posix(
 
 def _minutes(order: Order) -> dict[str, str]:
     return {"HYPERHA_FSX_SECONDS": str(60 * order.count), "HYPERHA_FSX_SEED": str(order.seed)}
+
+
+def _bad_minutes(order: Order) -> dict[str, str]:
+    return {"HYPERHA_BAD_SECONDS": str(60 * order.count), "HYPERHA_BAD_SEED": str(order.seed)}
 
 
 def tests_of(file: Path) -> tuple[str, ...]:
@@ -262,6 +267,18 @@ def campaigns() -> dict[str, Campaign]:
             ),
             step=_VERIFY_MINUTES,
             step_limit_s=60.0 * _VERIFY_MINUTES + 180,
+        ),
+        Campaign(
+            name="bad-network",
+            purpose="1 % loss, spikes of 200 ms, pauses of 2 s: nobody takes over",
+            unit="minutes",
+            goal=60,
+            rows=("test_no_false_failover",),
+            covers=_ON_DAEMONS,
+            kind=TestRound("tests/acceptance/test_bad_network.py", _bad_minutes),
+            seeds="random",
+            step=_BAD_MINUTES,
+            step_limit_s=60.0 * _BAD_MINUTES + 240,
         ),
         Campaign(
             name="returning",

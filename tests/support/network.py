@@ -14,6 +14,8 @@ import secrets
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 NODES = ("node1", "node2")
 _CLONE_NEWNET = 0x40000000
@@ -114,27 +116,39 @@ class Network:
 
     def listening(self) -> socket.socket:
         """A UDP socket at the observer's address."""
-        made: list[socket.socket] = []
 
-        def make() -> None:
-            # The namespace is the thread's; the socket keeps it when the thread has ended.
-            libc = ctypes.CDLL(None, use_errno=True)
-            place = os.open(f"/run/netns/{self.hub}", os.O_RDONLY)
-            try:
-                assert libc.setns(place, _CLONE_NEWNET) == 0
-                udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                udp.bind((self.outside(), 0))
-                made.append(udp)
-            finally:
-                os.close(place)
+        def make() -> socket.socket:
+            udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            udp.bind((self.outside(), 0))
+            return udp
 
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
-        return made[0]
+        return inside(self.hub, make)
 
     def close(self) -> None:
         """Remove the namespaces, and with them links and bridges."""
         for name in reversed(self._made):
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
         self._made.clear()
+
+
+T = TypeVar("T")
+
+
+def inside(namespace: str, work: Callable[[], T]) -> T:
+    """Do it in a network namespace; a socket that it makes stays in there."""
+    done: list[T] = []
+
+    def do() -> None:
+        # The namespace is the thread's; the socket keeps it when the thread has ended.
+        libc = ctypes.CDLL(None, use_errno=True)
+        place = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+        try:
+            assert libc.setns(place, _CLONE_NEWNET) == 0
+            done.append(work())
+        finally:
+            os.close(place)
+
+    thread = threading.Thread(target=do)
+    thread.start()
+    thread.join()
+    return done[0]
