@@ -117,10 +117,16 @@ class BaseNode:
         self.failing_persists = 0
         self.storing_fails = False
         self.refused_ms = 0
+        self.stands_since = self.stands_until = 0
         self.promised_ms = 0
         """Since when the other node has promised not to take over (L6)."""
         self.renewed_ms = 0
         """When it last asked the witness and was told that it may run (L2)."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether nothing of it runs, as on a host that is held for a moment."""
+        return self.stands_until > self.world.now
 
     @property
     def speechless(self) -> bool:

@@ -160,20 +160,27 @@ class Timeline:
             self._advance(end)
             if writes:
                 for node in self.nodes.values():
-                    node.write()
+                    if not node.stands:
+                        node.write()
 
     def _advance(self, end: int) -> None:
         times = [self._beat_at, end]
         if self.queue:
             times.append(self.queue[0][0])
-        times += [at for n in self.nodes.values() if n.alive for at in n.timers.values()]
-        times += [at for n in self.nodes.values() if (at := n.deadline_ms) is not None]
+        for node in self.nodes.values():
+            due = [*node.timers.values()] if node.alive else []
+            if (deadline_ms := node.deadline_ms) is not None:
+                due.append(deadline_ms)
+            times += [max(at, node.stands_until) for at in due]
         self.now = max(self.now, min(times))
         while self.queue and self.queue[0][0] <= self.now:
             _, _, node, event, boot = heapq.heappop(self.queue)
             if node.alive and node.boot == boot:
                 self._deliver(self.nodes[node.name], event)
+        self._thaw()
         for node in self.nodes.values():
+            if node.stands:
+                continue
             due = sorted(t for t, at in node.timers.items() if at <= self.now) if node.alive else []
             for timer in due:
                 if node.timers.pop(timer, None) is not None:
@@ -183,7 +190,8 @@ class Timeline:
             for node in self.nodes.values():
                 self._heartbeat(node)
         for node in self.nodes.values():
-            if (deadline_ms := node.deadline_ms) is not None and deadline_ms <= self.now:
+            deadline_ms = node.deadline_ms
+            if deadline_ms is not None and deadline_ms <= self.now and not node.stands:
                 node.expires()
         self.advanced()
 
@@ -193,8 +201,19 @@ class Timeline:
     def advanced(self) -> None:
         """Something may have happened; for who watches."""
 
+    def _thaw(self) -> None:
+        """Whoever stood still notices that first (L7)."""
+        for node in self.nodes.values():
+            since_ms = node.stands_since
+            if since_ms and not node.stands:
+                node.stands_since = 0
+                if node.alive:
+                    node.event(e.SelfStalled(self.now - since_ms))
+
     def _deliver(self, node: Node, event: object) -> None:
-        if event == "connect":
+        if node.stands:
+            self.at(node.stands_until - self.now, node, event)
+        elif event == "connect":
             node.connect()
         elif isinstance(event, tuple) and event[0] == "beat":
             if self.connected(node, node.peer):
@@ -238,10 +257,10 @@ class Timeline:
             node.promised_ms = self.now - HEARTBEAT_MS  # It answers a beat of before.
 
     def _heartbeat(self, node: Node) -> None:
-        if not node.alive:
+        if not node.alive or node.stands:
             return
         other = node.peer
-        if self.connected(node, other) and not other.speechless:
+        if self.connected(node, other) and not (other.speechless or other.stands):
             self.hear(node, other.status)
         elif (
             not node.silent

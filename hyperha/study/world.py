@@ -91,6 +91,11 @@ class World(Timeline):
         if node.settings.wanted:
             self.command(node, "start", automatic=True)
 
+    def stand_still(self, node: Node, duration_ms: int) -> None:
+        """Nothing of the node runs for a while; what comes for it waits."""
+        self.story.append(f"{self.now:>7} {node.name} STANDS")
+        node.stands_since, node.stands_until = self.now, self.now + duration_ms
+
     def cut_network(self) -> None:
         self.story.append(f"{self.now:>7} CUT")
         self.cut = True

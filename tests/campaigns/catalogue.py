@@ -38,6 +38,7 @@ _FSX_MINUTES = 5
 _PROGRAM_ROUNDS = 5
 _VERIFY_MINUTES = 5
 _BAD_MINUTES = 10
+_BAD_HOURS = 6
 _FULL_RETURN = {
     "HYPERHA_RETURN_SET_MIB": str(20 << 10),
     "HYPERHA_RETURN_MIB": str(1 << 10),
@@ -135,6 +136,10 @@ def _bad_minutes(order: Order) -> dict[str, str]:
     return {"HYPERHA_BAD_SECONDS": str(60 * order.count), "HYPERHA_BAD_SEED": str(order.seed)}
 
 
+def _bad_hours(order: Order) -> dict[str, str]:
+    return {"HYPERHA_BAD_HOURS": str(order.count), "HYPERHA_BAD_SEED": str(order.seed)}
+
+
 def tests_of(file: Path) -> tuple[str, ...]:
     """The tests of a file, in its order."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -168,6 +173,19 @@ def campaigns() -> dict[str, Campaign]:
             kind=SwarmRound(),
             seeds="next",
             step=200,
+            needs_root=False,
+        ),
+        Campaign(
+            name="bad-days",
+            purpose="a network that loses and stands still in simulated time: nobody takes over",
+            unit="simulated hours",
+            goal=24,
+            rows=("test_nobody_takes_over",),
+            covers=_IN_THE_WORLD,
+            kind=TestRound("tests/simulation/test_bad_days.py", _bad_hours),
+            seeds="random",
+            step=_BAD_HOURS,
+            step_limit_s=1800,
             needs_root=False,
         ),
         Campaign(

@@ -22,6 +22,7 @@ from tests.campaigns.repository import Repository
 from tests.campaigns.rounds import Figures, Order, TestRound, run_round
 from tests.campaigns.session import Session, Wishes
 from tests.campaigns.tally import Failure, Round, Tally, load, now
+from tests.simulation.test_swarm import WAYS
 from tests.support import ROOT
 
 COVERS = ("product", ":(exclude)product/docs")
@@ -323,4 +324,4 @@ def test_the_simulation_runs_the_suite_s_worlds() -> None:
     outcome = run_round(named("simulation").kind, Order("seeds", 2, 3), 60, lambda: False)
     if outcome.failure:
         pytest.fail("\n".join(outcome.tail))
-    assert outcome.figures == {"worlds": [6.0]}
+    assert outcome.figures == {"worlds": [2.0 * len(WAYS)]}
