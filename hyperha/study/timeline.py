@@ -168,10 +168,10 @@ class Timeline:
         if self.queue:
             times.append(self.queue[0][0])
         for node in self.nodes.values():
-            due = [*node.timers.values()] if node.alive else []
+            awaited = [*node.timers.values()] if node.alive else []
             if (deadline_ms := node.deadline_ms) is not None:
-                due.append(deadline_ms)
-            times += [max(at, node.stands_until) for at in due]
+                awaited.append(deadline_ms)
+            times += [max(at, node.stands_until) for at in awaited]
         self.now = max(self.now, min(times))
         while self.queue and self.queue[0][0] <= self.now:
             _, _, node, event, boot = heapq.heappop(self.queue)
