@@ -174,9 +174,9 @@ class Timeline:
             times += [max(at, node.stands_until) for at in awaited]
         self.now = max(self.now, min(times))
         while self.queue and self.queue[0][0] <= self.now:
-            _, _, node, event, boot = heapq.heappop(self.queue)
-            if node.alive and node.boot == boot:
-                self._deliver(self.nodes[node.name], event)
+            _, _, whose, event, boot = heapq.heappop(self.queue)
+            if whose.alive and whose.boot == boot:
+                self._deliver(self.nodes[whose.name], event)
         self._thaw()
         for node in self.nodes.values():
             if node.stands:
