@@ -82,6 +82,8 @@ def due(turn: Turn) -> None:
         _send(turn)
     elif not turn.state.awaits(Step.COUNT):
         turn.order(Barrier, Step.COUNT)
+        # A replication process that dies answers nothing.
+        turn.arm(Timer.SPLIT, turn.state.config.timing.takeover_wait_ms)
 
 
 def counted(turn: Turn, event: EngineDone) -> None:

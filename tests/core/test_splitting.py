@@ -14,7 +14,7 @@ from hyperha.core.explain import explain
 from hyperha.core.options import Isolation
 from hyperha.core.records import DataLabel
 from hyperha.core.splitting import verdict
-from hyperha.core.state import Phase
+from hyperha.core.state import Phase, Step
 from hyperha.domain import Role
 from hyperha.study.model_node import Node
 from hyperha.study.world import World
@@ -243,3 +243,12 @@ def test_the_verdict_is_forgotten_by_a_line_that_goes_on() -> None:
     world.run(30_000)
     assert world.roles() == (R.WAIT, R.ALONE), "one of them does not run: an operator decides"
     assert "split brain" in explain(world.a.state).text
+
+
+def test_a_replication_process_that_dies_while_it_is_asked() -> None:
+    """What it was asked is not answered: the successor is asked again."""
+    world = split()
+    while not any(step is Step.COUNT for _, step in world.b.state.awaiting):
+        world.run(1)
+    world.engine_dies(world.b, recovered=True)
+    world.until(R.PRIM, R.SECOND)
