@@ -12,7 +12,8 @@ from hyperha.daemon.module_host import ModuleHost
 from hyperha.daemon.node import NodeDaemon
 from hyperha.daemon.vm_host import Stops, VmHost
 from hyperha.errors import FailedError
-from hyperha.vm.port import StopMode, VmSpec
+from hyperha.vm.port import StopMode, VmSpec, VmState
+from hyperha.vm.process import ProcessDriver
 
 pytestmark = pytest.mark.anyio
 
@@ -76,3 +77,13 @@ async def test_a_vm_that_does_not_end_is_said_to_be_left(
         with pytest.raises((FailedError, OSError)):
             await host.close()
     scripts.end_kept.assert_awaited_once()
+
+
+async def test_whether_a_vm_is_gone_is_not_known_where_nobody_can_look(tmp_path: Path) -> None:
+    spec = VmSpec("VM1", 1, "node1", "node2", str(tmp_path))
+    driver = ProcessDriver.__new__(ProcessDriver)
+    driver._spec, driver._run = spec, Mock(running=False)
+    driver._run.tree.members.side_effect = OSError(24, "Too many open files")
+    found = await driver.observe()
+    assert found.state is VmState.UNKNOWN
+    assert "Too many open files" in found.text

@@ -277,6 +277,25 @@ def test_a_line_that_finds_no_room_leaves_the_next_one_whole(tmp_path: Path) -> 
     assert [json.loads(line)["what"] for line in lines] == ["first", "last"]
 
 
+def test_an_audit_without_memory_goes_on_with_the_next_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, told = Audit._append, []
+
+    def append(audit: Audit, line: str) -> None:
+        if "first" in line:
+            raise MemoryError
+        real(audit, line)
+
+    monkeypatch.setattr(Audit, "_append", append)
+    audit = Audit(tmp_path / "audit", lambda line, why: told.append((json.loads(line), why)))
+    audit.note({"what": "first"})
+    audit.note({"what": "second"})
+    audit.close()
+    assert told == [({"what": "first"}, "no memory")]
+    assert "second" in (tmp_path / "audit" / "audit.jsonl").read_text()
+
+
 def test_what_an_audit_cannot_keep_at_its_end_is_told(
     tmp_path: Path, hung: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
